@@ -1,0 +1,43 @@
+# Everything here starts from a fresh machine with Python 3.10 or newer and its venv module.
+#
+#   make demo     the main job end to end on the built-in model; results in out/demo/
+#   make test     lints and all tests
+#   make setup    only the environment, .venv
+#   make bench    one step of the real network at full size, on random weights (24 GiB of memory)
+#   make clean    remove results and caches; the environment stays (remove .venv by hand)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+INPUTS := pyproject.toml requirements.txt constraints.txt
+DEMO_ARGS ?=
+TEST_ARGS ?=
+BENCH_ARGS ?=
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(STAMP)
+
+# The stamp is newer than the files it depends on exactly when the environment is up to date; pip is not asked again.
+$(STAMP): $(INPUTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy -e ".[dev,metrics]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/motion-lora demo --output out/demo $(DEMO_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -q $(TEST_ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python bench/full_size.py $(BENCH_ARGS)
+
+clean:
+	rm -rf out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,100 @@
+"""Motion LoRAs for text-to-video diffusion models: learn the motion of a clip, put it into new videos.
+
+    import motion_lora as ml
+
+    base = ml.load_playground()                       # or ml.VideoPipeline.load("models/zeroscope_v2_576w")
+    clip = ml.read_clip("clip.mp4", caption="a red circle circling around over sand",
+                        appearance_caption="a red circle over sand")
+    result = ml.train(base, [clip], ml.TrainSettings.for_base(base, "customize-a-video"))
+    ml.save_lora("orbit.safetensors", result.lora)
+    stack = ml.AdapterStack().add(ml.StackEntry(result.lora))
+    video = ml.sample(base, ml.SampleSettings("a blue square circling around over snow"), stack=stack)[0]
+    ml.write_video("out.mp4", video.frames, fps=8)
+
+Names are imported when they are first used, so that `import motion_lora` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .clips import Clip, clip_from_frames, read_clip
+    from .errors import MotionLoRAError
+    from .files import load_lora, save_lora
+    from .formats import load_any
+    from .lora import LoRA, LoRALayer
+    from .methods import METHODS
+    from .pictures import write_video
+    from .pipeline import VideoPipeline
+    from .playground import load_playground
+    from .sampling import SampleSettings, sample
+    from .stack import AdapterStack, Schedule, StackEntry
+    from .targets import TARGETS
+    from .training import TrainSettings, train, train_absorber
+
+__version__ = "0.1.0"
+
+_HOME: dict[str, str] = {
+    "AdapterStack": "stack",
+    "Clip": "clips",
+    "LoRA": "lora",
+    "LoRALayer": "lora",
+    "METHODS": "methods",
+    "MotionLoRAError": "errors",
+    "SampleSettings": "sampling",
+    "Schedule": "stack",
+    "StackEntry": "stack",
+    "TARGETS": "targets",
+    "TrainSettings": "training",
+    "VideoPipeline": "pipeline",
+    "clip_from_frames": "clips",
+    "load_any": "formats",
+    "load_lora": "files",
+    "load_playground": "playground",
+    "read_clip": "clips",
+    "sample": "sampling",
+    "save_lora": "files",
+    "train": "training",
+    "train_absorber": "training",
+    "write_video": "pictures",
+}
+
+__all__ = [
+    "METHODS",
+    "TARGETS",
+    "AdapterStack",
+    "Clip",
+    "LoRA",
+    "LoRALayer",
+    "MotionLoRAError",
+    "SampleSettings",
+    "Schedule",
+    "StackEntry",
+    "TrainSettings",
+    "VideoPipeline",
+    "__version__",
+    "clip_from_frames",
+    "load_any",
+    "load_lora",
+    "load_playground",
+    "read_clip",
+    "sample",
+    "save_lora",
+    "train",
+    "train_absorber",
+    "write_video",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOME))

@@ -1,0 +1,159 @@
+"""Supported video networks: how to recognise one, and where its spatial layers, temporal layers and skips are.
+
+One network is supported, diffusers' `UNet3DConditionModel`: ModelScope text-to-video, ZeroScope, the playground. Its
+temporal layers are `transformer_in`, every `temp_attentions.*` and every `temp_convs.*`; all else has the names and
+shapes of Stable Diffusion 2.1's image network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from diffusers.models.resnet import TemporalConvLayer
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
+from torch import nn
+
+from .errors import ModelError
+
+MODELSCOPE_UNET_CONFIG: Mapping[str, Any] = MappingProxyType(
+    {
+        "_class_name": "UNet3DConditionModel",
+        "sample_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
+        "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
+        "block_out_channels": (320, 640, 1280, 1280),
+        "layers_per_block": 2,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": 64,
+        "norm_num_groups": 32,
+    }
+)
+"""The network of ModelScope text-to-video-ms-1.7b and of ZeroScope, which fine-tunes it."""
+
+_OTHER_KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        "UNet2DConditionModel": "an image network (Stable Diffusion); it has no temporal layers to learn a motion with",
+        "UNet2DModel": "an unconditional image network",
+        "UNetMotionModel": "an AnimateDiff network; its motion modules are other layers than ModelScope's",
+        "MotionAdapter": "an AnimateDiff motion adapter; its motion modules are other layers than ModelScope's",
+        "UNetSpatioTemporalConditionModel": "a Stable Video Diffusion network; it takes an image, not a text",
+        "I2VGenXLUNet": "an I2VGen-XL network; it takes an image beside the text",
+    }
+)
+
+SUPPORTED = "UNet3DConditionModel (ModelScope text-to-video-ms-1.7b, ZeroScope, or the built-in playground)"
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One skip connection: entry `index` of the UNet's residuals, taken by `up_block` at `position` of its tuple.
+
+    `temporal` is the temporal transformer whose output it carries, `spatial` the spatial transformer of the same
+    layer; both are None for a skip that starts at a convolution, and `spatial` alone for the one of `transformer_in`.
+    """
+
+    index: int
+    up_block: str
+    position: int
+    temporal: str | None
+    spatial: str | None
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Where the layers of one network are, each tuple in `named_modules` order (the middle block comes last)."""
+
+    name: str
+    spatial_transformers: tuple[str, ...]
+    temporal_transformers: tuple[str, ...]
+    temporal_convolutions: tuple[str, ...]
+    skips: tuple[Skip, ...]
+    cross_attention_dim: int
+    in_channels: int
+
+
+def check_kind(class_name: str, where: str) -> None:
+    """Raise ModelError unless `class_name` is the supported network; says what it is instead."""
+    if class_name == UNet3DConditionModel.__name__:
+        return
+    kind = _OTHER_KINDS.get(class_name, "not a network that is known here")
+    raise ModelError(f"{where} is a {class_name}: {kind}. Choose a model with a {SUPPORTED}.")
+
+
+def describe(unet: nn.Module) -> Backbone:
+    """The layers of `unet`; raises ModelError, saying what it is, for anything but a `UNet3DConditionModel`."""
+    if not isinstance(unet, UNet3DConditionModel):
+        check_kind(type(unet).__name__, "The given network")
+        raise ModelError(f"The given network is not diffusers' own UNet3DConditionModel. Choose a {SUPPORTED}.")
+    return Backbone(
+        name="unet3d",
+        spatial_transformers=_names(unet, Transformer2DModel),
+        temporal_transformers=_names(unet, TransformerTemporalModel),
+        temporal_convolutions=_names(unet, TemporalConvLayer),
+        skips=_skips(unet),
+        cross_attention_dim=int(unet.config["cross_attention_dim"]),
+        in_channels=int(unet.config["in_channels"]),
+    )
+
+
+def empty_unet(config: Mapping[str, Any]) -> UNet3DConditionModel:
+    """A network without weights (on the meta device) from a `config.json`'s entries, to count and to name modules."""
+    check_kind(str(config.get("_class_name", UNet3DConditionModel.__name__)), "The network config")
+    try:
+        with torch.device("meta"):
+            unet = UNet3DConditionModel.from_config(dict(config))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ModelError(f"The network config makes no UNet3DConditionModel: {error}") from error
+    assert isinstance(unet, UNet3DConditionModel)
+    return unet
+
+
+def vae_factor(vae: nn.Module) -> int:
+    """How many pixels one latent spans along each side."""
+    return int(2 ** (len(vae.config["block_out_channels"]) - 1))
+
+
+def size_multiple(vae: nn.Module, unet: nn.Module) -> int:
+    """Frame height and width in pixels must be multiples of this, or the UNet's levels do not halve evenly."""
+    levels = len(unet.config["block_out_channels"])
+    return vae_factor(vae) * int(2 ** (levels - 1))
+
+
+def _names(unet: nn.Module, kind: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(name for name, module in unet.named_modules() if isinstance(module, kind))
+
+
+def _producers(unet: UNet3DConditionModel) -> list[tuple[str | None, str | None]]:
+    """Temporal and spatial transformer behind each residual, in the order in which the UNet gathers them."""
+    producers: list[tuple[str | None, str | None]] = [("transformer_in", None)]
+    for level, block in enumerate(unet.down_blocks):
+        for layer in range(len(block.resnets)):
+            if getattr(block, "has_cross_attention", False):
+                prefix = f"down_blocks.{level}"
+                producers.append((f"{prefix}.temp_attentions.{layer}", f"{prefix}.attentions.{layer}"))
+            else:
+                producers.append((None, None))
+        if block.downsamplers is not None:
+            producers.append((None, None))
+    return producers
+
+
+def _skips(unet: UNet3DConditionModel) -> tuple[Skip, ...]:
+    """The UNet hands out its residuals last in, first out: each up block takes as many as it has resnets."""
+    producers = _producers(unet)
+    skips: list[Skip] = []
+    end = len(producers)
+    for level, block in enumerate(unet.up_blocks):
+        start = end - len(block.resnets)
+        for index in range(start, end):
+            skips.append(Skip(index, f"up_blocks.{level}", index - start, *producers[index]))
+        end = start
+    return tuple(sorted(skips, key=lambda skip: skip.index))

@@ -1,0 +1,50 @@
+"""Gradient checkpointing for `UNet3DConditionModel`, which has none of its own in diffusers.
+
+Activations inside a wrapped layer are dropped after the forward pass and computed again in the backward pass: about a
+third more arithmetic for a fraction of the memory. Gradients are the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+CHECKPOINTED = (Transformer2DModel, TransformerTemporalModel, TemporalConvLayer, ResnetBlock2D)
+
+
+@contextmanager
+def gradient_checkpointing(unet: nn.Module, enabled: bool = True) -> Iterator[None]:
+    """Inside the context the transformers, temporal convolutions and residual blocks of `unet` are checkpointed.
+
+    Enter it before `temporal_bypass`, which replaces the same methods and puts them back. Whatever changes what a
+    layer computes (strengths, dropout seeds) must stay as it is from a forward pass to the end of its backward pass.
+    """
+    layers = [module for module in unet.modules() if isinstance(module, CHECKPOINTED)] if enabled else []
+    former = [module.__dict__.get("forward") for module in layers]
+    try:
+        for module in layers:
+            module.forward = _checkpointed(module.forward)
+        yield
+    finally:
+        for module, forward in zip(layers, former, strict=True):
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = forward
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run

@@ -1,0 +1,155 @@
+"""Settings from flags and from a TOML file: one description of each setting serves both. Flags win over the file.
+
+A setting's name is the library's parameter; its flag is that name with dashes. Values of the file are checked as
+strictly as flags: an unknown key or a wrong type is refused by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import SettingsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting: `kind` is str, int, float, bool or Path; `many` takes several values, in the file a list."""
+
+    name: str
+    kind: type
+    help: str
+    choices: tuple[str, ...] = ()
+    many: bool = False
+    flag: str = ""
+    metavar: str | None = None
+
+    @property
+    def spelling(self) -> str:
+        """The flag as typed."""
+        return self.flag or "--" + self.name.replace("_", "-")
+
+
+def add_options(parser: argparse.ArgumentParser, options: Iterable[Option], title: str) -> None:
+    """Add a group of flags; a flag that is not given leaves no trace, so that the file's value can show through."""
+    group = parser.add_argument_group(title)
+    for option in options:
+        common: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS, "help": option.help}
+        if option.kind is bool:
+            group.add_argument(option.spelling, action=argparse.BooleanOptionalAction, **common)
+            continue
+        common |= {"type": option.kind, "metavar": option.metavar or _metavar(option)}
+        if option.choices:
+            common["choices"] = option.choices
+        if option.many:
+            common["action"] = "append"
+        group.add_argument(option.spelling, **common)
+
+
+def add_config_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag that names the TOML file."""
+    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="read settings from this file; flags win over it")
+
+
+def gather(parsed: argparse.Namespace, options: Sequence[Option], tables: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of all given options: the file's, overridden by the flags. Keys in `tables` are passed on unchecked."""
+    config = getattr(parsed, "config", None)
+    values = read_toml(config, options, tables) if config else {}
+    flags = {option.name: getattr(parsed, option.name) for option in options if hasattr(parsed, option.name)}
+    return {**values, **flags}
+
+
+def read_toml(path: Path, options: Sequence[Option], tables: Sequence[str] = ()) -> dict[str, Any]:
+    """Values of a TOML file, checked against the options. Paths in it are relative to the file's own folder.
+
+    Raises SettingsError for a file that cannot be read, an unknown key, or a value of the wrong type.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"Settings file {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"Settings file {path} is not valid TOML: {error}") from error
+    return check_table(content, options, tables, where=str(path), folder=path.parent)
+
+
+def check_table(
+    content: Mapping[str, Any], options: Sequence[Option], tables: Sequence[str], *, where: str, folder: Path
+) -> dict[str, Any]:
+    """One table of a settings file as typed values; raises SettingsError that names the key."""
+    known = {option.name: option for option in options}
+    for key in content:
+        if key not in known and key not in tables:
+            raise SettingsError(f"{where}: there is no setting {key!r}.{_suggest(key, [*known, *tables])}")
+    checked = {key: _typed(known[key], value, where, folder) for key, value in content.items() if key in known}
+    return {**checked, **{key: content[key] for key in tables if key in content}}
+
+
+def from_dataclass(kind: type, texts: Mapping[str, str], *, without: Sequence[str] = ()) -> tuple[Option, ...]:
+    """An option for each field of a settings dataclass, its help taken from `texts` (every field must have one)."""
+    hints = typing.get_type_hints(kind)
+    found = []
+    for field in dataclasses.fields(kind):
+        if field.name in without:
+            continue
+        plain, choices, many = _plain_type(hints[field.name])
+        found.append(Option(field.name, plain, texts[field.name], choices=choices, many=many))
+    return tuple(found)
+
+
+def _plain_type(hint: Any) -> tuple[type, tuple[str, ...], bool]:
+    """The scalar type behind an annotation, its legal values if it is a Literal, and whether it is a tuple of them."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = (part for part in typing.get_args(hint) if part is not type(None))
+        return _plain_type(inner)
+    if origin is typing.Literal:
+        return str, tuple(str(value) for value in typing.get_args(hint)), False
+    if origin is tuple:
+        return typing.get_args(hint)[0], (), True
+    return hint, (), False
+
+
+def _metavar(option: Option) -> str:
+    if option.choices:
+        return "{" + ",".join(option.choices) + "}"
+    return {int: "N", float: "X", Path: "PATH"}.get(option.kind, "TEXT")
+
+
+def _suggest(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else f" Known settings: {', '.join(sorted(known))}."
+
+
+def _typed(option: Option, value: Any, where: str, folder: Path) -> Any:
+    if option.many:
+        if not isinstance(value, list):
+            raise SettingsError(f"{where}: {option.name} must be a list of values, got {value!r}.")
+        return [_scalar(option, entry, where, folder) for entry in value]
+    return _scalar(option, value, where, folder)
+
+
+def _scalar(option: Option, value: Any, where: str, folder: Path) -> Any:
+    """TOML has its own types, so nothing is parsed here: an int may stand for a float, nothing else is converted."""
+    expected = {Path: str, float: (int, float)}.get(option.kind, option.kind)
+    wrong = not isinstance(value, expected) or (isinstance(value, bool) and option.kind is not bool)
+    if wrong:
+        raise SettingsError(f"{where}: {option.name} must be of type {option.kind.__name__}, got {value!r}.")
+    if option.choices and value not in option.choices:
+        raise SettingsError(f"{where}: {option.name} is {value!r}; it must be one of: {', '.join(option.choices)}.")
+    if option.kind is Path:
+        return folder / Path(value).expanduser()
+    return option.kind(value)

@@ -1,0 +1,53 @@
+"""Background jobs: a store on disk, a runner with one thread per device, and training as the work that it runs."""
+
+from __future__ import annotations
+
+from .records import (
+    ACTIVE,
+    APPEARANCE_ABSORBER,
+    CANCELLED,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MOTION_LORA,
+    PAUSED,
+    QUEUED,
+    RESUMABLE,
+    RUNNING,
+    STOPPED,
+    WITH_RESULT,
+    YIELDING,
+    Job,
+    JobSpec,
+    JobStatus,
+    PreviewPlan,
+)
+from .runner import JobRunner
+from .store import JobStore
+from .work import Outcome, Reporter, Work
+
+__all__ = [
+    "ACTIVE",
+    "APPEARANCE_ABSORBER",
+    "CANCELLED",
+    "DONE",
+    "FAILED",
+    "INTERRUPTED",
+    "MOTION_LORA",
+    "PAUSED",
+    "QUEUED",
+    "RESUMABLE",
+    "RUNNING",
+    "STOPPED",
+    "WITH_RESULT",
+    "YIELDING",
+    "Job",
+    "JobRunner",
+    "JobSpec",
+    "JobStatus",
+    "JobStore",
+    "Outcome",
+    "PreviewPlan",
+    "Reporter",
+    "Work",
+]
