@@ -29,7 +29,11 @@ _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
 
 
 class _Factor(nn.Module):
-    """One of the two factors: an fp32 weight that is applied in the dtype of its input, then dropout."""
+    """One of the two factors: an fp32 weight that is applied in the dtype of its input, then dropout.
+
+    Dropout draws from a generator of its own: recomputing a checkpointed layer drops the same numbers, and the host's
+    global random state is neither used nor changed.
+    """
 
     def __init__(self, weight: Tensor, product: _Product, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
@@ -37,10 +41,16 @@ class _Factor(nn.Module):
         self.product = product
         self.scale = scale
         self.dropout = dropout
+        self.seed = 0
 
     def forward(self, hidden: Tensor) -> Tensor:
         output = self.product(hidden, self.weight.to(hidden.dtype))
-        return functional.dropout(output, self.dropout, self.training) if self.dropout else output
+        return self._drop(output) if self.dropout and self.training else output
+
+    def _drop(self, output: Tensor) -> Tensor:
+        generator = torch.Generator(output.device).manual_seed(self.seed)
+        kept = torch.empty_like(output).bernoulli_(1 - self.dropout, generator=generator)
+        return output * kept / (1 - self.dropout)
 
 
 class Adapter:
@@ -54,7 +64,8 @@ class Adapter:
         self.name = name
         self._hosts = {module: host for module, host in _hosts(unet) if name in host.lora_A}
         if not self._hosts:
-            raise SettingsError(f"The network has no adapter named {name!r}; it has: {', '.join(adapter_names(unet)) or 'none'}.")
+            there = ", ".join(adapter_names(unet)) or "none"
+            raise SettingsError(f"The network has no adapter named {name!r}; it has: {there}.")
         self.parameters: dict[str, nn.Parameter] = {
             f"{module}.{part}": factor.weight
             for module, host in self._hosts.items()
@@ -74,7 +85,7 @@ class Adapter:
         return float(host.scaling[self.name] / scale) if scale else 0.0
 
     def set_strength(self, value: float) -> None:
-        """Multiply the adapter's change by `value`; at 0 its layers are skipped and the network is exactly without it."""
+        """Multiply the adapter's change by `value`; at 0 its layers are skipped: the network is exactly without it."""
         for host in self._hosts.values():
             host.scaling[self.name] = value * self._factors(host)[1].scale
             _activate(host)
@@ -85,6 +96,12 @@ class Adapter:
             for factor in self._factors(host):
                 factor.weight.requires_grad_(trainable)
                 factor.train(trainable)
+
+    def seed_dropout(self, seed: int) -> None:
+        """Choose what the next forward passes drop, differently in each layer; backward passes belong to them."""
+        for index, host in enumerate(self._hosts.values()):
+            # Knuth's multiplier keeps neighbouring layers, and neighbouring seeds, apart.
+            self._factors(host)[1].seed = (seed + index * 2_654_435_761) % 2**63
 
     def read(self) -> LoRA:
         """The factors as a value: fp32 copies on the CPU at full strength, whatever strength is set."""
@@ -182,10 +199,10 @@ def check_modules(unet: nn.Module, lora: LoRA) -> None:
             weight = _weight(_find(unet, module))
         except ModelError as error:
             raise LoRAFileError(f"The LoRA is of another kind of network: {error}") from error
-        if _delta_shape(layer) != tuple(weight.shape) or layer.up.shape[1] != layer.rank:
+        here, there = tuple(weight.shape), _delta_shape(layer)
+        if here != there or layer.up.shape[1] != layer.rank:
             raise LoRAFileError(
-                f"The LoRA changes a weight {_delta_shape(layer)} at {module}, where this base has {tuple(weight.shape)}: "
-                "it was made for another base model."
+                f"The LoRA changes a weight {there} at {module}, where this base has {here}: it is for another base."
             )
 
 
@@ -278,7 +295,7 @@ def _activate(host: LoraLayer) -> None:
     active = [name for name in host.lora_A if host.scaling[name] != 0.0]
     if active == list(host.active_adapters):
         return
-    weights = [factor.weight for factors in (host.lora_A, host.lora_B) for factor in factors.values()]
+    weights = [weight for factors in (host.lora_A, host.lora_B) for weight in factors.parameters()]
     with _keep_trainable(weights):
         host.set_adapter(active)
 

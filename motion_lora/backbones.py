@@ -7,12 +7,13 @@ shapes of Stable Diffusion 2.1's image network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
@@ -109,19 +110,18 @@ def empty_unet(config: Mapping[str, Any]) -> UNet3DConditionModel:
     check_kind(str(config.get("_class_name", UNet3DConditionModel.__name__)), "The network config")
     try:
         with torch.device("meta"):
-            unet = UNet3DConditionModel.from_config(dict(config))
+            unet: UNet3DConditionModel = UNet3DConditionModel.from_config(dict(config))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ModelError(f"The network config makes no UNet3DConditionModel: {error}") from error
-    assert isinstance(unet, UNet3DConditionModel)
     return unet
 
 
-def vae_factor(vae: nn.Module) -> int:
+def vae_factor(vae: AutoencoderKL) -> int:
     """How many pixels one latent spans along each side."""
     return int(2 ** (len(vae.config["block_out_channels"]) - 1))
 
 
-def size_multiple(vae: nn.Module, unet: nn.Module) -> int:
+def size_multiple(vae: AutoencoderKL, unet: UNet3DConditionModel) -> int:
     """Frame height and width in pixels must be multiples of this, or the UNet's levels do not halve evenly."""
     levels = len(unet.config["block_out_channels"])
     return vae_factor(vae) * int(2 ** (levels - 1))
@@ -131,10 +131,15 @@ def _names(unet: nn.Module, kind: type[nn.Module]) -> tuple[str, ...]:
     return tuple(name for name, module in unet.named_modules() if isinstance(module, kind))
 
 
+def _levels(blocks: nn.ModuleList) -> Iterator[tuple[int, Any]]:
+    """The blocks with their number; `Any`, for torch types the attributes of a module as modules or tensors."""
+    yield from enumerate(blocks)
+
+
 def _producers(unet: UNet3DConditionModel) -> list[tuple[str | None, str | None]]:
     """Temporal and spatial transformer behind each residual, in the order in which the UNet gathers them."""
     producers: list[tuple[str | None, str | None]] = [("transformer_in", None)]
-    for level, block in enumerate(unet.down_blocks):
+    for level, block in _levels(unet.down_blocks):
         for layer in range(len(block.resnets)):
             if getattr(block, "has_cross_attention", False):
                 prefix = f"down_blocks.{level}"
@@ -151,7 +156,7 @@ def _skips(unet: UNet3DConditionModel) -> tuple[Skip, ...]:
     producers = _producers(unet)
     skips: list[Skip] = []
     end = len(producers)
-    for level, block in enumerate(unet.up_blocks):
+    for level, block in _levels(unet.up_blocks):
         start = end - len(block.resnets)
         for index in range(start, end):
             skips.append(Skip(index, f"up_blocks.{level}", index - start, *producers[index]))

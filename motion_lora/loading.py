@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
-from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from .backbones import SUPPORTED, check_kind
@@ -79,13 +80,11 @@ def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
     """The parts' configs, once everything that they can tell has been checked. Raises ModelError."""
     _check_is_model(folder)
     _check_kind_of_unet(folder)
-    missing = [part for part, files in _PART_FILES.items() if not any((folder / part / file).is_file() for file in files)]
+    missing = [part for part in _PART_FILES if not _has_part(folder, part)]
     if missing:
         needed = ", ".join(f"{part}/{_PART_FILES[part][0]}" for part in missing)
         raise ModelError(f"The model folder {folder} lacks {needed}. Download the missing part of the model again.")
-    configs = {
-        part: read_json(folder / part / files[0]) for part, files in _PART_FILES.items() if part != "tokenizer"
-    }
+    configs = {part: read_json(folder / part / files[0]) for part, files in _PART_FILES.items() if part != "tokenizer"}
     _check_fit(folder, configs)
     return configs
 
@@ -100,7 +99,8 @@ def pick_variant(folder: Path, stem: str, dtype: torch.dtype, variant: str | Non
             raise ModelError(f"{folder} has no weights of variant {variant!r}; it has: {_list_variants(found)}.")
         return variant
     preferred = ("fp16", "") if dtype == torch.float16 else ("", "fp16")
-    for choice in (*preferred, *(found if len(found) == 1 else ())):
+    choices: tuple[str, ...] = found if len(found) == 1 else preferred
+    for choice in choices:
         if choice in found:
             return choice
     raise ModelError(f"{folder} has weights of several variants ({_list_variants(found)}). Name one with `variant`.")
@@ -117,9 +117,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _has_part(folder: Path, part: str) -> bool:
+    return any((folder / part / file).is_file() for file in _PART_FILES[part])
+
+
 def _check_is_model(folder: Path) -> None:
     if folder.is_file():
-        raise ModelError(f"{folder} is a file. Choose a diffusers folder, one with unet/, vae/ and text_encoder/ in it.")
+        raise ModelError(
+            f"{folder} is a file. Choose a diffusers folder, one with unet/, vae/ and text_encoder/ in it."
+        )
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder}. Give the path of a downloaded diffusers model.")
     if (folder / "unet").is_dir() or (folder / "model_index.json").is_file():
@@ -135,7 +141,9 @@ def _check_kind_of_unet(folder: Path) -> None:
     if (folder / "motion_adapter").is_dir() or "motion_adapter" in index:
         check_kind("MotionAdapter", f"{folder / 'motion_adapter'}")
     if "transformer" in index or (folder / "transformer").is_dir():
-        raise ModelError(f"{folder} is a diffusion transformer, not a {SUPPORTED}. Choose a model with a unet/ of that kind.")
+        raise ModelError(
+            f"{folder} is a diffusion transformer, not a {SUPPORTED}. Choose a model with a unet/ of that kind."
+        )
     if (folder / "unet" / "config.json").is_file():
         config = read_json(folder / "unet" / "config.json")
         check_kind(str(config.get("_class_name", "network of unknown class")), f"{folder / 'unet'}")
@@ -148,7 +156,9 @@ def _check_fit(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
     if vae_class != "AutoencoderKL":
         raise ModelError(f"{folder / 'vae'} is a {vae_class}; the network needs the image autoencoder AutoencoderKL.")
     if "clip" not in str(text.get("model_type", "clip")):
-        raise ModelError(f"{folder / 'text_encoder'} is a {text['model_type']} model; the network needs a CLIPTextModel.")
+        raise ModelError(
+            f"{folder / 'text_encoder'} is a {text['model_type']} model; the network needs a CLIPTextModel."
+        )
     width, wanted = int(text.get("hidden_size", 512)), int(unet.get("cross_attention_dim", 1024))
     if width != wanted:
         raise ModelError(
@@ -157,14 +167,16 @@ def _check_fit(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
         )
     channels, taken = int(vae.get("latent_channels", 4)), int(unet.get("in_channels", 4))
     if channels != taken:
-        raise ModelError(f"{folder}: the VAE gives {channels} channels, the UNet takes {taken}. Use the VAE of the UNet's model.")
+        raise ModelError(
+            f"{folder}: the VAE gives {channels} channels, the UNet takes {taken}. Use the VAE of the UNet's model."
+        )
     prediction = configs["scheduler"].get("prediction_type", "epsilon")
     if prediction not in PREDICTION_TYPES:
         raise ModelError(f"{folder}: prediction_type is {prediction!r}; supported are: {', '.join(PREDICTION_TYPES)}.")
 
 
 def _known_width(width: int) -> str:
-    families = {768: " (768 is Stable Diffusion 1.5's text encoder)", 1024: " (1024 is Stable Diffusion 2.1's text encoder)"}
+    families = {768: " (768 is Stable Diffusion 1.5's size)", 1024: " (1024 is Stable Diffusion 2.1's size)"}
     return families.get(width, "")
 
 
@@ -173,6 +185,15 @@ def _variants(folder: Path, stem: str) -> tuple[str, ...]:
     names = {_SHARD.sub("", path.name) for path in folder.glob(f"{stem}*.safetensors")}
     pattern = re.compile(rf"{re.escape(stem)}(?:\.([^.]+))?\.safetensors")
     return tuple(sorted({match[1] or "" for name in names if (match := pattern.fullmatch(name))}))
+
+
+def _weight_files(folder: Path, stem: str, variant: str) -> list[Path]:
+    """The file of that variant, or else its shards."""
+    name = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
+    whole = folder / name
+    if whole.is_file():
+        return [whole]
+    return sorted(path for path in folder.glob(f"{stem}*.safetensors") if _SHARD.sub("", path.name) == name)
 
 
 def _list_variants(variants: Sequence[str]) -> str:
@@ -193,7 +214,7 @@ def _no_safetensors(folder: Path, stem: str) -> str:
     )
     return (
         f"{folder} has its weights only as a pickle ({pickles[0]}), which is not read because it can run code. "
-        f"If you trust it, convert it once: python -c \"{code}\""
+        f'If you trust it, convert it once: python -c "{code}"'
     )
 
 
@@ -210,7 +231,7 @@ def _no_progress_bars() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def _read_diffusers(kind: type[Any], folder: Path, dtype: torch.dtype, variant: str) -> Any:
+def _read_diffusers(kind: Any, folder: Path, dtype: torch.dtype, variant: str) -> Any:
     try:
         module, report = kind.from_pretrained(
             str(folder),
@@ -222,40 +243,44 @@ def _read_diffusers(kind: type[Any], folder: Path, dtype: torch.dtype, variant: 
         )
     except _READ_ERRORS as error:
         raise ModelError(_unreadable(folder, error)) from error
-    return _finished(module, folder, dtype, report)
+    _check_complete(folder, report["missing_keys"])
+    return module.eval().requires_grad_(False)
 
 
 def _read_text_encoder(folder: Path, dtype: torch.dtype, variant: str) -> CLIPTextModel:
+    """transformers 4 keeps the tensors below `text_model.`, 5 does not, and 4 cannot read what 5 has written."""
     try:
-        # No dtype argument: transformers 4 and 5 name it differently.
-        module, report = CLIPTextModel.from_pretrained(
-            str(folder),
-            variant=variant or None,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        config = CLIPTextConfig.from_pretrained(str(folder), local_files_only=True)
+        stored: dict[str, Tensor] = {}
+        for path in _weight_files(folder, _WEIGHT_NAMES["text_encoder"], variant):
+            stored.update(load_file(str(path)))
+        with torch.device("meta"):
+            wanted = {name.removeprefix("text_model."): name for name in CLIPTextModel(config).state_dict()}
+        found = {name.removeprefix("text_model."): tensor for name, tensor in stored.items()}
+        _check_complete(folder, wanted.keys() - found.keys())
+        state = {name: found[short] for short, name in wanted.items()}
+        encoder: CLIPTextModel = CLIPTextModel.from_pretrained(None, config=config, state_dict=state)
     except _READ_ERRORS as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(_unreadable(folder, error)) from error
-    return cast(CLIPTextModel, _finished(module, folder, dtype, report))
+    return encoder.to(dtype).eval().requires_grad_(False)
 
 
-def _finished(module: nn.Module, folder: Path, dtype: torch.dtype, report: Mapping[str, Any]) -> nn.Module:
-    """The module frozen, in its dtype; raises ModelError if some of its weights were not in the files."""
-    missing = sorted(key for key in report.get("missing_keys", ()) if not key.endswith("position_ids"))
-    if missing:
+def _check_complete(folder: Path, missing: Iterable[str]) -> None:
+    """Raise ModelError if tensors of the network were not in the files of `folder`."""
+    names = sorted(missing)
+    if names:
         raise ModelError(
-            f"The weights in {folder} lack {len(missing)} of the network's tensors, {missing[0]} the first. "
+            f"The weights in {folder} lack {len(names)} of the network's tensors, {names[0]} the first. "
             "Download the files again."
         )
-    if next(module.parameters()).dtype != dtype:
-        module.to(dtype)
-    return module.eval().requires_grad_(False)
 
 
 def _read_tokenizer(folder: Path) -> CLIPTokenizer:
     try:
-        return cast(CLIPTokenizer, CLIPTokenizer.from_pretrained(str(folder), local_files_only=True))
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return tokenizer
     except _READ_ERRORS as error:
         raise ModelError(_unreadable(folder, error)) from error
 

@@ -28,17 +28,16 @@ _SCHEDULE_ENTRIES = (
 
 
 class NoiseSchedule:
-    """The forward process q(z_t | z_0) of a base model: z_t = signal_t z_0 + sigma_t noise, signal_t^2 + sigma_t^2 = 1."""
+    """The forward process of a base model: z_t = signal_t z_0 + sigma_t noise, with signal_t^2 + sigma_t^2 = 1."""
 
     def __init__(self, scheduler_config: Mapping[str, Any]) -> None:
         """Raises ModelError for a prediction type that is neither epsilon, v_prediction nor sample."""
         self.prediction_type = str(scheduler_config.get("prediction_type", "epsilon"))
         if self.prediction_type not in _PREDICTION_TYPES:
-            raise ModelError(
-                f"The scheduler's prediction_type is {self.prediction_type!r}; training knows {', '.join(_PREDICTION_TYPES)}."
-            )
-        known = inspect.signature(DDPMScheduler.__init__).parameters
-        entries = {key: scheduler_config[key] for key in _SCHEDULE_ENTRIES if key in scheduler_config and key in known}
+            known = ", ".join(_PREDICTION_TYPES)
+            raise ModelError(f"The scheduler's prediction_type is {self.prediction_type!r}; training knows {known}.")
+        takes = inspect.signature(DDPMScheduler.__init__).parameters
+        entries = {key: scheduler_config[key] for key in _SCHEDULE_ENTRIES if key in scheduler_config and key in takes}
         alphas: Tensor = DDPMScheduler(**entries).alphas_cumprod
         # The two factors stay in the precision in which diffusers' samplers compute them.
         self.signal = alphas.sqrt()
@@ -58,7 +57,7 @@ class NoiseSchedule:
         return self._at(self.signal, timesteps, latents) * latents + self._at(self.sigma, timesteps, latents) * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network predicts from z_t: the noise, v = signal * noise - sigma * z_0 (Salimans and Ho 2022), or z_0."""
+        """What the network predicts: the noise, v = signal * noise - sigma * z_0 (Salimans and Ho 2022), or z_0."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":

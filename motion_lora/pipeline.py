@@ -54,7 +54,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """Which base model it is: a name for people, and hashes of the UNet's architecture and of a sample of its weights."""
+    """Which base model it is: a name for people, hashes of the UNet's architecture and of a sample of its weights."""
 
     name: str
     config_hash: str
@@ -108,9 +108,9 @@ class VideoPipeline:
             parts = read_folder(folder, precision, variant)
             identity = identify(parts.unet, str(parts.about.get("name", _folder_name(folder))))
             return cls(
-                unet=parts.unet.to(target),
-                vae=parts.vae.to(target),
-                text_encoder=parts.text_encoder.to(target),
+                unet=_moved(parts.unet, target),
+                vae=_moved(parts.vae, target),
+                text_encoder=_moved(parts.text_encoder, target),
                 tokenizer=parts.tokenizer,
                 scheduler_config=dict(parts.scheduler_config),
                 identity=identity,
@@ -140,6 +140,11 @@ class VideoPipeline:
     @property
     def num_train_timesteps(self) -> int:
         return int(self.scheduler_config.get("num_train_timesteps", 1000))
+
+    @property
+    def max_inference_steps(self) -> int:
+        """The most steps a sampler can take; an offset of its timesteps must not lead beyond the last one."""
+        return self.num_train_timesteps - int(self.scheduler_config.get("steps_offset", 0))
 
     def make_scheduler(self, name: str) -> Any:
         """A fresh diffusers scheduler of that name (see `schedulers.SCHEDULERS`) over this base's noise schedule."""
@@ -194,12 +199,20 @@ class VideoPipeline:
         `gradients` keeps the graph, for training placeholder tokens; otherwise the result is a plain tensor even in
         inference mode. Words beyond the encoder's length are dropped with a warning in the log.
         """
-        length = self.max_tokens
-        batch = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        self._warn_truncated(prompts, length)
+        ids = self.tokenize(prompts).to(self.device)
         with self._encoder(self.text_encoder) as encoder, nullcontext() if gradients else no_gradients():
-            embeddings: Tensor = encoder(batch["input_ids"].to(self.device))[0]
+            embeddings: Tensor = encoder(ids)[0]
         return embeddings
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token numbers (b, tokens) on CPU, padded to the text encoder's length."""
+        length = self.max_tokens
+        self._warn_truncated(prompts, length)
+        batch = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        ids: Tensor = batch["input_ids"]
+        return ids
 
     @property
     def max_tokens(self) -> int:
@@ -236,7 +249,7 @@ class VideoPipeline:
             return unfold_frames(latents, batch) * self.scaling_factor
 
     def decode_latents(self, latents: Tensor, *, chunk: int = 8) -> Tensor:
-        """Scaled latents (b, c, f, h, w) -> frames (b, f, h, w, 3) in [0, 1], float32 on CPU; `chunk` frames at a time."""
+        """Scaled latents (b, c, f, h, w) -> frames (b, f, h, w, 3) in [0, 1], float32 on CPU, `chunk` at a time."""
         if latents.ndim != 5:
             raise SettingsError(f"latents have shape {tuple(latents.shape)}; they must be (b, c, f, h, w).")
         with no_gradients(), self._encoder(self.vae) as vae:
@@ -272,18 +285,18 @@ class VideoPipeline:
     def _encoder(self, module: AnyModule) -> Iterator[AnyModule]:
         """The module on the device, for one use."""
         with self._place.lock:
-            _move(module, self.device)
+            _moved(module, self.device)
             try:
                 yield module
             finally:
                 self._park(module)
 
     def _park(self, module: nn.Module) -> None:
-        _move(module, torch.device("cpu") if self._place.offloaders else self.device)
+        _moved(module, torch.device("cpu") if self._place.offloaders else self.device)
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; "auto" is the machine's accelerator, or the CPU. Raises SettingsError if it is not there."""
+    """The device of that name; "auto" is the machine's accelerator, else the CPU. Raises SettingsError if absent."""
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
@@ -292,7 +305,9 @@ def pick_device(name: str = "auto") -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         here = pick_device()
-        raise SettingsError(f"device is {name!r}, which is not on this machine; use 'auto' ({here}) or 'cpu'.") from error
+        raise SettingsError(
+            f"device is {name!r}, which is not on this machine; use 'auto' ({here}) or 'cpu'."
+        ) from error
     return device
 
 
@@ -348,10 +363,11 @@ def no_gradients() -> Iterator[None]:
         yield
 
 
-def _move(module: nn.Module, device: torch.device) -> None:
+def _moved(module: AnyModule, device: torch.device) -> AnyModule:
     where = next(module.parameters()).device
-    if where.type != device.type or (device.index is not None and where.index != device.index):
-        module.to(device)
+    if where.type == device.type and device.index in (None, where.index):
+        return module
+    return nn.Module.to(module, device)
 
 
 def _folder_name(folder: Path) -> str:

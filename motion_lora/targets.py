@@ -39,14 +39,18 @@ class TargetPreset:
         return frozenset(attention.union(_FEED_FORWARD if self.feed_forward else ()))
 
 
+_CAV, _MD, _SM = "Customize-A-Video", "MotionDirector", "Separate Motion from Appearance"
+
 _PRESETS = (
-    TargetPreset("temporal-attention", TEMPORAL, _BOTH, _ALL, False, "Customize-A-Video T-LoRA, Table 3"),
-    TargetPreset("temporal-all", TEMPORAL, _BOTH, _ALL, True, "MotionDirector temporal path, reference code"),
-    TargetPreset("tap-k", TEMPORAL, _BOTH, ("to_k",), False, "Separate Motion from Appearance, TAP as reported"),
-    TargetPreset("tap-k-out", TEMPORAL, _BOTH, ("to_k", "to_out.0"), False, "Separate Motion from Appearance, TAP in its code"),
-    TargetPreset("tap-qk", TEMPORAL, _BOTH, ("to_q", "to_k"), False, "Separate Motion from Appearance, TAP by its abstract"),
-    TargetPreset("spatial-attention", SPATIAL, _BOTH, _ALL, False, "Customize-A-Video S-LoRA absorber, Table 3"),
-    TargetPreset("spatial-self-ff", SPATIAL, ("attn1",), _ALL, True, "MotionDirector spatial path, reference code"),
+    TargetPreset("temporal-attention", TEMPORAL, _BOTH, _ALL, False, f"{_CAV}: T-LoRA, Table 3"),
+    TargetPreset("temporal-all", TEMPORAL, _BOTH, _ALL, True, f"{_MD}: temporal path, reference code"),
+    TargetPreset("tap-k", TEMPORAL, _BOTH, ("to_k",), False, f"{_SM}: TAP as the paper is reported"),
+    TargetPreset("tap-k-out", TEMPORAL, _BOTH, ("to_k", "to_out.0"), False, f"{_SM}: TAP as in its code"),
+    TargetPreset(
+        "tap-qk", TEMPORAL, _BOTH, ("to_q", "to_k"), False, f"{_SM}: TAP as its abstract says, Value untouched"
+    ),
+    TargetPreset("spatial-attention", SPATIAL, _BOTH, _ALL, False, f"{_CAV}: S-LoRA absorber, Table 3"),
+    TargetPreset("spatial-self-ff", SPATIAL, ("attn1",), _ALL, True, f"{_MD}: spatial path, reference code"),
 )
 
 TARGETS: dict[str, TargetPreset] = {preset.name: preset for preset in _PRESETS}
@@ -67,7 +71,9 @@ def target_modules(unet: nn.Module, preset: str) -> tuple[str, ...]:
     row = find_preset(preset)
     names = tuple(_matching(unet, row))
     if not names:
-        raise ModelError(f"The network has no {row.layer} transformer, so target preset {preset!r} adapts nothing on it.")
+        raise ModelError(
+            f"The network has no {row.layer} transformer, so target preset {preset!r} adapts nothing on it."
+        )
     return names
 
 

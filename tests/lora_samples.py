@@ -6,29 +6,9 @@ import copy
 
 import torch
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
-from motion_lora.lora import LoRA, LoRALayer, layer_of
 from torch import Tensor, nn
 
-try:
-    from tiny import tiny_unet
-except ImportError:
-    def tiny_unet(seed: int = 0) -> UNet3DConditionModel:
-        torch.manual_seed(seed)
-        unet = UNet3DConditionModel(
-            sample_size=8,
-            block_out_channels=(32, 64, 64),
-            down_block_types=("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
-            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
-            layers_per_block=1,
-            cross_attention_dim=32,
-            attention_head_dim=8,
-            norm_num_groups=8,
-        )
-        with torch.no_grad():
-            for parameter in unet.parameters():
-                if parameter.abs().sum() == 0:
-                    parameter.normal_(std=0.02)
-        return unet.eval().requires_grad_(False)
+from motion_lora.lora import LoRA, LoRALayer, layer_of
 
 
 def replica_of(unet: nn.Module) -> nn.Module:
@@ -61,8 +41,16 @@ def random_lora(unet: nn.Module, modules: list[str], rank: int = 2, seed: int = 
     return LoRA(layers, {"modelspec.title": f"sample {seed}"})
 
 
-ATTENTION = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v",
-             "attn2.to_out.0")
+ATTENTION = (
+    "attn1.to_q",
+    "attn1.to_k",
+    "attn1.to_v",
+    "attn1.to_out.0",
+    "attn2.to_q",
+    "attn2.to_k",
+    "attn2.to_v",
+    "attn2.to_out.0",
+)
 
 
 def motion_sample(unet: nn.Module, rank: int = 2, seed: int = 0, scale: float = 1.0) -> LoRA:

@@ -16,8 +16,10 @@ from lora_samples import (
     replica_of,
     run,
     state_bytes,
-    tiny_unet,
 )
+from tiny import tiny_unet
+from torch import nn
+
 from motion_lora.errors import LoRAFileError, SettingsError
 from motion_lora.lora import LoRA, LoRALayer, layer_of
 from motion_lora.stack import (
@@ -30,7 +32,6 @@ from motion_lora.stack import (
     block_of,
     replay,
 )
-from torch import nn
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_scale_is_applied_exactly_once(unet):
     full = LoRA({module: LoRALayer(lora.layers[module].down, lora.layers[module].up, 1.0)})
     quarter, whole = change(unet, stack_of(StackEntry(lora))), change(unet, stack_of(StackEntry(full)))
     name = f"{module}.weight"
-    assert torch.allclose(quarter[name], 0.25 * whole[name], atol=1e-8)
+    assert torch.allclose(quarter[name], 0.25 * whole[name], atol=1e-7)
 
 
 def test_output_depends_linearly_on_strength_where_the_network_is_linear(unet):
@@ -281,7 +282,8 @@ def test_curves(curve, points):
 def test_a_window_holds_its_first_step_and_not_its_last():
     window = Schedule(0.25, 0.5)
     assert [window.value(p) for p in (0.2, 0.25, 0.49, 0.5, 1.0)] == [0, 1, 1, 0, 0]
-    assert sum(Schedule(end=0.5).value(i / 29) for i in range(30)) == 15
+    assert sum(Schedule(end=0.5).samples(30)) == 15
+    assert FrameCurve(curve="linear").samples(1) == [1.0]
 
 
 # What stays as it was
@@ -289,7 +291,7 @@ def test_a_window_holds_its_first_step_and_not_its_last():
 
 def test_the_base_and_the_replica_are_restored(base):
     before, unet = state_bytes(base), replica_of(base)
-    parameters = {name: parameter for name, parameter in unet.named_parameters()}
+    parameters = dict(unet.named_parameters())
     stack = stack_of(StackEntry(everything_sample(unet)), StackEntry(motion_sample(unet), steps=Schedule(end=0.5)))
     with pytest.raises(RuntimeError, match="stop"), applied(unet, stack, 3):
         assert state_bytes(base) == before

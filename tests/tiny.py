@@ -26,7 +26,7 @@ MAX_TOKENS = 16
 VAE_FACTOR = 4
 SIZE = 32  # pixels; the UNet sees 8 x 8
 NUM_FRAMES = 4
-WORDS = ("a", "red", "blue", "circle", "square", "moving", "left", "right", "circling", "over", "snow", "sand", "striped")
+WORDS = ("a", "red", "blue", "circle", "square", "moving", "left", "right", "circling", "over", "snow", "sand")
 
 SCHEDULER_CONFIG: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
@@ -61,7 +61,7 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
 
 
 def tiny_unet_config(*, levels: int = 3, layers_per_block: int = 1) -> dict[str, Any]:
-    """levels=3: ModelScope's layout, the deepest level without attention. levels=2: the playground's, all with attention."""
+    """levels=3: ModelScope's layout, no attention at the deepest level. levels=2: the playground's."""
     tail = levels == 3
     return {
         "sample_size": SIZE // VAE_FACTOR,
@@ -113,7 +113,12 @@ def write_tokenizer(folder: Path) -> None:
             pieces = [merged, *pieces[2:]]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     special = dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "bos_token": "<|startoftext|>", **special}
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": MAX_TOKENS,
+        "bos_token": "<|startoftext|>",
+        **special,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8")
@@ -213,6 +218,8 @@ def tiny_frames(seed: int = 0, num_frames: int = NUM_FRAMES, size: int = SIZE) -
     return frames
 
 
-def tiny_latents(seed: int = 0, *, batch: int = 1, num_frames: int = NUM_FRAMES, size: int = SIZE // VAE_FACTOR) -> Tensor:
+def tiny_latents(
+    seed: int = 0, *, batch: int = 1, num_frames: int = NUM_FRAMES, size: int = SIZE // VAE_FACTOR
+) -> Tensor:
     """Noise shaped like latents (b, 4, f, h, w)."""
     return torch.randn(batch, 4, num_frames, size, size, generator=torch.Generator().manual_seed(seed))

@@ -14,11 +14,12 @@ from typing import NoReturn
 
 from ..errors import MotionLoRAError
 from .console import one_line, quiet_libraries
+from .interrupt import StoppedError
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 
 # In the order of the help; each module of this package has `add(commands)`, which adds its parsers.
-COMMANDS = ("demo", "train", "sample", "inspect", "targets", "playground")
+COMMANDS = ("demo", "train", "sample", "inspect", "files", "targets", "playground")
 
 _DESCRIPTION = """\
 Take the motion out of a video clip as a LoRA of a text-to-video model, and put it into new videos.
@@ -36,14 +37,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
 
 
-class Interrupted(Exception):
-    """Ctrl-C during work that can be continued; the message says how."""
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The complete parser with all commands."""
     parser = Parser(prog="motion-lora", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--verbose", action="store_true", help="show the library's log and the warnings of libraries below")
+    parser.add_argument("--verbose", action="store_true", help="show logs and warnings")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f".{name}", __package__).add(commands)
@@ -61,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
     except (MotionLoRAError, OSError) as error:
         return _complain(options.command, _explain(error), USER_ERROR)
-    except Interrupted as stopped:
+    except StoppedError as stopped:
         return _complain(options.command, str(stopped), INTERRUPTED)
     except KeyboardInterrupt:
         return _complain(options.command, "Interrupted.", INTERRUPTED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,10 @@ if TYPE_CHECKING:
 
 PLAYGROUND = "playground"
 MODELSCOPE = "modelscope"
+BASE_HELP = "modelscope, playground, a model folder, or a network's config.json"
 
 BASE_OPTIONS = (
-    Option("base", str, "model folder in diffusers' layout (ModelScope, ZeroScope), or playground (default)", metavar="FOLDER"),
+    Option("base", str, "model folder in diffusers' layout, or playground (default)", metavar="FOLDER"),
     Option("device", str, "auto (default), cpu, or a device name of torch"),
     Option("dtype", str, "how weights are held and computed (default: auto)", choices=("auto", "fp32", "fp16", "bf16")),
     Option("variant", str, "file variant in the folder, such as fp16"),
@@ -51,20 +51,15 @@ def empty_network(base: str) -> UNet3DConditionModel:
 
 
 def _read_config(base: str) -> dict[str, Any]:
+    from ..loading import read_json
     from ..playground import PLAYGROUND_FOLDER
 
     path = PLAYGROUND_FOLDER if base == PLAYGROUND else Path(base).expanduser()
     if path.is_dir():
         path = path / "config.json" if (path / "config.json").is_file() else path / "unet" / "config.json"
     if not path.is_file():
-        raise ModelError(f"There is no network config at {path}; give a model folder, its unet/config.json, or modelscope.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} is no network config: it holds no table of settings.")
-    return config
+        raise ModelError(f"There is no network config at {path}; give a model folder or modelscope.")
+    return read_json(path)
 
 
 def add_json_flag(parser: ArgumentParser) -> None:

@@ -43,7 +43,8 @@ def write_table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> None
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
     for row in [list(header), *cells]:
-        parts = [cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(row, widths, numeric, strict=True)]
+        columns = zip(row, widths, numeric, strict=True)
+        parts = [cell.rjust(width) if right else cell.ljust(width) for cell, width, right in columns]
         write("  ".join(parts).rstrip())
 
 

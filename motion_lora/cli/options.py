@@ -7,11 +7,8 @@ strictly as flags: an unknown key or a wrong type is refused by name.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import sys
-import types
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +58,11 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option], titl
 
 def add_config_flag(parser: argparse.ArgumentParser) -> None:
     """The flag that names the TOML file."""
-    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="read settings from this file; flags win over it")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings; flags win over it")
 
 
 def gather(parsed: argparse.Namespace, options: Sequence[Option], tables: Sequence[str] = ()) -> dict[str, Any]:
-    """The values of all given options: the file's, overridden by the flags. Keys in `tables` are passed on unchecked."""
+    """The values of all given options, the flags' over the file's. Keys in `tables` are passed on unchecked."""
     config = getattr(parsed, "config", None)
     values = read_toml(config, options, tables) if config else {}
     flags = {option.name: getattr(parsed, option.name) for option in options if hasattr(parsed, option.name)}
@@ -98,29 +95,14 @@ def check_table(
     return {**checked, **{key: content[key] for key in tables if key in content}}
 
 
-def from_dataclass(kind: type, texts: Mapping[str, str], *, without: Sequence[str] = ()) -> tuple[Option, ...]:
-    """An option for each field of a settings dataclass, its help taken from `texts` (every field must have one)."""
-    hints = typing.get_type_hints(kind)
-    found = []
-    for field in dataclasses.fields(kind):
-        if field.name in without:
-            continue
-        plain, choices, many = _plain_type(hints[field.name])
-        found.append(Option(field.name, plain, texts[field.name], choices=choices, many=many))
-    return tuple(found)
-
-
-def _plain_type(hint: Any) -> tuple[type, tuple[str, ...], bool]:
-    """The scalar type behind an annotation, its legal values if it is a Literal, and whether it is a tuple of them."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        (inner,) = (part for part in typing.get_args(hint) if part is not type(None))
-        return _plain_type(inner)
-    if origin is typing.Literal:
-        return str, tuple(str(value) for value in typing.get_args(hint)), False
-    if origin is tuple:
-        return typing.get_args(hint)[0], (), True
-    return hint, (), False
+def file_and_strength(entry: Sequence[str], what: str) -> tuple[Path, float]:
+    """The two words of a flag such as --lora: a file, and a strength that is 1 if it is left out."""
+    if len(entry) > 2:
+        raise SettingsError(f"{what} takes one file and one strength, got {' '.join(entry)!r}; repeat it for more.")
+    try:
+        return Path(entry[0]), float(entry[1]) if len(entry) == 2 else 1.0
+    except ValueError as error:
+        raise SettingsError(f"{what} {entry[0]}: the strength {entry[1]!r} is no number.") from error
 
 
 def _metavar(option: Option) -> str:
@@ -144,8 +126,10 @@ def _typed(option: Option, value: Any, where: str, folder: Path) -> Any:
 
 def _scalar(option: Option, value: Any, where: str, folder: Path) -> Any:
     """TOML has its own types, so nothing is parsed here: an int may stand for a float, nothing else is converted."""
-    expected = {Path: str, float: (int, float)}.get(option.kind, option.kind)
-    wrong = not isinstance(value, expected) or (isinstance(value, bool) and option.kind is not bool)
+    expected: dict[type, tuple[type, ...]] = {Path: (str,), float: (int, float)}
+    wrong = not isinstance(value, expected.get(option.kind, (option.kind,))) or (
+        isinstance(value, bool) and option.kind is not bool
+    )
     if wrong:
         raise SettingsError(f"{where}: {option.name} must be of type {option.kind.__name__}, got {value!r}.")
     if option.choices and value not in option.choices:

@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
     render: argparse.ArgumentParser = actions.add_parser(
         "render",
         help="draw a clip of a moving shape",
-        description="Draw a clip of a moving shape as mp4, gif or a folder of images. What is not given is drawn from the seed.",
+        description="Draw a clip of a moving shape as mp4 or gif. What is not given is drawn from the seed.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     render.add_argument("--scale", type=float, metavar="X", help="half extent of the path in canvas sides")
     render.add_argument("--seed", type=int, default=0, metavar="N", help="draws whatever is not given (default: 0)")
     render.add_argument("--num-frames", type=int, metavar="N", help="default: what the built-in model was trained on")
-    render.add_argument("--size", type=int, metavar="N", help="height and width in pixels (default: the built-in model's)")
+    render.add_argument("--size", type=int, metavar="N", help="height and width (default: the built-in model's)")
     render.add_argument("--fps", type=float, metavar="X", help="frames per second (default: the built-in model's)")
     add_json_flag(render)
     render.set_defaults(run=run_render)
@@ -74,7 +74,7 @@ def run_render(options: argparse.Namespace) -> int:
         write_json(facts)
     else:
         write(f"{facts['file']}: {num_frames} frames of {size} x {size} at {fps:g} fps")
-        write(f"  --caption \"{facts['caption']}\" --appearance-caption \"{facts['appearance_caption']}\"")
+        write(f'  --caption "{facts["caption"]}" --appearance-caption "{facts["appearance_caption"]}"')
     return 0
 
 

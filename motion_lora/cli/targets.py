@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "targets",
         help="which modules a target preset adapts on a base, with counts",
-        description="List target presets on a network: modules and parameters that a LoRA of the given rank would have.",
+        description="List target presets on a network: modules and parameters of a LoRA of the given rank.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         metavar="BASE",
         help="modelscope (default, built in), playground, a model folder, or a network's config.json",
     )
-    parser.add_argument("--preset", action="append", metavar="NAME", help="only this preset; may be given several times")
+    parser.add_argument("--preset", action="append", metavar="NAME", help="only this preset; may be repeated")
     parser.add_argument("--rank", type=int, default=4, metavar="N", help="rank to count parameters for (default: 4)")
     parser.add_argument("--modules", action="store_true", help="list every module's name")
     add_json_flag(parser)

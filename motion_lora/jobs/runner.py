@@ -14,8 +14,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 from ..errors import MotionLoRAError, SettingsError

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, SettingsError
-from ._files import write_text
+from ..storage import write_atomically
 from .records import DONE, Job, JobSpec, JobStatus
 
 _LOG = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ INPUTS, CHECKPOINT, PREVIEWS, NOTES = "inputs", "checkpoint", "previews", "notes
 
 
 class JobStore:
-    """Jobs on disk under `root`; at most `max_jobs` finished ones and about `max_bytes` of them, the oldest go first."""
+    """Jobs on disk under `root`: at most `max_jobs` finished ones, about `max_bytes` in all; the oldest go first."""
 
     def __init__(self, root: Path, *, max_jobs: int = 200, max_bytes: int = 8 * 2**30) -> None:
         self.root = root
@@ -48,8 +48,8 @@ class JobStore:
         fresh = self.root / f".new-{job_id}"
         try:
             fresh.mkdir(parents=True)
-            write_text(fresh / "job.json", json.dumps(spec.to_json(), indent=1))
-            write_text(fresh / "status.json", json.dumps(status.to_json()))
+            _write(fresh / "job.json", spec.to_json())
+            _write(fresh / "status.json", status.to_json())
             return fresh.rename(self.root / job_id)
         except OSError as error:
             raise OutputError(
@@ -76,11 +76,11 @@ class JobStore:
         return path
 
     def save_status(self, job_id: str, status: JobStatus) -> None:
-        write_text(self.folder(job_id) / "status.json", json.dumps(status.to_json()))
+        _write(self.folder(job_id) / "status.json", status.to_json())
 
     def put_note(self, job_id: str, name: str, value: Mapping[str, Any]) -> None:
         """Keep a small JSON value with the job."""
-        write_text(self._note(job_id, name), json.dumps(value))
+        _write(self._note(job_id, name), value)
 
     def take_note(self, job_id: str, name: str) -> dict[str, Any] | None:
         """Read and remove a note: of several who ask, one gets it."""
@@ -159,6 +159,10 @@ def folder_size(folder: Path) -> int:
         except OSError:
             continue
     return size
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(value, indent=1).encode())
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +34,12 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..axes import unfold_frames
-from ..bypass import temporal_bypass
+from ..bypass import temporal_bypass, temporal_layers
 from . import world
 
 logger = logging.getLogger(__name__)
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 MAX_TOKENS = 24
 TEXT_WIDTH = 64
@@ -463,7 +465,13 @@ def run_unet(work: Path, parts: FrozenParts, image: StagePlan, video: StagePlan)
     unet = build_unet()
     # Dropout of the temporal convolutions serves no purpose on endless data.
     unet.eval()
+    temporal = [p for _, layer in temporal_layers(unet) for p in layer.parameters()]
+    for p in temporal:
+        p.requires_grad_(False)
     run_stage(image, {"unet": unet}, lambda g: frame_loss(unet, parts, diffusion, g, image.batch_size), work)
+
+    for p in temporal:
+        p.requires_grad_(True)
 
     def joint(generator: torch.Generator) -> Tensor:
         if float(torch.rand((), generator=generator)) < IMAGE_SHARE:
@@ -491,6 +499,8 @@ def write_model(output: Path, parts: FrozenParts, unet: UNet3DConditionModel) ->
         "unet": ["diffusers", "UNet3DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
+    about = {"name": "playground", "num_frames": world.NUM_FRAMES, "fps": world.FPS}
+    (output / "motion_lora.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     (output / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
@@ -504,12 +514,32 @@ def pretrain(work: Path, output: Path, plans: dict[str, StagePlan]) -> None:
     write_model(output, parts, unet)
 
 
+def export(work: Path, output: Path) -> None:
+    """Write the model folder from the averaged weights of the newest checkpoints, while training may go on."""
+    vae = _averaged(work / "vae.safetensors", "vae", build_vae())
+    tokenizer = write_tokenizer(work / "tokenizer")
+    encoder = _averaged(work / "text.safetensors", "encoder", build_text_encoder(tokenizer))
+    newest = work / "video.safetensors" if (work / "video.safetensors").exists() else work / "image.safetensors"
+    unet = _averaged(newest, "unet", build_unet())
+    write_model(output, FrozenParts(vae, tokenizer, encoder, latent_scale(vae)), unet)
+
+
+def _averaged(checkpoint: Path, key: str, module: AnyModule) -> AnyModule:
+    prefix = f"average.{key}."
+    tensors = load_file(str(checkpoint))
+    module.load_state_dict(
+        {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, strict=False
+    )
+    return module.eval().requires_grad_(False)
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m motion_lora.playground.pretrain", description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoints and logs; a run resumes from it")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "weights", help="model folder to write")
     for plan in PLANS.values():
         parser.add_argument(f"--{plan.name}-steps", type=int, default=plan.steps, help="default: %(default)s")
+    parser.add_argument("--export", action="store_true", help="write the model from the checkpoints there are, and stop")
     parser.add_argument("--only", choices=tuple(PLANS), help="stop after this stage and write no model")
     return parser.parse_args(arguments)
 
@@ -518,6 +548,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = _parse(arguments)
     plans = {name: replace(plan, steps=getattr(options, f"{name}_steps")) for name, plan in PLANS.items()}
+    if options.export:
+        export(options.work, options.output)
+        return
     if options.only in ("vae", "text"):
         options.work.mkdir(parents=True, exist_ok=True)
         {"vae": run_vae, "text": run_text}[options.only](options.work, plans[options.only])

@@ -30,6 +30,7 @@ FOUND_EXPLAINED = 0.5
 _FOREIGN = 0.25
 _SALIENT = (0.12, 0.27)
 _RADII = tuple(0.09 * 1.08**i for i in range(15))
+# Less than the world's: a decoder washes stripes out, and half of this is where striped begins.
 _STRIPE_DEPTH = 0.4
 # The rule of `classify_motion`.
 MIN_FOUND = 0.6
@@ -302,16 +303,11 @@ def _bank(size: int) -> _Bank:
     for shape in world.SHAPES:
         mask = world.object_mask(shape, middle, radii, window)
         for fill in world.FILLS:
-            band = _bands(middle, radii, window) * float(fill == "striped")
+            band = world._stripes(middle, radii, window) * float(fill == "striped")
             terms = (mask, mask**2, mask * band, mask**2 * band, (mask * band) ** 2)
             features.append(torch.cat([term.flatten(1) for term in terms], dim=1))
             areas.append(mask.sum(dim=(1, 2)))
     return _Bank(torch.cat(features), torch.cat(areas), window)
-
-
-def _bands(centres: Tensor, radius: Tensor, size: int) -> Tensor:
-    """The world's stripes, read off a striped and a plain rendering so that they are defined in one place."""
-    return world._stripes(centres, radius, size)
 
 
 def _weights(foreign: Tensor, frames: Tensor, colours: Tensor) -> Tensor:
@@ -373,7 +369,7 @@ def _read_fit(errors: Tensor, bank: _Bank, corner: Tensor, foreign: Tensor, size
     shape_errors, fill_errors = errors.amin(dim=(1, 2, 4, 5)), errors.amin(dim=(1, 2, 3, 5))
     energy = (foreign.square().sum(-1) * _box(corner.float(), torch.arange(size).float(), 0.3 * size)).sum(dim=(1, 2))
     explained = -shape_errors.amin(dim=1) / energy.clamp(min=1e-6)
-    enough = energy > 0.25 * math.pi * (0.09 * size) ** 2
+    enough = energy > 0.12 * math.pi * (0.09 * size) ** 2
     found = (explained > FOUND_EXPLAINED) & enough
     counted = found if bool(found.any()) else torch.ones_like(found)
     look = errors[counted].amin(dim=(1, 2, 5)).sum(dim=0)

@@ -31,14 +31,14 @@ def gradient_checkpointing(unet: nn.Module, enabled: bool = True) -> Iterator[No
     former = [module.__dict__.get("forward") for module in layers]
     try:
         for module in layers:
-            module.forward = _checkpointed(module.forward)
+            setattr(module, "forward", _checkpointed(module.forward))  # noqa: B010 - to mypy it is a method
         yield
     finally:
         for module, forward in zip(layers, former, strict=True):
             if forward is None:
                 module.__dict__.pop("forward", None)
             else:
-                module.forward = forward
+                setattr(module, "forward", forward)  # noqa: B010
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,121 @@
+"""motion-lora inspect and verify: what a LoRA file is, and whether it is whole."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .bases import BASE_HELP, add_json_flag, empty_network, wants_json
+from .console import write, write_json, write_table
+
+_EXAMPLES = """\
+examples:
+  motion-lora inspect orbit.safetensors                    method, rank, targets, base, captions, norms by block
+  motion-lora inspect orbit.safetensors --keys --json      ... and every layer, for a program
+  motion-lora inspect friend.safetensors --base modelscope does it fit?
+  motion-lora verify orbit.safetensors                     keys, shapes, numbers, and the hashes that it carries
+
+Understood: the own format, PEFT and diffusers, kohya, and the lists that MotionDirector writes.
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the parsers of both commands."""
+    for name, summary, run in (
+        ("inspect", "what a LoRA file is", run_inspect),
+        ("verify", "check a LoRA file all the way", run_verify),
+    ):
+        parser: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}, of any format that is understood.",
+            epilog=_EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("file", type=Path, help="LoRA file, or a folder of PEFT or diffusers")
+        parser.add_argument("--base", metavar="BASE", help=f"check that it fits: {BASE_HELP}")
+        if name == "inspect":
+            parser.add_argument("--keys", action="store_true", help="list every layer with rank, sizes and norm")
+        add_json_flag(parser)
+        parser.set_defaults(run=run)
+
+
+def run_inspect(options: argparse.Namespace) -> int:
+    """Print the report."""
+    from ..formats import inspect
+
+    facts = inspect(options.file, empty_network(options.base) if options.base else None)
+    layers = _layers(options.file) if options.keys and facts["kind"] == "lora" else []
+    if wants_json(options):
+        write_json({**facts, "keys": layers} if options.keys else facts)
+        return 0
+    for name, value in _summary(facts).items():
+        write(f"{name + ':':22}{value}")
+    if facts["blocks"]:
+        write()
+        rows = [(b["block"], b["layers"], _joined(b["ranks"]), f"{b['norm']:.4f}") for b in facts["blocks"]]
+        write_table(rows, ("block", "layers", "rank", "norm"))
+    if layers:
+        write()
+        table = [(k["module"], k["rank"], k["in"], k["out"], f"{k['scale']:g}", f"{k['norm']:.5f}") for k in layers]
+        write_table(table, ("layer", "rank", "in", "out", "scale", "norm"))
+    return 0
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Print what was checked; a fault is an error."""
+    from ..formats import verify
+
+    facts = verify(options.file, empty_network(options.base) if options.base else None)
+    if wants_json(options):
+        write_json(facts)
+        return 0
+    for check in facts["checks"]:
+        write(f"ok: {check}")
+    for warning in facts["warnings"]:
+        write(f"note: {warning}")
+    return 0
+
+
+def _layers(path: Path) -> list[dict[str, Any]]:
+    from ..formats import load_any
+    from ..formats.inspection import delta_norm
+
+    return [
+        {
+            "module": module,
+            "rank": layer.rank,
+            "in": layer.down[0].numel(),
+            "out": layer.up.shape[0],
+            "scale": layer.scale,
+            "norm": delta_norm(layer),
+        }
+        for module, layer in load_any(path).lora.layers.items()
+    ]
+
+
+def _summary(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The lines of the report; what the file does not say is left out."""
+    lines = {
+        "file": f"{facts['file']} ({facts['size']:,} bytes)",
+        "kind": f"{facts['kind']}, {facts['format']} format",
+        "layers": f"{facts['layers']} ({facts['temporal']} temporal, {facts['spatial']} spatial)",
+        "rank": _joined(facts["ranks"]),
+        "parameters": f"{facts['parameters']:,} ({_joined(facts['dtypes'])})",
+        "norm": f"{facts['norm']:.4f}",
+    }
+    if facts.get("tokens"):
+        lines["tokens"] = f"{_joined(facts['tokens']['names'])}, width {facts['tokens']['width']}"
+    for name, value in facts["metadata"].items():
+        lines[name.replace("_", " ")] = "; ".join(value) if isinstance(value, list) else str(value)
+    if facts["fits"]:
+        lines["fits the base"] = f"{facts['fits']['matched']} of {facts['fits']['total']} layers"
+    for number, remark in enumerate((*facts["notes"], *facts["warnings"]), start=1):
+        lines[f"note {number}"] = remark
+    return lines
+
+
+def _joined(values: Any) -> str:
+    return ", ".join(str(value) for value in values)

@@ -1,0 +1,99 @@
+"""Keys of LoRA files, in every dialect, to module names of this project.
+
+    kohya       lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight, .lora_up.weight, .lora_mid.weight, .alpha
+    PEFT        [base_model.model.][unet.]<module>.lora_A[.<adapter>].weight, .lora_B...
+    diffusers   unet.<module>.processor.to_q_lora.down.weight, .lora.up.weight, .lora_linear_layer...
+    ComfyUI     diffusion_model.<module>.lora_down.weight, .alpha
+
+Kohya writes the dots of a module name as underscores; since some words hold underscores themselves, they are read back
+with the words that these networks are made of.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+UNET, TEXT = "unet", "text"
+
+_NETWORK_WORDS = """
+    down_blocks up_blocks mid_block conv_in conv_out time_embedding linear_1 linear_2 transformer_in resnets attentions
+    temp_attentions temp_convs downsamplers upsamplers conv conv1 conv2 conv3 conv4 conv_shortcut time_emb_proj proj_in
+    proj_out transformer_blocks attn1 attn2 to_q to_k to_v to_out ff net proj"""
+_TEXT_WORDS = "text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2"
+_WORDS = sorted([*_NETWORK_WORDS.split(), *_TEXT_WORDS.split()], key=len, reverse=True)
+_WORD = re.compile("(?:" + "|".join([*_WORDS, r"\d+"]) + ")(?=_|$)")
+_ROLES = r"(?P<role>down|up|mid)"
+_KOHYA = re.compile(rf"lora_(?P<part>unet|te)_(?P<module>\w+)\.(?:lora_{_ROLES}\.weight|(?P<alpha>alpha))")
+_PREFIX = re.compile(
+    r"(?:base_model\.model\.)?(?:(?P<unet>unet\.|diffusion_model\.)|(?P<text>text_encoder\.))?(?:base_model\.model\.)?"
+)
+_DOTTED = (
+    re.compile(r"(?P<module>.+)\.lora_(?P<ab>[AB])(?:\.(?!weight$)[^.]+)?\.weight"),
+    re.compile(rf"(?P<module>.+)\.(?:lora_|lora\.|lora_linear_layer\.){_ROLES}\.weight"),
+    re.compile(rf"(?P<module>.+)\.(?:processor\.)?(?P<projection>to_q|to_k|to_v|to_out)_lora\.{_ROLES}\.weight"),
+    re.compile(r"(?P<module>.+)\.(?P<alpha>alpha)"),
+)
+_PEFT_ROLES = {"A": "down", "B": "up"}
+_TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+LINEAR = re.compile(r".*\.(?:to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out|time_emb_proj)")
+
+
+class Key(NamedTuple):
+    """What a key names: part of the model, module, role (down, up, mid or alpha), and the dialect it was written in."""
+
+    part: str
+    module: str
+    role: str
+    dialect: str
+
+
+def parse_key(key: str) -> Key | None:
+    """The meaning of a key, or None for one that no dialect has."""
+    found = _KOHYA.fullmatch(key)
+    if found:
+        module = dotted(found["module"])
+        part = UNET if found["part"] == "unet" else TEXT
+        return None if module is None else Key(part, _bare(part, module), found["role"] or "alpha", "kohya")
+    return _parse_dotted(key)
+
+
+def _parse_dotted(key: str) -> Key | None:
+    prefix = _PREFIX.match(key)
+    assert prefix is not None  # it may match nothing, but it matches
+    part, rest = TEXT if prefix["text"] else UNET, key[prefix.end() :]
+    for pattern in _DOTTED:
+        found = pattern.fullmatch(rest)
+        if found is None:
+            continue
+        groups = found.groupdict()
+        if "projection" in groups:
+            module = f"{groups['module']}.{_projection(part, groups['projection'])}"
+            return Key(part, _bare(part, module), groups["role"], "diffusers")
+        if "ab" in groups:
+            return Key(part, _bare(part, groups["module"]), _PEFT_ROLES[groups["ab"]], "peft")
+        return Key(part, _bare(part, groups["module"]), groups.get("role") or "alpha", "diffusers")
+    return None
+
+
+def dotted(name: str) -> str | None:
+    """`down_blocks_0_attentions_1_proj_in` -> `down_blocks.0.attentions.1.proj_in`; None where a word is not known."""
+    words, position = [], 0
+    while position < len(name):
+        found = _WORD.match(name, position)
+        if found is None:
+            return None
+        words.append(found.group())
+        position = found.end() + 1  # the underscore between two words
+    return ".".join(words) if words and not name.endswith("_") else None
+
+
+def _projection(part: str, name: str) -> str:
+    if part == TEXT:
+        return _TEXT_PROJECTIONS[name]
+    return "to_out.0" if name == "to_out" else name
+
+
+def _bare(part: str, module: str) -> str:
+    """Text encoders of transformers 4 have `text_model.` in front, those of 5 do not: here it never is."""
+    return module.removeprefix("text_model.") if part == TEXT else module

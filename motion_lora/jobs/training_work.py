@@ -1,0 +1,276 @@
+"""Training as the work of a job: what is kept for a restart, laps between previews, the result and its file.
+
+A preview needs the device and the LoRA as it is, so a job pauses itself for one: training writes its checkpoint and
+returns, the preview is drawn, and training goes on from the checkpoint, to the same bits as without a preview.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..absorbers import load_absorber, save_absorber
+from ..clips import Clip
+from ..errors import MotionLoRAError, TrainingError
+from ..files import load_lora, save_lora
+from ..inversion import Absorber
+from ..lora import LoRA
+from ..pictures import write_video
+from ..pipeline import VideoPipeline
+from ..sampling import SampleSettings, sample
+from ..stack import AdapterStack, StackEntry
+from ..storage import free_path, path_inside, read_tensors, serialize, write_atomically
+from ..training import (
+    Command,
+    StepReport,
+    TrainingAbortedError,
+    TrainingPausedError,
+    TrainSettings,
+    fingerprint,
+    step_plan,
+    train,
+    train_absorber,
+)
+from ..training.settings import absorber_stages
+from .records import APPEARANCE_ABSORBER, JobSpec, PreviewPlan
+from .store import CHECKPOINT, INPUTS, PREVIEWS
+from .work import CONTINUE, PAUSE, Outcome, Reporter
+
+_LOG = logging.getLogger(__name__)
+RESULT = "result.safetensors"
+_CLIPS, _WORDS, _ABSORBER = "clips.safetensors", "clips.json", "absorber.safetensors"
+# Every field of a Clip but its frames.
+_CLIP_WORDS = ("fps", "caption", "appearance_caption", "absorb_words", "source")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingInputs:
+    """What a training job holds in memory."""
+
+    pipeline: VideoPipeline
+    clips: tuple[Clip, ...]
+    absorber: Absorber | None = None
+
+
+def _nothing(spec: JobSpec) -> None:
+    """The default of hooks that a host may leave out."""
+
+
+@dataclass(frozen=True)
+class TrainingHost:
+    """What the work needs of whoever runs it.
+
+    `load_base` finds a base by the recipe of a spec; `prepare` and `release` come before and after each run on the
+    device; `folders` says where finished files of each kind of job are put for the user, and below which subfolder.
+    """
+
+    load_base: Callable[[Mapping[str, str]], VideoPipeline]
+    prepare: Callable[[JobSpec], None] = _nothing
+    release: Callable[[JobSpec], None] = _nothing
+    folders: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
+
+
+def training_spec(
+    kind: str,
+    name: str,
+    inputs: TrainingInputs,
+    settings: TrainSettings,
+    *,
+    base: Mapping[str, str],
+    preview: PreviewPlan | None = None,
+    yields: bool = False,
+) -> JobSpec:
+    """The spec of a training job, with the fingerprint of everything that determines its result."""
+    plan = step_plan(settings, absorber_given=inputs.absorber is not None)
+    if kind == APPEARANCE_ABSORBER:
+        absorbing = [stage.name for stage in absorber_stages(settings)]
+        plan = {stage: steps for stage, steps in plan.items() if stage in absorbing}
+    mark = fingerprint(inputs.pipeline.identity, inputs.clips, settings, inputs.absorber)
+    return JobSpec(
+        kind=kind,
+        name=name,
+        fingerprint=hashlib.sha256(f"{kind}:{mark}".encode()).hexdigest(),
+        device=str(inputs.pipeline.device),
+        base=dict(base),
+        settings=settings.to_json(),
+        plan=plan,
+        preview=preview or PreviewPlan(),
+        yields=yields,
+    )
+
+
+class TrainingWork:
+    """The work of jobs of both kinds: motion LoRAs and appearance absorbers."""
+
+    def __init__(self, host: TrainingHost) -> None:
+        self._host = host
+
+    def keep(self, spec: JobSpec, payload: object, folder: Path) -> None:
+        """Clips, captions and absorber, so that a server that was restarted can go on with the job."""
+        inputs = _checked(payload)
+        keep_clips(folder / INPUTS, inputs.clips)
+        if inputs.absorber is not None:
+            save_absorber(folder / INPUTS / _ABSORBER, inputs.absorber)
+
+    def restore(self, spec: JobSpec, folder: Path) -> TrainingInputs:
+        """What `keep` wrote, with the base loaded again. Raises ModelError where the base is gone."""
+        absorber = folder / INPUTS / _ABSORBER
+        return TrainingInputs(
+            self._host.load_base(spec.base),
+            kept_clips(folder / INPUTS),
+            load_absorber(absorber) if absorber.exists() else None,
+        )
+
+    def run(self, spec: JobSpec, payload: object, folder: Path, reporter: Reporter) -> Outcome:
+        """Train until the end or a command, with a stop at every preview."""
+        inputs = _checked(payload)
+        self._host.prepare(spec)
+        try:
+            if spec.kind == APPEARANCE_ABSORBER:
+                return _run_absorber(spec, inputs, folder, reporter)
+            return _run_motion(spec, inputs, folder, reporter)
+        except TrainingAbortedError:
+            return Outcome(finished=False, saved=False)
+        finally:
+            self._host.release(spec)
+
+    def publish(self, spec: JobSpec, folder: Path, step: int) -> str:
+        """Copy the result to where the user looks for it; never over another file. Its name there, with subfolder."""
+        if spec.kind not in self._host.folders:
+            return ""
+        root, subfolder = self._host.folders[spec.kind]
+        planned = sum(spec.plan.values())
+        name = spec.name if step >= planned else f"{spec.name}-{step:06d}"
+        target = free_path(path_inside(root, f"{subfolder}/{name}" if subfolder else name))
+        write_atomically(target, (folder / RESULT).read_bytes())
+        return target.relative_to(root).as_posix()
+
+
+def load_result(folder: Path, kind: str) -> LoRA | Absorber:
+    """What a finished or stopped job made."""
+    return load_absorber(folder / RESULT) if kind == APPEARANCE_ABSORBER else load_lora(folder / RESULT)
+
+
+# One run ------------------------------------------------------------------------------------------------------------
+
+
+class _Lap:
+    """The callback of one call of `train`: asks the runner, and ends the lap where a preview is due."""
+
+    def __init__(self, spec: JobSpec, reporter: Reporter, drawn: frozenset[int]) -> None:
+        self._spec, self._reporter, self._drawn = spec, reporter, drawn
+        self.answer: str = CONTINUE
+        self.preview_at: int | None = None
+
+    def __call__(self, report: StepReport) -> Command:
+        self.answer = self._reporter.step(report)
+        motion = list(self._spec.plan)[-1:] == [report.stage]
+        plan = self._spec.preview
+        due = plan.wanted and motion and report.step % plan.every == 0 and report.step not in self._drawn
+        if self.answer == CONTINUE and due and report.step < report.total:
+            self.preview_at = report.step
+            return PAUSE
+        return self.answer  # type: ignore[return-value]
+
+
+def _run_motion(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> Outcome:
+    settings = TrainSettings(**spec.settings)
+    drawn: frozenset[int] = frozenset()
+    while True:
+        lap = _Lap(spec, reporter, drawn)
+        result = train(
+            inputs.pipeline,
+            inputs.clips,
+            settings,
+            absorber=inputs.absorber,
+            callback=lap,
+            checkpoint=folder / CHECKPOINT,
+        )
+        if result.ending == "paused" and lap.preview_at is None:
+            return Outcome(finished=False, saved=False)
+        if result.ending != "paused":
+            break
+        assert lap.preview_at is not None
+        drawn |= {lap.preview_at}
+        _draw_preview(spec, inputs, result.lora, lap.preview_at, folder, reporter)
+    if len(result.lora) == 0:
+        return Outcome(finished=False, saved=False, note="the motion stage has taken no step yet; resume to go on")
+    named = result.lora.with_metadata(**{"motion_lora.title": spec.name, "modelspec.title": spec.name})
+    save_lora(folder / RESULT, named)
+    finished = result.ending == "completed"
+    if finished and spec.preview.wanted:
+        _draw_preview(spec, inputs, result.lora, settings.steps, folder, reporter)
+    return Outcome(finished=finished, saved=True)
+
+
+def _run_absorber(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> Outcome:
+    lap = _Lap(spec, reporter, frozenset())
+    settings = TrainSettings(**spec.settings)
+    try:
+        absorber = train_absorber(inputs.pipeline, inputs.clips, settings, callback=lap, checkpoint=folder / CHECKPOINT)
+    except TrainingPausedError:
+        return Outcome(finished=False, saved=False)
+    save_absorber(folder / RESULT, absorber)
+    return Outcome(finished=lap.answer == CONTINUE, saved=True)
+
+
+def _draw_preview(
+    spec: JobSpec, inputs: TrainingInputs, lora: LoRA, step: int, folder: Path, reporter: Reporter
+) -> None:
+    """A small video with the LoRA as it is now. One that cannot be drawn is a note, not the end of the training."""
+    plan, clip = spec.preview, inputs.clips[0]
+    settings = SampleSettings(
+        plan.prompt,
+        num_frames=clip.num_frames,
+        height=clip.height,
+        width=clip.width,
+        num_inference_steps=plan.num_inference_steps,
+        guidance_scale=plan.guidance_scale,
+        seed=plan.seed,
+    )
+    name = f"{step:06d}.mp4"
+    try:
+        video = sample(inputs.pipeline, settings, stack=AdapterStack().add(StackEntry(lora)))[0]
+        (folder / PREVIEWS).mkdir(exist_ok=True)
+        write_video(folder / PREVIEWS / name, video.frames, clip.fps)
+    except (MotionLoRAError, OSError) as error:
+        _LOG.warning("Motion LoRA: no preview at step %d: %s", step, error)
+        reporter.note(f"no preview at step {step}: {error}")
+        return
+    reporter.preview(name)
+
+
+def _checked(payload: object) -> TrainingInputs:
+    if not isinstance(payload, TrainingInputs):
+        raise TrainingError(f"a training job needs TrainingInputs, not {type(payload).__name__}")
+    return payload
+
+
+# Clips on disk --------------------------------------------------------------------------------------------------------
+
+
+def keep_clips(folder: Path, clips: Sequence[Clip]) -> None:
+    """Write clips so that `kept_clips` gives the same frames to the bit. Raises OutputError."""
+    tensors = {f"frames_{index}": clip.frames for index, clip in enumerate(clips)}
+    words = [{name: getattr(clip, name) for name in _CLIP_WORDS} for clip in clips]
+    write_atomically(folder / _CLIPS, serialize(tensors, {}))
+    write_atomically(folder / _WORDS, json.dumps(words).encode())
+
+
+def kept_clips(folder: Path) -> tuple[Clip, ...]:
+    """The clips again. Raises TrainingError where they are damaged."""
+    try:
+        words = json.loads((folder / _WORDS).read_text(encoding="utf-8"))
+        with torch.inference_mode(False):
+            tensors = read_tensors(folder / _CLIPS)
+        return tuple(Clip(frames=tensors[f"frames_{index}"], **entry) for index, entry in enumerate(words))
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise TrainingError(
+            f"the clips of this job are damaged ({error}): delete it and run its workflow again"
+        ) from error

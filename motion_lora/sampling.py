@@ -1,0 +1,352 @@
+"""Sampling: the denoising loop over diffusers' schedulers, with an adapter stack, guidance and per-video seeds.
+
+Every random number of a video comes from a CPU generator of its own, so a seed gives the same video on any device,
+alone or in a batch. The arithmetic of the schedulers runs in float32; only the network runs in the base's dtype.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import SettingsError
+from .highway import appearance_highway, plan_highway
+from .pipeline import VideoPipeline, no_gradients
+from .schedulers import SCHEDULERS, make_scheduler
+from .stack import AdapterStack, AppliedStack, applied, applied_to_text_encoder, require_fit
+
+__all__ = ["SCHEDULERS", "Sample", "SampleSettings", "resolve", "sample", "start_noise"]
+
+logger = logging.getLogger(__name__)
+
+MAX_FRAMES = 1024
+MAX_GUIDANCE = 100.0
+MAX_SEED = 2**64 - 1
+MAX_FPS = 240.0
+
+Progress = Callable[[int, int], None]
+"""Called after every denoising step with the steps done and the steps in all; may raise to abort."""
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What to sample. None stands for the base's own value; sizes in pixels; `seed` gives one video.
+
+    A `guidance_scale` of 1 or less skips the unconditional pass. `edit_strength` counts for video-to-video only: the
+    share of the steps that are run on the source's noised latents, 1 for all of them (SDEdit).
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    num_frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int = 30
+    guidance_scale: float = 9.0
+    scheduler: str = "ddim"
+    seed: int = 0
+    fps: float | None = None
+    edit_strength: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One video: frames (f, h, w, 3) in [0, 1] on CPU, its scaled latents (1, c, f, h, w), and the resolved settings.
+
+    Without decoding, `frames` holds no frame: (0, h, w, 3).
+    """
+
+    frames: Tensor
+    latents: Tensor
+    settings: SampleSettings
+
+
+def sample(
+    pipeline: VideoPipeline,
+    settings: SampleSettings | Sequence[SampleSettings],
+    *,
+    stack: AdapterStack | None = None,
+    latents: Tensor | None = None,
+    source: Tensor | None = None,
+    callback: Progress | None = None,
+    decode: bool = True,
+    batch_size: int = 4,
+) -> list[Sample]:
+    """Denoise one video per settings, in order; up to `batch_size` alike ones run together.
+
+    stack     LoRAs and highway, applied to a replica; the base is not changed
+    latents   start noise of about unit variance (1 or n, c, f, h, w), such as an inverted clip or a noise prior, in
+              place of what the seeds give
+    source    scaled latents of a clip (1 or n, c, f, h, w) to edit: noised to the level that `edit_strength` sets
+    decode    False leaves the frames out
+
+    Raises SettingsError that names every wrong setting, its value and what is legal, LoRAFileError for a LoRA that
+    does not fit; both before any work. What `callback` raises passes through and leaves the base as it was.
+    """
+    wanted = [settings] if isinstance(settings, SampleSettings) else list(settings)
+    stack = stack or AdapterStack()
+    videos = [resolve(pipeline, one, editing=source is not None) for one in wanted]
+    _check_batch_size(batch_size)
+    noises = _per_video("latents", latents, pipeline, videos)
+    sources = _per_video("source", source, pipeline, videos)
+    _check_stack(pipeline, stack)
+    if not videos:
+        return []
+    groups = _groups(videos, batch_size)
+    progress = _Progress(callback, sum(_steps_run(videos[group[0]]) for group in groups))
+    results: dict[int, Sample] = {}
+    with no_gradients():
+        unet = pipeline.replica().unet
+        for group in groups:
+            batch = _Batch(pipeline, tuple(videos[i] for i in group))
+            started = batch.start([noises[i] for i in group], [sources[i] for i in group])
+            finished = batch.denoise(unet, started, stack, progress)
+            for i, one in zip(group, batch.finish(finished, decode), strict=True):
+                results[i] = one
+    return [results[i] for i in range(len(videos))]
+
+
+def resolve(pipeline: VideoPipeline, settings: SampleSettings, *, editing: bool = False) -> SampleSettings:
+    """The settings with the base's values in place of None; raises SettingsError that names every fault at once."""
+    resolved = replace(
+        settings,
+        num_frames=pipeline.default_num_frames if settings.num_frames is None else settings.num_frames,
+        height=pipeline.default_height if settings.height is None else settings.height,
+        width=pipeline.default_width if settings.width is None else settings.width,
+        fps=pipeline.default_fps if settings.fps is None else settings.fps,
+    )
+    faults = list(_faults(pipeline, resolved, editing))
+    if faults:
+        raise SettingsError("; ".join(faults) + ".")
+    return resolved
+
+
+def start_noise(pipeline: VideoPipeline, settings: SampleSettings) -> Tensor:
+    """The noise (1, c, f, h, w) on CPU that these settings start from."""
+    resolved = resolve(pipeline, settings)
+    return torch.randn(_shape(pipeline, resolved), generator=_generator(resolved))
+
+
+# Checks -------------------------------------------------------------------------------------------------------------
+
+
+def _faults(pipeline: VideoPipeline, settings: SampleSettings, editing: bool) -> Iterator[str]:
+    steps, most = settings.num_inference_steps, pipeline.max_inference_steps
+    texts: dict[str, object] = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
+    yield from (f"{name} is {text!r}; it must be text" for name, text in texts.items() if not isinstance(text, str))
+    yield from _whole("num_frames", settings.num_frames, 1, MAX_FRAMES)
+    yield from _whole("num_inference_steps", steps, 1, most)
+    yield from _whole("seed", settings.seed, 0, MAX_SEED)
+    yield from _number("guidance_scale", settings.guidance_scale, 0.0, MAX_GUIDANCE)
+    yield from _number("fps", settings.fps, 0.1, MAX_FPS)
+    if settings.scheduler not in SCHEDULERS:
+        yield f"scheduler is {settings.scheduler!r}; it must be one of: {', '.join(SCHEDULERS)}"
+    sizes = [*_whole("height", settings.height, 1, 2**16), *_whole("width", settings.width, 1, 2**16)]
+    yield from sizes
+    if not sizes and (fault := pipeline.size_fault(settings.height or 0, settings.width or 0)):
+        yield fault
+    yield from _edit_faults(settings, editing)
+
+
+def _edit_faults(settings: SampleSettings, editing: bool) -> Iterator[str]:
+    strength = settings.edit_strength
+    wrong = list(_number("edit_strength", strength, 0.0, 1.0))
+    yield from wrong
+    if wrong or not isinstance(settings.num_inference_steps, int):
+        return
+    if not editing and strength != 1.0:
+        yield f"edit_strength is {strength}, but there is no source clip to edit; leave it at 1 or give one"
+    if _steps_run(settings) < 1:
+        steps = settings.num_inference_steps
+        yield f"edit_strength {strength} of {steps} steps leaves none to run; use at least {1 / max(steps, 1):.3g}"
+
+
+def _whole(name: str, value: object, low: int, high: int) -> Iterator[str]:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        yield f"{name} is {value!r}; it must be a whole number from {low} to {high}"
+
+
+def _number(name: str, value: object, low: float, high: float) -> Iterator[str]:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        yield f"{name} is {value!r}; it must be a number from {low:g} to {high:g}"
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise SettingsError(f"batch_size is {batch_size}; it must be at least 1.")
+
+
+def _check_stack(pipeline: VideoPipeline, stack: AdapterStack) -> None:
+    for entry in stack.entries:
+        require_fit(pipeline.unet, entry.lora, entry.name)
+        if entry.text_encoder is not None:
+            require_fit(pipeline.text_encoder, entry.text_encoder, entry.name)
+    if stack.highway is not None:
+        plan_highway(pipeline.unet, stack.highway)
+
+
+def _per_video(
+    name: str, tensor: Tensor | None, pipeline: VideoPipeline, videos: Sequence[SampleSettings]
+) -> list[Tensor | None]:
+    """One (1, c, f, h, w) per video of a tensor that holds one for all or one for each; raises SettingsError."""
+    if tensor is None:
+        return [None] * len(videos)
+    for video in videos:
+        expected = _shape(pipeline, video)[1:]
+        if tensor.ndim != 5 or tensor.shape[0] not in (1, len(videos)) or tuple(tensor.shape[1:]) != expected:
+            raise SettingsError(
+                f"{name} has shape {tuple(tensor.shape)}; {video.num_frames} frames of {video.height} x {video.width} "
+                f"pixels need (1 or {len(videos)}, {', '.join(str(n) for n in expected)})."
+            )
+    if not bool(torch.isfinite(tensor).all()):
+        raise SettingsError(f"{name} holds values that are not finite numbers.")
+    each = tensor.detach().float().cpu()
+    return [each[i % each.shape[0]][None] for i in range(len(videos))]
+
+
+# One batch ----------------------------------------------------------------------------------------------------------
+
+
+def _groups(videos: Sequence[SampleSettings], batch_size: int) -> list[list[int]]:
+    """Numbers of the videos that can share a forward pass: alike in all but texts, seed, guidance scale and fps."""
+    alike: dict[SampleSettings, list[int]] = {}
+    for number, video in enumerate(videos):
+        guided = float(video.guidance_scale > 1.0)
+        key = replace(video, prompt="", negative_prompt="", seed=0, guidance_scale=guided, fps=None)
+        alike.setdefault(key, []).append(number)
+    return [numbers[i : i + batch_size] for numbers in alike.values() for i in range(0, len(numbers), batch_size)]
+
+
+class _Progress:
+    """Steps done over all batches, for the caller's callback."""
+
+    def __init__(self, callback: Progress | None, total: int) -> None:
+        self._callback, self._total, self._done = callback, total, 0
+
+    def step(self) -> None:
+        self._done += 1
+        if self._callback is not None:
+            self._callback(self._done, self._total)
+
+
+class _Batch:
+    """Videos that are denoised together: their generators, scheduler and timesteps."""
+
+    def __init__(self, pipeline: VideoPipeline, videos: tuple[SampleSettings, ...]) -> None:
+        self.pipeline, self.videos = pipeline, videos
+        first = videos[0]
+        self.generators = [_generator(video) for video in videos]
+        self.scheduler = make_scheduler(first.scheduler, _noise_schedule(pipeline, first))
+        self.scheduler.set_timesteps(first.num_inference_steps, device=pipeline.device)
+        self.skipped = len(self.scheduler.timesteps) - _steps_run(first)
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(self.skipped)
+        takes_generator = SCHEDULERS[first.scheduler].takes_generator
+        self.step_options: dict[str, Any] = {"generator": self.generators} if takes_generator else {}
+
+    def start(self, noises: Sequence[Tensor | None], sources: Sequence[Tensor | None]) -> Tensor:
+        """Start latents (b, c, f, h, w): scaled noise, or the sources noised to the first timestep that is run."""
+        drawn = [
+            # Drawn in any case, so that later random numbers do not depend on whether start noise was given.
+            (torch.randn(_shape(self.pipeline, video), generator=generator), given)
+            for video, generator, given in zip(self.videos, self.generators, noises, strict=True)
+        ]
+        noise = torch.cat([own if given is None else given for own, given in drawn]).to(self.pipeline.device)
+        clips = [source for source in sources if source is not None]
+        if not clips:
+            return noise * float(self.scheduler.init_noise_sigma)
+        timestep = self.scheduler.timesteps[self.skipped].repeat(len(self.videos))
+        noised: Tensor = self.scheduler.add_noise(torch.cat(clips).to(self.pipeline.device), noise, timestep)
+        return noised
+
+    def denoise(self, unet: Any, latents: Tensor, stack: AdapterStack, progress: _Progress) -> Tensor:
+        """Start latents -> clean latents (b, c, f, h, w), float32 on the device; `unet` is a replica of the base's."""
+        text = self._encode_prompts(stack)
+        frames = latents.shape[2]
+        with applied(unet, stack, frames) as adapters, appearance_highway(unet, stack.highway), self._memory_errors():
+            return self._loop(unet, latents, text, adapters, progress)
+
+    def _loop(self, unet: Any, latents: Tensor, text: Tensor, adapters: AppliedStack, progress: _Progress) -> Tensor:
+        timesteps = self.scheduler.timesteps
+        for index in range(self.skipped, len(timesteps)):
+            # Relative to the whole schedule, so that a position means the same noise level when an edit starts late.
+            adapters.at(index / max(len(timesteps) - 1, 1))
+            noisy = self.scheduler.scale_model_input(latents, timesteps[index])
+            predicted = self._predict(unet, noisy, timesteps[index], text)
+            latents = self.scheduler.step(predicted, timesteps[index], latents, **self.step_options).prev_sample
+            progress.step()
+        return latents
+
+    def _predict(self, unet: Any, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        """The guided prediction: uncond + scale * (cond - uncond), both in one forward pass (Ho and Salimans 2022)."""
+        copies = text.shape[0] // noisy.shape[0]
+        batch = noisy.repeat(copies, 1, 1, 1, 1).to(self.pipeline.dtype)
+        predicted: Tensor = unet(batch, timestep, text).sample.float()
+        if copies == 1:
+            return predicted
+        unconditional, conditional = predicted.chunk(2)
+        scales = torch.tensor([video.guidance_scale for video in self.videos], device=predicted.device)
+        return unconditional + scales.view(-1, 1, 1, 1, 1) * (conditional - unconditional)
+
+    def _encode_prompts(self, stack: AdapterStack) -> Tensor:
+        """Text embeddings: negative prompts then prompts with guidance, (2 b, tokens, dim), else prompts alone."""
+        prompts = [video.prompt for video in self.videos]
+        if self.videos[0].guidance_scale > 1.0:
+            prompts = [video.negative_prompt for video in self.videos] + prompts
+        reader = self.pipeline
+        with ExitStack() as contexts:
+            if any(entry.text_encoder is not None for entry in stack.entries):
+                reader = self.pipeline.replica(unet=False, text_encoder=True)
+                contexts.enter_context(applied_to_text_encoder(reader.text_encoder, stack))
+            return reader.encode_prompt(prompts).to(self.pipeline.dtype)
+
+    def finish(self, latents: Tensor, decode: bool) -> Iterator[Sample]:
+        """The samples, decoded one video at a time."""
+        if not bool(torch.isfinite(latents).all()):
+            logger.warning(
+                "The latents hold values that are not finite; in fp16 a base can overflow, try bf16 or fp32."
+            )
+        for video, one in zip(self.videos, latents.split(1), strict=True):
+            empty = torch.zeros(0, video.height or 0, video.width or 0, 3)
+            frames = self.pipeline.decode_latents(one)[0] if decode else empty
+            yield Sample(frames, one.cpu(), video)
+
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """A full device becomes a SettingsError that says what to lower."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            video = self.videos[0]
+            raise SettingsError(
+                f"{self.pipeline.device} has too little memory for {len(self.videos)} x {video.num_frames} frames of "
+                f"{video.height} x {video.width}; lower batch_size, num_frames or the size, or use a 16-bit dtype."
+            ) from error
+
+
+def _noise_schedule(pipeline: VideoPipeline, settings: SampleSettings) -> Mapping[str, Any]:
+    """The base's own; but the usual spacings would put a single step at the clean end instead of at the noise."""
+    single = {"timestep_spacing": "trailing"} if settings.num_inference_steps == 1 else {}
+    return {**pipeline.scheduler_config, **single}
+
+
+def _steps_run(settings: SampleSettings) -> int:
+    return math.floor(settings.num_inference_steps * settings.edit_strength + 1e-6)
+
+
+def _generator(settings: SampleSettings) -> torch.Generator:
+    return torch.Generator().manual_seed(settings.seed)
+
+
+def _shape(pipeline: VideoPipeline, settings: SampleSettings) -> tuple[int, int, int, int, int]:
+    """Of the latents of one video with resolved settings."""
+    factor = pipeline.vae_factor
+    frames, height, width = settings.num_frames or 0, settings.height or 0, settings.width or 0
+    return 1, int(pipeline.unet.config["in_channels"]), frames, height // factor, width // factor

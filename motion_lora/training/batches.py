@@ -1,0 +1,179 @@
+"""What one step is trained on: the clips made ready once, and the random draw of each step.
+
+Latents and text embeddings are computed before the first step. Whatever is random in a step comes from one generator
+that is seeded by the run's seed, the stage and the step, on the CPU: the same on every device and after every resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..axes import fold_frames
+from ..inversion import PlaceholderTokens, check_length, shared_phrases, substitute
+from ..noise import NoiseSchedule, clip_noise
+from ..pipeline import VideoPipeline
+from .settings import TrainSettings
+
+if TYPE_CHECKING:
+    from ..clips import Clip
+
+# Customize-A-Video A.2. It does not say of what; sides are assumed, not areas.
+PATCH_RATIOS = (0.33, 0.67)
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """One clip made ready: latents (1, c, f, h, w) fp32 on the device, mirrored too if asked, and its prompts."""
+
+    latents: Tensor
+    mirrored: Tensor | None
+    prompts: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What one step sees: a clip or frames of one, shared noise and timesteps, and the choices of its passes.
+
+    latents and noise (b, c, f, h, w), timesteps (b,): one clip, b = 1, or b unordered images, f = 1.
+    """
+
+    clip: int
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    frame: int
+    anchor: int
+    with_optional: bool
+
+    def one_frame(self) -> Draw:
+        """The same noise and timestep on the drawn frame alone."""
+        frame = slice(self.frame, self.frame + 1)
+        return replace(self, latents=self.latents[:, :, frame], noise=self.noise[:, :, frame])
+
+
+def words_to_absorb(clip: Clip, settings: TrainSettings, tokens: PlaceholderTokens | None = None) -> str:
+    """The clip's `absorb_words`; without any, phrases that its two captions share, no more than there are tokens."""
+    limit = settings.num_tokens if tokens is None else min(settings.num_tokens, len(tokens.names))
+    return clip.absorb_words or shared_phrases(clip.caption, clip.appearance_caption, limit)
+
+
+def prompts_of(clip: Clip, settings: TrainSettings, tokens: PlaceholderTokens | None) -> dict[str, str]:
+    """The clip's two captions, with `tokens` in the place of its words to absorb. Raises ClipError without these."""
+    captions = {"full": clip.caption, "appearance": clip.appearance_caption}
+    if tokens is None:
+        return captions
+    words = words_to_absorb(clip, settings, tokens)
+    names = tokens.names_for(words)
+    return {kind: substitute(caption, names, words) if caption else "" for kind, caption in captions.items()}
+
+
+def prepare(
+    pipeline: VideoPipeline, clips: Sequence[Clip], settings: TrainSettings, tokens: PlaceholderTokens | None
+) -> list[Material]:
+    """Encode the clips; `pipeline` knows `tokens`. Raises ClipError for a caption that the text encoder would cut."""
+    materials = []
+    for clip in clips:
+        prompts = prompts_of(clip, settings, tokens)
+        if tokens is not None:
+            check_length(pipeline, prompts["full"])
+        # A host may hand over tensors of inference mode, which autograd refuses; a copy is a plain tensor.
+        frames = clip.frames.clone()
+        flipped = pipeline.encode_frames(frames.flip(2)) if settings.horizontal_flip > 0 else None
+        materials.append(Material(pipeline.encode_frames(frames), flipped, prompts))
+    return materials
+
+
+def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
+    """A CPU generator for one (micro) step of one stage."""
+    return torch.Generator().manual_seed(derived_seed(seed, stage, step))
+
+
+def derived_seed(seed: int, *what: str | int) -> int:
+    """A seed for one purpose, 63 bits; purposes share no numbers, as seed + 1, seed + 2 ... of two runs would."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *what))).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def draw_clip(
+    materials: Sequence[Material],
+    step: int,
+    settings: TrainSettings,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+) -> Draw:
+    """A whole clip, taken in turn, with one timestep for all its frames."""
+    index = step % len(materials)
+    latents = _maybe_mirrored(materials[index], settings.horizontal_flip, generator)
+    num_frames = latents.shape[2]
+    timesteps = schedule.sample_timesteps(1, generator, settings.timestep_low, settings.timestep_high)
+    return Draw(
+        clip=index,
+        latents=latents,
+        noise=clip_noise(tuple(latents.shape), generator, settings.offset_noise).to(latents.device),
+        timesteps=timesteps.to(latents.device),
+        frame=_integer(num_frames, generator),
+        anchor=_integer(num_frames, generator),
+        with_optional=_happens(settings.spatial_path_probability, generator),
+    )
+
+
+def draw_frames(
+    materials: Sequence[Material],
+    step: int,
+    settings: TrainSettings,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+) -> Draw:
+    """Different frames of one clip as unordered images, each with its own timestep, cropped to patches if asked."""
+    index = step % len(materials)
+    images = fold_frames(_maybe_mirrored(materials[index], settings.horizontal_flip, generator))
+    chosen = torch.randperm(len(images), generator=generator)[: settings.frames_per_step]
+    images = images[chosen.to(images.device)]
+    if settings.patch_crop:
+        images = random_patches(images, generator)
+    latents = images[:, :, None]
+    return Draw(
+        clip=index,
+        latents=latents,
+        noise=clip_noise(tuple(latents.shape), generator, settings.offset_noise).to(latents.device),
+        timesteps=schedule.sample_timesteps(len(images), generator).to(latents.device),
+        frame=0,
+        anchor=0,
+        with_optional=True,
+    )
+
+
+def random_patches(images: Tensor, generator: torch.Generator) -> Tensor:
+    """(b, c, h, w) -> (b, c, h', w'): one random size for the batch, sides 0.33 to 0.67 of the whole, any place each.
+
+    Cropped in latents: their cells are local, so this is the crop of the picture without encoding it again.
+    """
+    low, high = PATCH_RATIOS
+    ratio = low + (high - low) * float(torch.rand((), generator=generator))
+    height, width = (max(1, round(ratio * side)) for side in images.shape[-2:])
+    patches = []
+    for image in images:
+        top = _integer(image.shape[-2] - height + 1, generator)
+        left = _integer(image.shape[-1] - width + 1, generator)
+        patches.append(image[:, top : top + height, left : left + width])
+    return torch.stack(patches)
+
+
+def _maybe_mirrored(material: Material, probability: float, generator: torch.Generator) -> Tensor:
+    if material.mirrored is not None and _happens(probability, generator):
+        return material.mirrored
+    return material.latents
+
+
+def _integer(end: int, generator: torch.Generator) -> int:
+    return int(torch.randint(end, (), generator=generator))
+
+
+def _happens(probability: float, generator: torch.Generator) -> bool:
+    return float(torch.rand((), generator=generator)) < probability

@@ -1,0 +1,154 @@
+"""Everything that can be known to go wrong is said before work starts, all faults of a kind at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ..adapters import check_modules
+from ..errors import ClipError, LoRAFileError, SettingsError
+from ..highway import Highway, plan_highway
+from ..inversion import Absorber, check_length, check_tokens, missing_phrases, split_phrases, substitute
+from ..lora import SPATIAL, layer_of
+from ..methods import Stage
+from ..noise import NoiseSchedule
+from ..pipeline import BaseIdentity, VideoPipeline
+from ..targets import target_modules
+from .batches import words_to_absorb
+from .settings import TrainSettings
+from .stage import TOKENS, part_settings
+
+if TYPE_CHECKING:
+    from ..clips import Clip
+
+
+def fingerprint(
+    identity: BaseIdentity, clips: Sequence[Clip], settings: TrainSettings, absorber: Absorber | None = None
+) -> str:
+    """SHA-256 over all that decides a training result, on one kind of machine: the same one means the same LoRA."""
+    content = {
+        "base": [identity.config_hash, identity.weights_hash],
+        "clips": [clip.fingerprint() for clip in clips],
+        "settings": settings.with_effect(),
+        "absorber": absorber.fingerprint() if absorber is not None else "",
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_run(
+    pipeline: VideoPipeline,
+    clips: Sequence[Clip],
+    settings: TrainSettings,
+    stages: Sequence[Stage],
+    absorber: Absorber | None,
+) -> None:
+    """Raise SettingsError, ClipError, LoRAFileError or ModelError for whatever does not fit. `settings` are checked."""
+    NoiseSchedule(pipeline.scheduler_config)
+    _check_targets(pipeline, settings, stages)
+    if settings.highway != "none":
+        plan_highway(pipeline.unet, Highway(settings.highway, settings.highway_scale))
+    if absorber is not None:
+        check_absorber(pipeline, absorber)
+    faults = list(_clip_faults(pipeline, clips, settings, stages, absorber))
+    if faults:
+        raise ClipError(" ".join(faults))
+
+
+def check_absorber(pipeline: VideoPipeline, absorber: Absorber) -> None:
+    """Raise LoRAFileError or SettingsError unless the absorber fits the base and leaves its temporal layers alone."""
+    if absorber.spatial is None and absorber.tokens is None and not absorber.weights:
+        raise LoRAFileError("The absorber is empty; train one, or train with absorber 'none'.")
+    if absorber.spatial is not None:
+        check_modules(pipeline.unet, absorber.spatial)
+        if temporal := [name for name in absorber.spatial if layer_of(name) != SPATIAL]:
+            raise LoRAFileError(f"The absorber changes the temporal layer {temporal[0]}; use its spatial part alone.")
+    if absorber.tokens is not None:
+        check_tokens(pipeline, absorber.tokens)
+    _check_weights(pipeline.unet, absorber.weights)
+
+
+def _check_weights(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    known = dict(unet.named_parameters())
+    for name, weight in weights.items():
+        if name not in known or known[name].shape != weight.shape:
+            here = tuple(known[name].shape) if name in known else "no such weight"
+            raise LoRAFileError(f"The absorber's weight {name} is {tuple(weight.shape)}, this base has {here}.")
+        if layer_of(name) != SPATIAL:
+            raise LoRAFileError(f"The absorber's weight {name} is of a temporal layer; leave those out.")
+
+
+def _check_targets(pipeline: VideoPipeline, settings: TrainSettings, stages: Sequence[Stage]) -> None:
+    faults = []
+    for part in (part for stage in stages for part in stage.parts if part.name != TOKENS):
+        chosen = part_settings(part, settings)
+        modules = target_modules(pipeline.unet, chosen.targets)
+        limit = min(_smaller_side(pipeline.unet.get_submodule(module)) for module in modules)
+        if chosen.rank > limit:
+            name = {"temporal": "rank", "spatial": "spatial_rank"}.get(part.name, "absorber_rank")
+            faults.append(f"{name} is {chosen.rank}, this base takes 1 to {limit} with targets {chosen.targets!r}")
+    if faults:
+        raise SettingsError("; ".join(faults) + ".")
+
+
+def _smaller_side(module: nn.Module) -> int:
+    assert isinstance(module, nn.Linear)
+    return min(module.in_features, module.out_features)
+
+
+def _clip_faults(
+    pipeline: VideoPipeline,
+    clips: Sequence[Clip],
+    settings: TrainSettings,
+    stages: Sequence[Stage],
+    absorber: Absorber | None,
+) -> Iterator[str]:
+    if not clips:
+        yield "There is no clip to learn from; give at least one."
+    passes = [a_pass for stage in stages for a_pass in stage.passes]
+    new_tokens = any(part.name == TOKENS for stage in stages for part in stage.parts)
+    for number, clip in enumerate(clips, start=1):
+        name = f"Clip {number}" + (f" ({clip.source})" if clip.source else "")
+        if not clip.caption.strip():
+            yield f"{name} has no caption; say what is seen and what moves."
+        if clip.num_frames < 2 and not all(a_pass.bypass for a_pass in passes):
+            yield f"{name} has one frame, and a motion needs 2 or more; for images use 'motiondirector-image'."
+        if fault := pipeline.size_fault(clip.height, clip.width):
+            yield f"{name}: {fault}."
+        if any(a_pass.caption == "appearance" for a_pass in passes) and not clip.appearance_caption.strip():
+            yield (
+                f"{name} has no appearance caption, which absorber {settings.resolved().absorber!r} learns from; "
+                "give its caption without the motion words, or set absorber to 'none'."
+            )
+        elif new_tokens:
+            words, captions = words_to_absorb(clip, settings), (clip.appearance_caption, clip.caption)
+            yield from _token_faults(pipeline, clip, name, settings.num_tokens, words, captions)
+        elif absorber is not None and absorber.tokens is not None:
+            words = words_to_absorb(clip, settings, absorber.tokens)
+            count = len(absorber.tokens.names_for(words))
+            yield from _token_faults(pipeline, clip, name, count, words, (clip.caption,))
+
+
+def _token_faults(
+    pipeline: VideoPipeline, clip: Clip, name: str, num_tokens: int, words: str, captions: Sequence[str]
+) -> Iterator[str]:
+    phrases = split_phrases(words)
+    if not phrases:
+        yield f"{name} has no words to absorb; give words for the look that both its captions hold."
+        return
+    absent = False
+    for caption in captions:
+        for phrase in missing_phrases(caption, words):
+            absent = True
+            yield f"{name}: {phrase!r}, to be absorbed, is not in the caption {caption!r}; use words of both captions."
+    if len(phrases) > num_tokens:
+        yield f"{name}: num_tokens is {num_tokens} for the {len(phrases)} phrases of {words!r}; use one for each."
+    elif not absent:
+        try:
+            # Any one-token word is as long as a new token.
+            check_length(pipeline, substitute(clip.caption, ["a"] * num_tokens, words))
+        except ClipError as error:
+            yield f"{name}: {error}"

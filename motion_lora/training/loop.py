@@ -1,0 +1,312 @@
+"""The training loop, and `train` around it: stages in order, checkpoints, reports.
+
+    train           the whole method: absorber stages, unless an absorber is given, and the motion stage
+    train_absorber  the absorber stages alone
+    fit             the loop of one stage
+
+Mixed precision without autocast: the frozen network runs in the base's dtype as it does when sampling, the trained
+parameters and the loss are fp32, and each adapter casts its factors where it uses them. Autocast would cast every
+frozen weight again in each pass. In fp16 a GradScaler covers all that trains.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SettingsError, TrainingError
+from ..inversion import Absorber
+from ..methods import Stage
+from ..pipeline import VideoPipeline
+from .checks import check_run, fingerprint
+from .results import absorber_from, kept_lora, spatial_loras
+from .settings import TrainSettings, absorber_stages, check_settings, main_stages
+from .stage import StageRun
+from .state import Keeper, OptimiserState, Progress, results_of
+from .values import Callback, Command, Ending, StepReport, TrainingAbortedError, TrainingPausedError, TrainResult
+
+if TYPE_CHECKING:
+    from ..clips import Clip
+
+# Steps between two readings of the loss when nobody listens: each reading waits for the device.
+_READ_EVERY = 20
+_BETAS = (0.9, 0.999)
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def train(
+    pipeline: VideoPipeline,
+    clips: Sequence[Clip],
+    settings: TrainSettings,
+    *,
+    absorber: Absorber | None = None,
+    callback: Callback | None = None,
+    checkpoint: Path | None = None,
+) -> TrainResult:
+    """Learn the motion of `clips` with the method of `settings`; `pipeline` stays as it is, bit for bit.
+
+    `absorber` is used, frozen, in place of the absorber stages. `checkpoint` is a folder: a run of the same clips,
+    settings, base and absorber goes on from what is in it and ends with the same bits as one without a break.
+    `callback` hears of every `report_every`th step and answers what to do. May be called in inference mode.
+
+    Raises SettingsError, ClipError, LoRAFileError before work starts; TrainingError when the loss is not finite or
+    memory runs out (the checkpoint stays); TrainingAbortedError when the callback asked for it (nothing stays).
+    """
+    check_settings(settings)
+    stages = (*(absorber_stages(settings) if absorber is None else ()), *main_stages(settings))
+    with _session(pipeline, settings):
+        run = _Run(pipeline, clips, settings, stages, absorber, callback, checkpoint)
+        ending = run.through_all_stages()
+        return run.result(ending)
+
+
+def train_absorber(
+    pipeline: VideoPipeline,
+    clips: Sequence[Clip],
+    settings: TrainSettings,
+    *,
+    callback: Callback | None = None,
+    checkpoint: Path | None = None,
+) -> Absorber:
+    """Only the absorber stages of `settings`: what holds the clips' look, to be reused with `train(absorber=...)`.
+
+    As `train`, but for the pause: it raises TrainingPausedError, since there is no absorber to return yet. After
+    "stop" the absorber is what was trained so far.
+    """
+    check_settings(settings)
+    if not (stages := absorber_stages(settings)):
+        raise SettingsError("absorber is 'none', so none is trained; use 'dual', 'spatial' or 'textual-inversion'.")
+    with _session(pipeline, settings):
+        run = _Run(pipeline, clips, settings, stages, None, callback, checkpoint)
+        if run.through_all_stages() == "paused":
+            raise TrainingPausedError(f"Paused; call again with the checkpoint {checkpoint} to go on.")
+        absorber = run.absorber()
+        assert absorber is not None
+        return absorber
+
+
+def fit(run: StageRun, keeper: Keeper, progress: Progress, callback: Callback | None) -> Ending:
+    """Train one stage, from where `progress` stands to its end or until the callback says otherwise."""
+    settings = run.settings
+    optimiser = torch.optim.AdamW(run.groups(), betas=_BETAS, weight_decay=settings.weight_decay, foreach=_foreach(run))
+    scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype is torch.float16)
+    state = OptimiserState(run.parameters, optimiser, scaler)
+    keeper.restore(state)
+    journal = _Journal(run, keeper, progress, state, callback)
+
+    while progress.step < run.steps:
+        began = time.perf_counter()
+        optimiser.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=run.device)
+        for micro in range(settings.gradient_accumulation):
+            draw = run.draw(progress.step * settings.gradient_accumulation + micro)
+            for a_pass in run.passes(draw):
+                with run.arranged(a_pass, draw):
+                    loss = run.loss(a_pass, draw) / settings.gradient_accumulation
+                    scaler.scale(loss).backward()
+                total += loss.detach()
+
+        scaler.unscale_(optimiser)
+        norm = nn.utils.clip_grad_norm_(run.parameters.values(), settings.max_grad_norm)
+        if not scaler.is_enabled():
+            # A gradient that is not finite spoils the parameters; in fp16 the scaler skips such a step.
+            total = torch.where(norm.isfinite(), total, torch.nan)
+        factor = learning_rate_factor(settings, progress.step, run.steps)
+        for group in optimiser.param_groups:
+            group["lr"] = group["base_rate"] * factor
+        scaler.step(optimiser)
+        scaler.update()
+        progress.step += 1
+
+        command = journal.step_done(total, optimiser.param_groups[0]["lr"], time.perf_counter() - began)
+        if command != "continue":
+            return journal.end_early(command)
+    return "completed"
+
+
+def learning_rate_factor(settings: TrainSettings, step: int, steps: int) -> float:
+    """What the learning rate is multiplied by in `step`, from 0: linear warm-up, then constant or half a cosine."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    if settings.lr_scheduler == "constant":
+        return 1.0
+    done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+class _Run:
+    """One call of `train` or `train_absorber`: its stages, and what they have made so far."""
+
+    def __init__(
+        self,
+        pipeline: VideoPipeline,
+        clips: Sequence[Clip],
+        settings: TrainSettings,
+        stages: Sequence[Stage],
+        given: Absorber | None,
+        callback: Callback | None,
+        checkpoint: Path | None,
+    ) -> None:
+        check_run(pipeline, clips, settings, stages, given)
+        self._pipeline, self._clips, self._settings = pipeline, clips, settings.resolved()
+        self._stages, self._given, self._callback = stages, given, callback
+        mark = fingerprint(pipeline.identity, clips, settings, given)
+        names = [stage.name for stage in stages]
+        self._keeper = Keeper(checkpoint, mark, settings.with_effect(), names, pipeline.dtype)
+        self._progress = self._keeper.open()
+
+    def through_all_stages(self) -> Ending:
+        """Run what is not done yet; the results are in the progress."""
+        for stage in self._stages:
+            if stage.name in self._progress.results:
+                continue
+            if self._progress.stage != stage.name:
+                self._progress.stage, self._progress.step = stage.name, 0
+            ending = self._through(stage)
+            if ending != "completed":
+                return ending
+        return "completed"
+
+    def _through(self, stage: Stage) -> Ending:
+        # The parts of a dual absorber are trained apart, each on the bare network.
+        held = None if stage in absorber_stages(self._settings) else self.absorber()
+        run = StageRun(self._pipeline, stage, self._settings, self._clips, held)
+        idle = self._settings.offload_encoders and not run.trains_tokens and run.device.type != "cpu"
+        with run.prepared(), self._pipeline.offload_encoders() if idle else nullcontext():
+            ending = fit(run, self._keeper, self._progress, self._callback)
+        if ending == "completed" or self._progress.step > 0:
+            self._progress.results[stage.name] = results_of(run.parameters)
+        if ending == "completed":
+            self._keeper.save(self._progress, None)
+        return ending
+
+    def absorber(self) -> Absorber | None:
+        """The one that was given, or what the absorber stages have made so far."""
+        return self._given or absorber_from(self._progress.results, self._pipeline, self._clips, self._settings)
+
+    def result(self, ending: Ending) -> TrainResult:
+        method_stages = main_stages(self._settings)
+        results, steps = self._progress.results, self._progress.step
+        lora = kept_lora(results, method_stages, self._settings, self._pipeline, self._clips, steps)
+        return TrainResult(
+            lora=lora,
+            absorber=self.absorber(),
+            spatial=spatial_loras(results, method_stages, self._settings, len(self._clips)),
+            losses=tuple(self._progress.reports),
+            ending=ending,
+            settings=self._settings.with_effect(),
+        )
+
+
+class _Journal:
+    """Reads losses when they are due, tells the callback, and saves checkpoints."""
+
+    def __init__(
+        self, run: StageRun, keeper: Keeper, progress: Progress, state: OptimiserState, callback: Callback | None
+    ) -> None:
+        self._run, self._keeper, self._progress, self._state, self._callback = run, keeper, progress, state, callback
+        self._every = run.settings.report_every if callback is not None else _READ_EVERY
+        self._unread: list[tuple[Tensor, int, float, float]] = []
+
+    def step_done(self, loss: Tensor, rate: float, seconds: float) -> Command:
+        """Take note of a step. Its loss stays on the device until it is due: reading it would wait for the device."""
+        step = self._progress.step
+        self._unread.append((loss, step, rate, seconds))
+        last = step == self._run.steps
+        saves = step % self._run.settings.checkpoint_every == 0 and not last
+        due = last or step % self._every == 0
+        if due or saves:
+            self._read()
+        if saves:
+            self._save()
+        return self._callback(self._progress.reports[-1]) if due and self._callback is not None else "continue"
+
+    def end_early(self, command: Command) -> Ending:
+        """Do what the callback asked for; raises TrainingAbortedError for "abort"."""
+        if command == "abort":
+            self._keeper.delete()
+            raise TrainingAbortedError(
+                f"Aborted in step {self._progress.step} of {self._run.stage.name}; nothing was kept."
+            )
+        self._save()
+        return "paused" if command == "pause" else "stopped"
+
+    def _read(self) -> None:
+        losses = torch.stack([entry[0] for entry in self._unread]).tolist()
+        stage, total = self._run.stage.name, self._run.steps
+        for loss, (_, step, rate, seconds) in zip(losses, self._unread, strict=True):
+            if not math.isfinite(loss):
+                raise TrainingError(self._diverged(step))
+            self._progress.reports.append(StepReport(stage, step, total, loss, rate, seconds))
+        self._unread.clear()
+
+    def _save(self) -> None:
+        if not self._state.is_finite():
+            raise TrainingError(self._diverged(self._progress.step))
+        self._keeper.save(self._progress, self._state)
+
+    def _diverged(self, step: int) -> str:
+        kept = f" The last good checkpoint is in {self._keeper.folder}." if self._keeper.exists else ""
+        precision = " or train in bf16 or fp32" if self._run.dtype is torch.float16 else ""
+        return (
+            f"The loss of step {step} in {self._run.stage.name} is not finite; lower learning_rate "
+            f"(here {self._run.settings.learning_rate:g}){precision}.{kept}"
+        )
+
+
+@contextmanager
+def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]:
+    """Gradients on whatever mode the host is in, repeatable kernels, and memory errors that say what to do."""
+    repeatable = settings.deterministic and pipeline.device.type != "cpu"
+    with torch.inference_mode(False), torch.enable_grad(), _repeatable_kernels() if repeatable else nullcontext():
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            # Whoever keeps the error, as a notebook does, must not keep the activations of its frames.
+            traceback.clear_frames(error.__traceback__)
+            raise TrainingError(_memory_advice(pipeline, settings)) from None
+
+
+@contextmanager
+def _repeatable_kernels() -> Iterator[None]:
+    """The switches are torch's, for the whole process; on CPUs every kernel in use is repeatable anyway."""
+    former = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filling: Any = torch.utils.deterministic
+    benchmark, fills = torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+        filling.fill_uninitialized_memory = False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(former[0], warn_only=former[1])
+        torch.backends.cudnn.benchmark = benchmark
+        filling.fill_uninitialized_memory = fills
+
+
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """The CPU allocator and some backends raise a bare RuntimeError that only its text tells from others."""
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
+
+def _memory_advice(pipeline: VideoPipeline, settings: TrainSettings) -> str:
+    ways = [] if settings.gradient_checkpointing else ["switch gradient_checkpointing on"]
+    ways += ["use fewer frames", "use a smaller height and width", "lower frames_per_step"]
+    ways += ["load the base in bf16"] if pipeline.dtype is torch.float32 else []
+    return f"{pipeline.device} ran out of memory; {', '.join(ways[:-1])} or {ways[-1]}."
+
+
+def _foreach(run: StageRun) -> bool | None:
+    """One call for all parameters: an adapter has hundreds of small ones, and CPUs do not do so by themselves."""
+    return True if run.device.type == "cpu" else None

@@ -1,0 +1,120 @@
+"""From the trained parameters of the stages to values: the motion LoRA with its metadata, absorber, spatial LoRAs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..inversion import Absorber, initial_tokens
+from ..lora import LoRA, LoRALayer
+from ..methods import ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS, Part, Stage
+from ..pipeline import VideoPipeline
+from ..provenance import Provenance, build_metadata
+from .batches import words_to_absorb
+from .settings import TrainSettings, find_method
+from .stage import ROWS, TOKENS, adapter_names_of, part_settings
+from .state import Values, part_of
+
+if TYPE_CHECKING:
+    from ..clips import Clip
+
+Results = Mapping[str, Values]
+
+
+def lora_from(values: Values, alpha: float) -> LoRA:
+    """The LoRA of one adapter's parameters, "<module>.down" and "<module>.up"."""
+    modules = [name.removesuffix(".down") for name in values if name.endswith(".down")]
+    return LoRA({m: LoRALayer(values[f"{m}.down"], values[f"{m}.up"], alpha) for m in modules})
+
+
+def absorber_from(
+    results: Results, pipeline: VideoPipeline, clips: Sequence[Clip], settings: TrainSettings
+) -> Absorber | None:
+    """What the absorber stages that are done have made; None before the first."""
+    spatial = tokens = None
+    if values := results.get(ABSORB_BY_SPATIAL_LORA.name):
+        spatial = lora_from(part_of(values, "absorber"), settings.absorber_alpha)
+    if values := results.get(ABSORB_BY_TOKENS.name):
+        words = [words_to_absorb(clip, settings) for clip in clips]
+        begun = initial_tokens(pipeline, words, settings.num_tokens)
+        tokens = replace(begun, rows=part_of(values, TOKENS)[ROWS])
+    if spatial is None and tokens is None:
+        return None
+    return Absorber(spatial, tokens, _absorber_metadata(spatial, pipeline, clips, settings))
+
+
+def kept_lora(
+    results: Results,
+    stages: Sequence[Stage],
+    settings: TrainSettings,
+    pipeline: VideoPipeline,
+    clips: Sequence[Clip],
+    steps: int,
+) -> LoRA:
+    """What the method keeps, with the metadata of its file; without layers when no motion stage took a step."""
+    keeps = find_method(settings.method).keeps
+    layers: dict[str, LoRALayer] = {}
+    kept = [part for stage in stages if stage.name in results for part in stage.parts if part.name in keeps]
+    for stage in stages:
+        for part in kept:
+            alpha = part_settings(part, settings).alpha
+            layers.update(lora_from(part_of(results.get(stage.name, {}), part.name), alpha).layers)
+    lora = LoRA(layers)
+    return LoRA(layers, build_metadata(_provenance(kept, settings, pipeline, clips, steps), lora)) if kept else lora
+
+
+def spatial_loras(
+    results: Results, stages: Sequence[Stage], settings: TrainSettings, num_clips: int
+) -> tuple[LoRA, ...]:
+    """The spatial LoRAs of a dual path, one per clip: each clip's appearance."""
+    found = []
+    for stage in stages:
+        for part in stage.parts if stage.name in results else ():
+            if part.per_clip:
+                alpha = part_settings(part, settings).alpha
+                names = adapter_names_of(part, num_clips)
+                found += [lora_from(part_of(results[stage.name], name), alpha) for name in names]
+    return tuple(found)
+
+
+def _provenance(
+    kept: Sequence[Part], settings: TrainSettings, pipeline: VideoPipeline, clips: Sequence[Clip], steps: int
+) -> Provenance:
+    first = clips[0]
+    chosen = [part_settings(part, settings) for part in kept]
+    return Provenance(
+        method=settings.method,
+        target_preset="+".join(part.targets for part in chosen),
+        base=pipeline.identity,
+        alpha=chosen[0].alpha,
+        captions=[clip.caption for clip in clips],
+        appearance_captions=[clip.appearance_caption for clip in clips],
+        num_frames=first.num_frames,
+        height=first.height,
+        width=first.width,
+        fps=first.fps,
+        steps=steps,
+        learning_rate=chosen[0].learning_rate,
+        seed=settings.seed,
+        settings=settings.with_effect(),
+        clips=[clip.fingerprint() for clip in clips],
+        prediction_type=pipeline.prediction_type,
+    )
+
+
+def _absorber_metadata(
+    spatial: LoRA | None, pipeline: VideoPipeline, clips: Sequence[Clip], settings: TrainSettings
+) -> dict[str, str]:
+    source = Provenance(
+        method=settings.method,
+        target_preset=ABSORB_BY_SPATIAL_LORA.parts[0].targets if spatial else "",
+        base=pipeline.identity,
+        alpha=settings.absorber_alpha if spatial else None,
+        captions=[clip.caption for clip in clips],
+        appearance_captions=[clip.appearance_caption for clip in clips],
+        seed=settings.seed,
+        settings=settings.with_effect(),
+        clips=[clip.fingerprint() for clip in clips],
+    )
+    return build_metadata(source, spatial or LoRA({}))

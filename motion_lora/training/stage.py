@@ -1,0 +1,251 @@
+"""One stage made ready to train: a replica with its adapters, the clips, and what each pass of a step computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Adapter, add_adapter, load_adapter
+from ..bypass import temporal_bypass
+from ..errors import LoRAFileError
+from ..highway import Highway, appearance_highway
+from ..inversion import Absorber, initial_tokens, with_tokens
+from ..lora import SPATIAL, layer_of
+from ..losses import denoising_loss, motion_loss
+from ..methods import Part, Pass, Stage
+from ..noise import NoiseSchedule
+from ..pipeline import VideoPipeline
+from ..targets import target_modules
+from .batches import Draw, derived_seed, draw_clip, draw_frames, prepare, step_generator, words_to_absorb
+from .checkpointing import gradient_checkpointing
+from .settings import TrainSettings
+
+if TYPE_CHECKING:
+    from ..clips import Clip
+
+TOKENS = "tokens"
+HELD = "held"
+ROWS = "rows"
+
+
+@dataclass(frozen=True)
+class PartSettings:
+    """What a part takes from the settings."""
+
+    rank: int
+    alpha: float
+    learning_rate: float
+    targets: str
+
+
+def part_settings(part: Part, settings: TrainSettings) -> PartSettings:
+    """The settings of one part, resolved; a target preset of the settings replaces the row's on the same layers."""
+    chosen = settings.resolved()
+    table: dict[str, tuple[Any, Any, float, Any]] = {
+        "temporal": (chosen.rank, chosen.alpha, chosen.learning_rate, chosen.targets),
+        "spatial": (
+            chosen.spatial_rank,
+            chosen.spatial_alpha,
+            chosen.spatial_learning_rate or 0.0,
+            chosen.spatial_targets,
+        ),
+        "absorber": (chosen.absorber_rank, chosen.absorber_alpha, chosen.absorber_learning_rate, part.targets),
+        TOKENS: (0, 0.0, chosen.token_learning_rate, ""),
+    }
+    return PartSettings(*table[part.name])
+
+
+def adapter_names_of(part: Part, num_clips: int) -> tuple[str, ...]:
+    """One adapter for all clips, or one for each."""
+    return tuple(f"{part.name}_{index}" for index in range(num_clips)) if part.per_clip else (part.name,)
+
+
+class StageRun:
+    """A stage on its own replica. `parameters` is everything that trains, by "<adapter>|<module>.<factor>"."""
+
+    def __init__(
+        self,
+        pipeline: VideoPipeline,
+        stage: Stage,
+        settings: TrainSettings,
+        clips: Sequence[Clip],
+        absorber: Absorber | None,
+    ) -> None:
+        self.stage = stage
+        self.settings = settings.resolved()
+        self.steps = int(getattr(settings, stage.steps))
+        self.device, self.dtype = pipeline.device, pipeline.dtype
+        self.schedule = NoiseSchedule(pipeline.scheduler_config)
+        self.unet: nn.Module = pipeline.replica().unet.eval().requires_grad_(False)
+        self.adapters: dict[str, Adapter] = {}
+        self.parameters: dict[str, nn.Parameter] = {}
+        self._rates: dict[str, float] = {}
+        self._mode: tuple[Any, ...] = ()
+        if absorber is not None:
+            self._hold(absorber)
+        for part in stage.parts:
+            if part.name != TOKENS:
+                self._add_part(pipeline, part, len(clips))
+        self._read_clips(pipeline, clips, absorber)
+        self._forward: Any = torch.compile(self.unet) if settings.compile else self.unet
+
+    # Making it ready
+
+    def _hold(self, absorber: Absorber) -> None:
+        """Put a frozen absorber into the network: foreign weights as new parameters, a LoRA as an adapter."""
+        install_weights(self.unet, absorber.weights)
+        if absorber.spatial is not None:
+            load_adapter(self.unet, HELD, absorber.spatial)
+
+    def _add_part(self, pipeline: VideoPipeline, part: Part, num_clips: int) -> None:
+        chosen = part_settings(part, self.settings)
+        # On the base's UNet, whose modules have their own names still.
+        modules = target_modules(pipeline.unet, chosen.targets)
+        for name in adapter_names_of(part, num_clips):
+            add_adapter(
+                self.unet,
+                name,
+                modules,
+                rank=chosen.rank,
+                alpha=chosen.alpha,
+                dropout=self.settings.dropout,
+                seed=derived_seed(self.settings.seed, "adapter", name),
+            )
+            self.adapters[name] = adapter = Adapter(self.unet, name)
+            self._rates[name] = chosen.learning_rate
+            self.parameters.update({f"{name}|{key}": weight for key, weight in adapter.parameters.items()})
+
+    def _read_clips(self, pipeline: VideoPipeline, clips: Sequence[Clip], absorber: Absorber | None) -> None:
+        """Latents of all clips, and texts unless the tokens in them are what trains."""
+        self.tokens = absorber.tokens if absorber is not None else None
+        self.trains_tokens = any(part.name == TOKENS for part in self.stage.parts)
+        if self.trains_tokens:
+            words = [words_to_absorb(clip, self.settings) for clip in clips]
+            self.tokens = initial_tokens(pipeline, words, self.settings.num_tokens)
+        reader = pipeline
+        if self.tokens is not None:
+            reader, rows = with_tokens(pipeline, self.tokens)
+            if self.trains_tokens:
+                self.parameters[f"{TOKENS}|{ROWS}"] = rows
+                self._rates[TOKENS] = self.settings.token_learning_rate
+        self._materials = prepare(reader, clips, self.settings, self.tokens)
+        self._reader = reader
+        self._texts: dict[str, Tensor] = {}
+        if not self.trains_tokens:
+            prompts = sorted({m.prompts[a_pass.caption] for m in self._materials for a_pass in self.stage.passes})
+            self._texts = {prompt: reader.encode_prompt([prompt]).to(self.dtype) for prompt in prompts}
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser, one per learning rate; "base_rate" is the rate before any schedule."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            groups.setdefault(self._rates[name.split("|", 1)[0]], []).append(parameter)
+        return [{"params": weights, "lr": rate, "base_rate": rate} for rate, weights in groups.items()]
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """What holds for all steps of the stage: checkpointed layers and, if asked, the appearance highway."""
+        chosen = self.settings
+        learns_motion = self.stage.batch == "clip" and chosen.highway != "none"
+        highway = Highway(chosen.highway, chosen.highway_scale) if learns_motion else None
+        with ExitStack() as stack:
+            stack.enter_context(gradient_checkpointing(self.unet, chosen.gradient_checkpointing))
+            stack.enter_context(appearance_highway(self.unet, highway))
+            if all(a_pass.bypass for a_pass in self.stage.passes):
+                stack.enter_context(temporal_bypass(self.unet))
+            yield
+
+    # One step
+
+    def draw(self, step: int) -> Draw:
+        """The random choices of (micro) step `step`, and the seed of its dropout."""
+        generator = step_generator(self.settings.seed, self.stage.name, step)
+        for adapter in self.adapters.values() if self.settings.dropout else ():
+            adapter.seed_dropout(derived_seed(self.settings.seed, self.stage.name, step, adapter.name))
+        make = draw_frames if self.stage.batch == "frames" else draw_clip
+        return make(self._materials, step, self.settings, self.schedule, generator)
+
+    def passes(self, draw: Draw) -> list[Pass]:
+        return [a_pass for a_pass in self.stage.passes if draw.with_optional or not a_pass.optional]
+
+    @contextmanager
+    def arranged(self, a_pass: Pass, draw: Draw) -> Iterator[None]:
+        """The network as the pass needs it. Forward and backward pass both belong inside."""
+        off = {name for p in self.stage.passes if p.optional and not draw.with_optional for name in p.trains}
+        trains = {self._adapter_name(name, draw) for name in a_pass.trains}
+        holds = {self._adapter_name(name, draw) for name in a_pass.holds if name not in off}
+        self._switch(trains, trains | holds)
+        bypassed_throughout = all(p.bypass for p in self.stage.passes)
+        with temporal_bypass(self.unet, a_pass.bypass and not bypassed_throughout):
+            yield
+
+    def loss(self, a_pass: Pass, draw: Draw) -> Tensor:
+        """The loss of one pass, a scalar in fp32."""
+        chosen = self.settings
+        seen = draw.one_frame() if a_pass.frames == "one" else draw
+        noisy = self.schedule.add_noise(seen.latents, seen.noise, seen.timesteps)
+        text = self._text(draw.clip, a_pass.caption).expand(len(noisy), -1, -1)
+        predicted = self._forward(noisy.to(self.dtype), seen.timesteps, text, return_dict=False)[0].float()
+        target = self.schedule.target(seen.latents, seen.noise, seen.timesteps)
+        weights = None
+        if chosen.min_snr_gamma is not None:
+            weights = self.schedule.min_snr_weights(seen.timesteps, chosen.min_snr_gamma).to(predicted.device)
+        if self._is_debiased(a_pass, seen):
+            return motion_loss(predicted, target, draw.anchor, chosen.debias_beta, weights)
+        return denoising_loss(predicted, target, weights)
+
+    def _is_debiased(self, a_pass: Pass, seen: Draw) -> bool:
+        """Whether the pass learns from whole clips; asked for by the row or by the settings for any method."""
+        return bool(self.settings.debiased_loss) and not a_pass.bypass and seen.latents.shape[2] > 1
+
+    def _text(self, clip: int, caption: str) -> Tensor:
+        """Text embeddings (1, n, d): computed once, or with a graph in each step while tokens are trained."""
+        prompt = self._materials[clip].prompts[caption]
+        if self.trains_tokens:
+            return self._reader.encode_prompt([prompt], gradients=True).to(self.dtype)
+        return self._texts[prompt]
+
+    def _adapter_name(self, part: str, draw: Draw) -> str:
+        return part if part == TOKENS or part in self.adapters else f"{part}_{draw.clip}"
+
+    def _switch(self, trains: set[str], active: set[str]) -> None:
+        """Nothing that does not learn in this pass takes a gradient: no graph is kept for it."""
+        if (mode := (frozenset(trains), frozenset(active))) == self._mode:
+            return
+        self._mode = mode
+        for name, adapter in self.adapters.items():
+            adapter.set_strength(1.0 if name in active else 0.0)
+            adapter.set_trainable(name in trains)
+        if self.trains_tokens:
+            self.parameters[f"{TOKENS}|{ROWS}"].requires_grad_(TOKENS in trains)
+
+
+@torch.no_grad()
+def install_weights(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a replica other weights for some parameters; the storage shared with the base is left alone."""
+    for name, weight in weights.items():
+        module, _, leaf = name.rpartition(".")
+        owner = unet.get_submodule(module)
+        former = getattr(owner, leaf)
+        setattr(owner, leaf, nn.Parameter(weight.to(former.device, former.dtype, copy=True), requires_grad=False))
+
+
+def spatial_weights(tuned: Mapping[str, Tensor], unet: nn.Module) -> dict[str, Tensor]:
+    """The weights of a fine-tuned image or video network that fit the spatial layers of `unet`, by parameter name.
+
+    For `Absorber.weights`: a network tuned on a subject, as by DreamBooth, used in place of a trained absorber
+    (Customize-A-Video section 5). An image network of Stable Diffusion 2.1's layout has these names. Raises
+    LoRAFileError when nothing fits or a spatial weight has another shape.
+    """
+    known = {name: p.shape for name, p in unet.named_parameters() if layer_of(name) == SPATIAL}
+    found = {name: weight for name, weight in tuned.items() if name in known}
+    wrong = [name for name, weight in found.items() if weight.shape != known[name]]
+    if wrong or not found:
+        what = f"{wrong[0]} has another shape" if wrong else "none of its weights has a name of this base"
+        raise LoRAFileError(f"The fine-tuned network does not fit: {what}; use one of the base's own layout.")
+    return found

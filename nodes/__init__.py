@@ -1,0 +1,37 @@
+"""The ComfyUI side: the extension and the list of its nodes."""
+
+from __future__ import annotations
+
+from . import clips, folders, load, routes, sample, save, stack, train
+from .sockets import ComfyExtension, io
+
+NODES: list[type[io.ComfyNode]] = [
+    load.LoadT2VModel,
+    clips.ReferenceClip,
+    clips.PlaygroundClip,
+    clips.CombineClips,
+    train.TrainAppearanceAbsorber,
+    sample.PreviewAbsorber,
+    load.LoadAbsorber,
+    save.SaveAbsorber,
+    train.TrainMotionLoRA,
+    load.LoadMotionLoRA,
+    save.SaveMotionLoRA,
+    stack.MotionLoRAStack,
+    stack.AppearanceLoRA,
+    stack.AppearanceHighway,
+    sample.SampleVideo,
+    sample.DecodeVideo,
+    sample.SideBySide,
+]
+
+
+class MotionLoRAExtension(ComfyExtension):
+    """What ComfyUI loads."""
+
+    async def on_load(self) -> None:
+        folders.register()
+        routes.register()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

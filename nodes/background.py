@@ -1,0 +1,212 @@
+"""Jobs as ComfyUI meets them: the one runner of the server, nodes that wait for a job, prompts that go on after it."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.utils
+
+from ..motion_lora.errors import TrainingError
+from ..motion_lora.jobs import (
+    ACTIVE,
+    APPEARANCE_ABSORBER,
+    FAILED,
+    MOTION_LORA,
+    PAUSED,
+    WITH_RESULT,
+    Job,
+    JobRunner,
+    JobSpec,
+    JobStore,
+)
+from ..motion_lora.jobs.training_work import TrainingHost, TrainingInputs, TrainingWork
+from . import bases, folders, host
+
+WAIT, BACKGROUND = "wait", "background"
+EVENT = "motion_lora.jobs"
+CONTINUATION = "continuation"
+_POLL = 0.2
+
+_making = threading.Lock()
+_runner: JobRunner | None = None
+_watchers: Counter[str] = Counter()
+_nodes: dict[str, dict[str, None]] = {}
+_blocked: Counter[str] = Counter()
+# Jobs after which a prompt goes on, with the browser that asked for it ("": before a restart, nobody knows which).
+_continuing: dict[str, str] = {}
+
+
+def runner() -> JobRunner:
+    """The server's runner, made when it is first asked for."""
+    global _runner
+    with _making:
+        if _runner is None:
+            work = TrainingWork(
+                TrainingHost(
+                    load_base=bases.load_again,
+                    prepare=_make_room,
+                    release=lambda spec: host.release(),
+                    folders={
+                        MOTION_LORA: (folders.lora_folder(), folders.SUBFOLDER),
+                        APPEARANCE_ABSORBER: (folders.absorber_folder(), ""),
+                    },
+                )
+            )
+            store = JobStore(folders.job_folder())
+            _runner = JobRunner(store, work, listener=_tell, busy=lambda job: _stands_in_the_way())
+            _continuing.update({job.id: "" for job in _runner.jobs() if store.has_note(job.id, CONTINUATION)})
+            atexit.register(_runner.close)
+        return _runner
+
+
+def _make_room(spec: JobSpec) -> None:
+    """For a job that the panel started. One that a node started has asked for room in the prompt's own thread."""
+    if not host.is_generating():
+        host.make_room_between_prompts()
+
+
+def _stands_in_the_way() -> bool:
+    """Whether a prompt runs that does not itself wait for a job; stepping aside for one that waits would never end."""
+    return host.is_generating() and not _watchers
+
+
+# From nodes ---------------------------------------------------------------------------------------------------------
+
+
+async def run_job(
+    spec: JobSpec,
+    inputs: TrainingInputs,
+    *,
+    node_id: str,
+    run: str,
+    retrain: bool,
+    continuation: Mapping[str, Any] | None,
+) -> Job | None:
+    """The finished (or stopped and saved) job of this spec; None when it was handed to the background.
+
+    In the meantime the server's other work goes on. A waiting job is interrupted with ComfyUI's Cancel: it keeps a
+    checkpoint, and the same node goes on from there. Raises TrainingError when the job failed.
+    """
+    host.make_room_for_training()
+    background = run == BACKGROUND
+    job = await asyncio.to_thread(runner().submit, spec, inputs, retrain=retrain, background=background)
+    _nodes.setdefault(job.id, {})[node_id] = None
+    if job.state in WITH_RESULT:
+        return job
+    if background:
+        _blocked[node_id] += 1
+        if continuation is not None:
+            runner().store.put_note(job.id, CONTINUATION, continuation)
+            _continuing[job.id] = host.client_id() or ""
+        return None
+    return await _follow(job.id)
+
+
+def cache_mark(node_id: str) -> str:
+    """Part of a train node's cache key: changes whenever its outputs were blocked, so that they are asked for again."""
+    return str(_blocked[node_id])
+
+
+def continuation_of(prompt: Mapping[str, Any] | None, extra: Mapping[str, Any] | None, node_id: str) -> dict[str, Any]:
+    """The running prompt as it can be queued again: without ComfyUI's own marks, and without training anew."""
+    again: dict[str, Any] = {}
+    for key, node in (prompt or {}).items():
+        inputs = dict(node["inputs"])
+        if key == node_id and "retrain" in inputs:
+            inputs["retrain"] = False
+        again[key] = {"class_type": node["class_type"], "inputs": inputs, "_meta": node.get("_meta", {})}
+    return {"prompt": again, "workflow": (extra or {}).get("workflow")}
+
+
+async def _follow(job_id: str) -> Job:
+    """Wait without holding up the prompt's other nodes; every way out but success leaves the job interrupted."""
+    stop = threading.Event()
+    try:
+        return await asyncio.to_thread(_watch, job_id, stop)
+    except asyncio.CancelledError:
+        # Another node failed or saw Cancel first. The thread would outlive the prompt, so it is told.
+        stop.set()
+        raise
+
+
+def _watch(job_id: str, stop: threading.Event) -> Job:
+    jobs = runner()
+    bar = comfy.utils.ProgressBar(1)
+    with _watching(job_id):
+        try:
+            while True:
+                job = jobs.wait(job_id, timeout=_POLL)
+                if job.state not in ACTIVE and job.state != PAUSED:
+                    return _outcome(job)
+                if stop.is_set() or host.interrupt_requested():
+                    raise host.Interrupted()
+                if job.status.all_steps:
+                    bar.update_absolute(job.status.done_steps, job.status.all_steps)
+                if job.state == PAUSED:
+                    stop.wait(_POLL)
+        except host.Interrupted:
+            if not jobs.get(job_id).status.background:
+                jobs.interrupt(job_id)
+            raise
+
+
+def _outcome(job: Job) -> Job:
+    if job.state in WITH_RESULT:
+        return job
+    if job.state == FAILED:
+        raise TrainingError(job.status.message)
+    # Cancelled or interrupted from the panel: the prompt ends as if its own Cancel had been pressed.
+    raise host.Interrupted()
+
+
+@contextmanager
+def _watching(job_id: str) -> Iterator[None]:
+    _watchers[job_id] += 1
+    try:
+        yield
+    finally:
+        _watchers[job_id] -= 1
+        if not _watchers[job_id]:
+            del _watchers[job_id]
+
+
+# To the panel -------------------------------------------------------------------------------------------------------
+
+
+def snapshot() -> dict[str, Any]:
+    """Everything the panel shows."""
+    return {"jobs": [with_host(job) for job in runner().snapshot()["jobs"]]}
+
+
+def describe(job_id: str) -> dict[str, Any]:
+    """One job in full."""
+    return with_host(runner().describe(job_id))
+
+
+def take_continuation(job_id: str, *, wanted: bool = True) -> dict[str, Any] | None:
+    """The prompt to queue again, once: of several open pages one gets it. Raises SettingsError for an unknown job.
+
+    Not `wanted`, it is thrown away: the user does not want the prompt to go on by itself.
+    """
+    job = runner().get(job_id)
+    if wanted and job.state not in WITH_RESULT:
+        return None
+    _continuing.pop(job_id, None)
+    taken = runner().store.take_note(job_id, CONTINUATION)
+    _tell({"jobs": [job.to_json()]})
+    return taken if wanted else None
+
+
+def _tell(message: Mapping[str, Any]) -> None:
+    host.send(EVENT, {"jobs": [change if change.get("deleted") else with_host(change) for change in message["jobs"]]})
+
+
+def with_host(job: Mapping[str, Any]) -> dict[str, Any]:
+    """A job with what only the host knows: which nodes show it, and whether a prompt waits to go on after it."""
+    return {**job, "nodes": list(_nodes.get(job["id"], ())), "continues": _continuing.get(job["id"])}

@@ -1,0 +1,125 @@
+"""Names to files and back: every folder that nodes read or write. Nodes and routes take names, never paths."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import folder_paths
+
+from ..motion_lora.errors import LoRAFileError
+from ..motion_lora.storage import free_path, path_inside
+
+OWN = "motion_lora"
+ABSORBERS = "motion_lora_absorbers"
+# Within ComfyUI's loras folders, ours have a subfolder of their own, so that image LoRAs stay out of the lists.
+SUBFOLDER = "motion"
+_SUFFIX = ".safetensors"
+NONE_FOUND = "(none found)"
+
+
+def register() -> None:
+    """Make our folders known to ComfyUI; called once, at load. extra_model_paths.yaml can add to them."""
+    _add(OWN, Path(folder_paths.models_dir) / OWN)
+    _add(ABSORBERS, Path(folder_paths.models_dir) / ABSORBERS)
+    _add(ABSORBERS, absorber_folder())
+
+
+def _add(name: str, path: Path) -> None:
+    folder_paths.add_model_folder_path(name, str(path))
+    paths, _ = folder_paths.folder_names_and_paths[name]
+    # A new name lists every file; only these are ours to offer.
+    folder_paths.folder_names_and_paths[name] = (paths, {_SUFFIX})
+
+
+def lora_folder() -> Path:
+    """Where finished LoRAs are written: ComfyUI lists it among its loras."""
+    return Path(folder_paths.get_output_directory()) / "loras"
+
+
+def absorber_folder() -> Path:
+    return Path(folder_paths.get_output_directory()) / ABSORBERS
+
+
+def job_folder() -> Path:
+    return Path(folder_paths.get_user_directory()) / OWN / "jobs"
+
+
+def diffusers_folders() -> list[Path]:
+    return [Path(path) for path in folder_paths.get_folder_paths("diffusers")]
+
+
+def lora_names() -> list[str]:
+    """Motion LoRAs: the subfolder of the loras folders, and all of our own folder under its name."""
+    shared = [name for name in _listed("loras") if name.startswith(f"{SUBFOLDER}/") and name.endswith(_SUFFIX)]
+    return sorted(shared + [f"{OWN}/{name}" for name in _listed(OWN)])
+
+
+def all_lora_names() -> list[str]:
+    """Every LoRA that ComfyUI knows, and ours."""
+    return sorted({*_listed("loras"), *lora_names()})
+
+
+def absorber_names() -> list[str]:
+    return _listed(ABSORBERS)
+
+
+def lora_path(name: str) -> Path:
+    """The file of a listed LoRA. Raises LoRAFileError for a name that is not listed."""
+    if name.startswith(f"{OWN}/"):
+        return _find(OWN, name.removeprefix(f"{OWN}/"))
+    return _find("loras", name)
+
+
+def absorber_path(name: str) -> Path:
+    """The file of a listed absorber. Raises LoRAFileError for a name that is not listed."""
+    return _find(ABSORBERS, name)
+
+
+def new_file(folder: Path, name: str) -> Path:
+    """A file in `folder` that does not exist yet: `name`, or with a number. Raises OutputError for a way out of it."""
+    return free_path(path_inside(folder, name))
+
+
+def listed_name(path: Path) -> str:
+    """The name under which a file below `lora_folder` is listed."""
+    return path.relative_to(lora_folder()).as_posix()
+
+
+def choices(names: list[str]) -> list[str]:
+    """Options of a combo, which must not be empty."""
+    return names or [NONE_FOUND]
+
+
+def _listed(category: str) -> list[str]:
+    """Names with forward slashes, whatever the system writes."""
+    return sorted(name.replace(os.sep, "/") for name in folder_paths.get_filename_list(category))
+
+
+def _find(category: str, name: str) -> Path:
+    for listed in folder_paths.get_filename_list(category):
+        if listed.replace(os.sep, "/") == name:
+            return Path(folder_paths.get_full_path_or_raise(category, listed))
+    places = ", ".join(_shown(path) for path in folder_paths.get_folder_paths(category))
+    raise LoRAFileError(
+        f"there is no file {name!r}: put it into {places}, then press R in ComfyUI to refresh its lists"
+    )
+
+
+def _shown(path: str) -> str:
+    """A folder as the user knows it: below ComfyUI's own folder where it is."""
+    base = Path(folder_paths.base_path)
+    return Path(path).relative_to(base).as_posix() if Path(path).is_relative_to(base) else path
+
+
+def subfolders(root: Path, depth: int = 2) -> Iterator[Path]:
+    """Folders below `root` down to `depth`, in order; a folder that cannot be read is passed over."""
+    try:
+        here = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:
+        return
+    for path in here:
+        yield path
+        if depth > 1:
+            yield from subfolders(path, depth - 1)

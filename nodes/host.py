@@ -1,0 +1,88 @@
+"""What ComfyUI lends: device, memory, progress bars, interrupts, and whether it is busy. Imported when a node runs."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+from comfy.cli_args import args
+from server import PromptServer
+
+Interrupted = mm.InterruptProcessingException
+
+
+def device() -> torch.device:
+    """The device that ComfyUI computes on."""
+    return mm.get_torch_device()
+
+
+def to_output(images: torch.Tensor) -> torch.Tensor:
+    """Frames as every IMAGE socket carries them."""
+    return images.to(mm.intermediate_device(), torch.float32)
+
+
+def make_room(bytes_needed: int) -> None:
+    """Ask ComfyUI to unload enough of its own models. Only from the thread that runs prompts, where none is in use."""
+    if device().type != "cpu":
+        mm.free_memory(bytes_needed, device())
+
+
+def make_room_for_training() -> None:
+    """Ask ComfyUI to move its models off the device; they come back when a prompt needs them."""
+    if device().type != "cpu":
+        make_room(mm.get_total_memory(device()))
+
+
+def make_room_between_prompts() -> None:
+    """The same for a job that no prompt started: ComfyUI unloads its models when it is between two prompts."""
+    if device().type != "cpu":
+        PromptServer.instance.prompt_queue.set_flag("unload_models", True)
+
+
+def release() -> None:
+    """After a job: what only garbage held goes back to the device."""
+    gc.collect()
+    mm.soft_empty_cache()
+
+
+def is_generating() -> bool:
+    """Whether a prompt is being executed right now."""
+    running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile()
+    return bool(running)
+
+
+def interrupt_requested() -> bool:
+    """Whether the user pressed Cancel; asking does not use the request up."""
+    return bool(mm.processing_interrupted())
+
+
+def progress() -> Callable[[int, int], None]:
+    """A callback (done, total) that moves the running node's bar and raises when the user pressed Cancel.
+
+    The bar itself looks for Cancel only as often as it is drawn, so every call does.
+    """
+    bar = comfy.utils.ProgressBar(1)
+
+    def report(done: int, total: int) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+
+    return report
+
+
+def client_id() -> str | None:
+    """The browser that the running prompt came from."""
+    return PromptServer.instance.client_id
+
+
+def send(event: str, data: object) -> None:
+    """A message to every open browser; from any thread."""
+    PromptServer.instance.send_sync(event, data)
+
+
+def metadata_allowed() -> bool:
+    """Whether the user lets files say how they were made."""
+    return not args.disable_metadata

@@ -1,0 +1,133 @@
+"""Nodes that bring something in from disk: base models, motion LoRAs, appearance absorbers."""
+
+from __future__ import annotations
+
+from ..motion_lora.absorbers import load_absorber
+from ..motion_lora.files import load_lora
+from . import bases, folders, shown
+from .sockets import CATEGORY, Absorber, Base, MotionLoRA, io
+
+
+class LoadT2VModel(io.ComfyNode):
+    """A base model, by name."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_LoadT2VModel",
+            display_name="Load T2V Model",
+            category=f"{CATEGORY}/load",
+            description="Loads a text-to-video base model: the small built-in playground model, or a ModelScope or "
+            "ZeroScope folder in diffusers' layout below models/diffusers.",
+            search_aliases=["text to video", "ModelScope", "ZeroScope", "playground", "base model"],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=bases.names(),
+                    default=bases.PLAYGROUND,
+                    tooltip="The base model. Put folders in diffusers' layout into models/diffusers and press R. The "
+                    "two known ones are listed even when they are not on this machine.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(bases.DTYPES),
+                    default="auto",
+                    tooltip="How weights are held and computed. auto: bf16 where the device has it, fp16 on other GPUs, "
+                    "fp32 on a CPU. The playground is fp32.",
+                ),
+                io.Boolean.Input(
+                    "download",
+                    default=False,
+                    label_on="allowed",
+                    label_off="never",
+                    tooltip="Only for the two known models: fetch it from the Hugging Face hub if it is not on this "
+                    "machine (several GB). Off, nothing is ever fetched.",
+                ),
+            ],
+            outputs=[Base.Output("base_model", display_name="base_model", tooltip="For training and sampling.")],
+        )
+
+    @classmethod
+    def execute(cls, model: str, dtype: str, download: bool) -> io.NodeOutput:
+        return io.NodeOutput(bases.load(model, dtype, download))
+
+
+class LoadMotionLoRA(io.ComfyNode):
+    """A motion LoRA from its file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_LoadMotionLoRA",
+            display_name="Load Motion LoRA",
+            category=f"{CATEGORY}/load",
+            description="Loads a motion LoRA that was trained here or shared by somebody else.",
+            search_aliases=["motion lora", "load lora", "video lora"],
+            inputs=[
+                io.Combo.Input(
+                    "lora_name",
+                    options=folders.choices(folders.lora_names()),
+                    tooltip="Files in the subfolder motion of the loras folders (finished training lands there) and in "
+                    "models/motion_lora. Press R after adding one.",
+                )
+            ],
+            outputs=[
+                MotionLoRA.Output("motion_lora", display_name="motion_lora", tooltip="For a Motion LoRA Stack."),
+                io.String.Output(
+                    "caption",
+                    display_name="caption",
+                    tooltip="The caption it was trained with: prompts in its words work best.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str) -> str:
+        return shown.file_mark(folders.lora_path, lora_name)
+
+    @classmethod
+    def validate_inputs(cls, lora_name: str) -> bool | str:
+        return shown.is_listed(folders.lora_path, lora_name)
+
+    @classmethod
+    def execute(cls, lora_name: str) -> io.NodeOutput:
+        lora = load_lora(folders.lora_path(lora_name))
+        return io.NodeOutput(lora, shown.caption_of(lora.metadata))
+
+
+class LoadAbsorber(io.ComfyNode):
+    """An appearance absorber from its file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_LoadAbsorber",
+            display_name="Load Appearance Absorber",
+            category=f"{CATEGORY}/load",
+            description="Loads an appearance absorber, to train several motion LoRAs on the same clip with it.",
+            search_aliases=["appearance absorber", "absorber"],
+            inputs=[
+                io.Combo.Input(
+                    "absorber_name",
+                    options=folders.choices(folders.absorber_names()),
+                    tooltip="Files in models/motion_lora_absorbers and in the output folder of that name.",
+                )
+            ],
+            outputs=[
+                Absorber.Output(
+                    "appearance_absorber", display_name="appearance_absorber", tooltip="For Train Motion LoRA."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, absorber_name: str) -> str:
+        return shown.file_mark(folders.absorber_path, absorber_name)
+
+    @classmethod
+    def validate_inputs(cls, absorber_name: str) -> bool | str:
+        return shown.is_listed(folders.absorber_path, absorber_name)
+
+    @classmethod
+    def execute(cls, absorber_name: str) -> io.NodeOutput:
+        return io.NodeOutput(load_absorber(folders.absorber_path(absorber_name)))

@@ -1,0 +1,215 @@
+"""Nodes that make videos: sampling, decoding, comparing side by side, and a look at what an absorber holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..motion_lora.inversion import Absorber as AbsorberValue
+from ..motion_lora.pictures import grid_frames
+from ..motion_lora.pipeline import VideoPipeline, no_gradients
+from ..motion_lora.sampling import SCHEDULERS, SampleSettings, resolve, sample
+from ..motion_lora.stack import AdapterStack
+from . import host, shown
+from .sockets import CATEGORY, MAX_SEED, Absorber, Base, ExecutionBlocker, Stack, io
+
+_OWN = "0: the base model's own."
+
+
+class SampleVideo(io.ComfyNode):
+    """A video from a prompt, with a stack of LoRAs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_SampleVideo",
+            display_name="Sample Video",
+            category=f"{CATEGORY}/sample",
+            description="Samples a video with the base model and, where one is connected, a stack of motion and appearance "
+            "LoRAs. The same seed gives the same start noise with and without a stack.",
+            search_aliases=["generate video", "text to video", "KSampler video"],
+            inputs=[
+                Base.Input("base_model", tooltip="From Load T2V Model."),
+                Stack.Input("stack", optional=True, tooltip="LoRAs and highway; nothing: the base model as it is."),
+                io.String.Input("prompt", multiline=True, dynamic_prompts=True, default="", tooltip="What to show."),
+                io.String.Input(
+                    "negative_prompt", multiline=True, dynamic_prompts=True, default="", tooltip="What not to show."
+                ),
+                io.Int.Input("num_frames", default=0, min=0, max=1024, tooltip=f"Frames. {_OWN}"),
+                io.Int.Input("width", default=0, min=0, max=4096, step=8, tooltip=f"Width in pixels. {_OWN}"),
+                io.Int.Input("height", default=0, min=0, max=4096, step=8, tooltip=f"Height in pixels. {_OWN}"),
+                _steps(30),
+                _guidance(),
+                io.Combo.Input("scheduler", options=list(SCHEDULERS), default="ddim", tooltip="The sampling method."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=True,
+                    tooltip="Seed of the start noise.",
+                ),
+                io.Float.Input(
+                    "fps", default=0.0, min=0.0, max=240.0, step=0.5, tooltip=f"Frames per second of the video. {_OWN}"
+                ),
+                io.Boolean.Input(
+                    "decode",
+                    default=True,
+                    tooltip="Off: only latents, for Decode Video; the other outputs are left out.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("images", display_name="images", tooltip="The frames."),
+                io.Video.Output("video", display_name="video", tooltip="The frames as a video, for Save Video."),
+                io.Latent.Output("latents", display_name="latents", tooltip="(1, c, f, h, w), for Decode Video."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, base_model: VideoPipeline, decode: bool, stack: AdapterStack | None = None, **widgets: Any
+    ) -> io.NodeOutput:
+        settings = resolve(base_model, _settings(widgets))
+        made = sample(base_model, settings, stack=stack, callback=host.progress(), decode=decode)[0]
+        latents = {"samples": made.latents / base_model.scaling_factor}
+        if not decode:
+            return io.NodeOutput(ExecutionBlocker(None), ExecutionBlocker(None), latents)
+        images, fps = host.to_output(made.frames), float(settings.fps or base_model.default_fps)
+        return io.NodeOutput(images, shown.video(images, fps), latents, ui=shown.playing(made.frames, fps))
+
+
+class DecodeVideo(io.ComfyNode):
+    """Frames from the latents of Sample Video."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_DecodeVideo",
+            display_name="Decode Video",
+            category=f"{CATEGORY}/sample",
+            description="Decodes latents of Sample Video, a few frames at a time.",
+            search_aliases=["VAE decode", "latents to video"],
+            inputs=[
+                Base.Input("base_model", tooltip="The base model that made the latents."),
+                io.Latent.Input("latents", tooltip="(b, c, f, h, w) from Sample Video; the first video is decoded."),
+                io.Float.Input(
+                    "fps", default=0.0, min=0.0, max=240.0, step=0.5, tooltip=f"Frames per second of the video. {_OWN}"
+                ),
+            ],
+            outputs=[
+                io.Image.Output("images", display_name="images", tooltip="The frames."),
+                io.Video.Output("video", display_name="video", tooltip="The frames as a video, for Save Video."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, base_model: VideoPipeline, latents: dict[str, Any], fps: float) -> io.NodeOutput:
+        with no_gradients():
+            scaled = latents["samples"].clone() * base_model.scaling_factor
+        images = host.to_output(base_model.decode_latents(scaled)[0])
+        return io.NodeOutput(images, shown.video(images, fps or base_model.default_fps))
+
+
+class SideBySide(io.ComfyNode):
+    """Two videos in one, to be looked at together."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_SideBySide",
+            display_name="Videos Side by Side",
+            category=f"{CATEGORY}/sample",
+            description="Puts two or three videos beside each other, with labels; small ones are enlarged.",
+            search_aliases=["compare videos", "stitch videos"],
+            inputs=[
+                io.Image.Input("left", tooltip="Frames of the first video."),
+                io.Image.Input("right", tooltip="Frames of the second video."),
+                io.Image.Input("reference", optional=True, tooltip="Frames that are shown first, such as the clip's."),
+                io.String.Input("left_label", default="base", tooltip="Label of the first video."),
+                io.String.Input("right_label", default="with motion LoRA", tooltip="Label of the second video."),
+                io.Float.Input("fps", default=8.0, min=0.1, max=240.0, step=0.5, tooltip="Frames per second."),
+            ],
+            outputs=[
+                io.Image.Output("images", display_name="images", tooltip="The frames."),
+                io.Video.Output("video", display_name="video", tooltip="The frames as a video, for Save Video."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        left: torch.Tensor,
+        right: torch.Tensor,
+        left_label: str,
+        right_label: str,
+        fps: float,
+        reference: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        videos = {left_label: left, right_label: right}
+        if reference is not None:
+            videos = {"reference": reference, **videos}
+        with no_gradients():
+            frames = [frames[..., :3].float().cpu().clone() for frames in videos.values()]
+        images = host.to_output(grid_frames([("", frames)], list(videos)))
+        return io.NodeOutput(images, shown.video(images, fps), ui=shown.playing(images, fps))
+
+
+class PreviewAbsorber(io.ComfyNode):
+    """What an absorber has learned, as single pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_PreviewAbsorber",
+            display_name="Preview Absorber",
+            category=f"{CATEGORY}/sample",
+            description="Draws pictures with the absorber active and every temporal layer bypassed: they should look like "
+            "frames of the clip. If they do not, train the absorber longer.",
+            search_aliases=["absorber preview"],
+            inputs=[
+                Base.Input("base_model", tooltip="The base model of the absorber."),
+                Absorber.Input("appearance_absorber", tooltip="What to look at."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="The clip's appearance caption; the words that were absorbed are replaced by the learned "
+                    "tokens. Empty: the caption it was trained with.",
+                ),
+                io.Int.Input("num_images", default=4, min=1, max=64, tooltip="How many pictures."),
+                _steps(25),
+                _guidance(),
+                io.Int.Input("seed", default=0, min=0, max=MAX_SEED, tooltip="Seed of the start noise."),
+            ],
+            outputs=[io.Image.Output("images", display_name="images", tooltip="The pictures.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, base_model: VideoPipeline, appearance_absorber: AbsorberValue, prompt: str, **widgets: Any
+    ) -> io.NodeOutput:
+        raise NotImplementedError
+
+
+def _settings(widgets: dict[str, Any]) -> SampleSettings:
+    """Zero stands for the base model's own value, which the library writes as None."""
+    own = {name: widgets[name] or None for name in ("num_frames", "height", "width", "fps")}
+    return SampleSettings(**{**widgets, **own})
+
+
+def _steps(default: int) -> io.Int.Input:
+    return io.Int.Input(
+        "num_inference_steps", default=default, min=1, max=1000, tooltip="Denoising steps: more is slower and finer."
+    )
+
+
+def _guidance() -> io.Float.Input:
+    return io.Float.Input(
+        "guidance_scale",
+        default=9.0,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        tooltip="How strictly the prompt is followed. 1 or less: no guidance, twice as fast.",
+    )

@@ -1,0 +1,90 @@
+"""Nodes that write files: motion LoRAs and appearance absorbers."""
+
+from __future__ import annotations
+
+import torch
+
+from ..motion_lora.absorbers import save_absorber
+from ..motion_lora.files import save_lora
+from ..motion_lora.inversion import Absorber as AbsorberValue
+from ..motion_lora.lora import LoRA
+from . import folders, host
+from .sockets import CATEGORY, Absorber, MotionLoRA, io
+
+_PRECISIONS = {"as trained": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class SaveMotionLoRA(io.ComfyNode):
+    """A motion LoRA as a file to keep and to share."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_SaveMotionLoRA",
+            display_name="Save Motion LoRA",
+            category=f"{CATEGORY}/save",
+            description="Writes a motion LoRA below output/loras, where ComfyUI lists it. Training keeps a copy there by "
+            "itself; this is for another name or precision.",
+            search_aliases=["save lora", "export motion lora"],
+            is_output_node=True,
+            inputs=[
+                MotionLoRA.Input("motion_lora", tooltip="What to save."),
+                io.String.Input(
+                    "filename",
+                    default="motion/my_motion",
+                    tooltip="Below output/loras; subfolders are fine. An existing file is never replaced, the new one "
+                    "gets a number.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(_PRECISIONS),
+                    default="as trained",
+                    tooltip="fp16 and bf16 halve the file and round the numbers.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    "lora_name", display_name="lora_name", tooltip="The name under which loaders list the file."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, motion_lora: LoRA, filename: str, precision: str) -> io.NodeOutput:
+        path = folders.new_file(folders.lora_folder(), filename)
+        save_lora(path, motion_lora, metadata=host.metadata_allowed(), dtype=_PRECISIONS[precision], overwrite=False)
+        return io.NodeOutput(folders.listed_name(path))
+
+
+class SaveAbsorber(io.ComfyNode):
+    """An appearance absorber as a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_SaveAbsorber",
+            display_name="Save Appearance Absorber",
+            category=f"{CATEGORY}/save",
+            description="Writes an appearance absorber into output/motion_lora_absorbers.",
+            search_aliases=["save absorber"],
+            is_output_node=True,
+            inputs=[
+                Absorber.Input("appearance_absorber", tooltip="What to save."),
+                io.String.Input(
+                    "filename",
+                    default="my_absorber",
+                    tooltip="An existing file is never replaced, the new one gets a number.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    "absorber_name", display_name="absorber_name", tooltip="The name under which it is listed."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, appearance_absorber: AbsorberValue, filename: str) -> io.NodeOutput:
+        path = folders.new_file(folders.absorber_folder(), filename)
+        save_absorber(path, appearance_absorber)
+        return io.NodeOutput(path.relative_to(folders.absorber_folder()).as_posix())

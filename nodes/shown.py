@@ -1,0 +1,90 @@
+"""Between library values and what a node shows or returns: pictures, videos, captions, marks of files."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import numpy as np
+import torch
+from PIL import Image
+
+from ..motion_lora.errors import MotionLoRAError
+from ..motion_lora.jobs.losses import LossPoint
+from ..motion_lora.pictures import plot_losses, write_video
+from .sockets import InputImpl, Types, io, ui
+
+
+def file_mark(find: Callable[[str], Path], name: str) -> str:
+    """Changes when the file does, so that ComfyUI reads it again."""
+    try:
+        stat = find(name).stat()
+    except (MotionLoRAError, OSError):
+        return "missing"
+    return f"{stat.st_mtime_ns}-{stat.st_size}"
+
+
+def is_listed(find: Callable[[str], Path], name: str) -> bool | str:
+    """For `validate_inputs`: True, or why the name cannot be loaded."""
+    try:
+        find(name)
+    except MotionLoRAError as error:
+        return str(error)
+    return True
+
+
+def caption_of(metadata: Mapping[str, str]) -> str:
+    """The first caption that a LoRA file says it was trained with."""
+    try:
+        captions = json.loads(metadata.get("motion_lora.captions", "[]"))
+    except ValueError:
+        return ""
+    return str(captions[0]) if isinstance(captions, list) and captions else ""
+
+
+def picture(image: Image.Image) -> torch.Tensor:
+    """A picture as IMAGE (1, h, w, 3)."""
+    return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255)[None]
+
+
+def in_node(images: torch.Tensor, node: type[io.ComfyNode]) -> Any:
+    """The `ui` of a node that shows pictures."""
+    return ui.PreviewImage(images, cls=node)
+
+
+def loss_plot(points: Sequence[LossPoint]) -> torch.Tensor:
+    """The loss curves of a job, one per stage, as IMAGE."""
+    stages: dict[str, list[float]] = {}
+    for point in points:
+        stages.setdefault(point.stage, []).append(point.loss)
+    return picture(plot_losses(stages)) if stages else torch.zeros(1, 64, 64, 3)
+
+
+def loss_map(points: Sequence[LossPoint]) -> dict[str, list[float]]:
+    """The losses of the last stage in the form of ComfyUI's own trainer."""
+    last = points[-1].stage if points else ""
+    return {"loss": [point.loss for point in points if point.stage == last]}
+
+
+def video(frames: torch.Tensor, fps: float) -> Any:
+    """Frames (f, h, w, 3) as VIDEO."""
+    rate = Fraction(fps).limit_denominator(1000)
+    return InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, frame_rate=rate))
+
+
+def playing(frames: torch.Tensor, fps: float) -> Any:
+    """The `ui` of a node that plays a video: an mp4 in ComfyUI's temp folder, which ComfyUI empties."""
+    name = f"motion_lora_{uuid.uuid4().hex[:12]}.mp4"
+    write_video(Path(folder_paths.get_temp_directory()) / name, _enlarged(frames), fps)
+    return ui.PreviewVideo([ui.SavedResult(name, "", io.FolderType.temp)])
+
+
+def _enlarged(frames: torch.Tensor, least: int = 256) -> torch.Tensor:
+    """Small frames by a whole factor, without smoothing: players would blur them."""
+    factor = max(1, least // max(frames.shape[1:3]))
+    return frames.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)

@@ -1,0 +1,132 @@
+"""Nodes that build an adapter stack, the value that a video is sampled with."""
+
+from __future__ import annotations
+
+from ..motion_lora.formats import load_any
+from ..motion_lora.highway import HIGHWAY_PRESETS, MAX_SCALE, Highway
+from ..motion_lora.lora import LoRA
+from ..motion_lora.pipeline import VideoPipeline
+from ..motion_lora.stack import AdapterStack, StackEntry
+from . import folders, shown
+from .sockets import CATEGORY, Base, MotionLoRA, Stack, io
+
+_MAX_STRENGTH = 10.0
+_STACK_IN = "An earlier stack; nothing for the first. The order of a stack changes nothing."
+_STACK_OUT = "For Sample Video, or for the next node of the stack."
+
+
+def _strength(what: str) -> io.Float.Input:
+    return io.Float.Input(
+        "strength",
+        default=1.0,
+        min=-_MAX_STRENGTH,
+        max=_MAX_STRENGTH,
+        step=0.05,
+        tooltip=f"How strongly the {what} acts: 1 as trained, 0 not at all, negative the other way round.",
+    )
+
+
+class MotionLoRAStack(io.ComfyNode):
+    """One more motion LoRA on the stack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_MotionLoRAStack",
+            display_name="Motion LoRA Stack",
+            category=f"{CATEGORY}/stack",
+            description="Puts a motion LoRA on a stack. Chain several of these to combine motions.",
+            search_aliases=["apply motion lora", "lora stack", "motion strength"],
+            inputs=[
+                MotionLoRA.Input("motion_lora", tooltip="From Train Motion LoRA or Load Motion LoRA."),
+                Stack.Input("stack", optional=True, tooltip=_STACK_IN),
+                _strength("motion"),
+            ],
+            outputs=[Stack.Output("stack_out", display_name="stack", tooltip=_STACK_OUT)],
+        )
+
+    @classmethod
+    def execute(cls, motion_lora: LoRA, strength: float, stack: AdapterStack | None = None) -> io.NodeOutput:
+        name = motion_lora.metadata.get("modelspec.title", "")
+        return io.NodeOutput((stack or AdapterStack()).add(StackEntry(motion_lora, strength, name=name)))
+
+
+class AppearanceLoRA(io.ComfyNode):
+    """A look from a spatial LoRA on the same stack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_AppearanceLoRA",
+            display_name="Appearance LoRA",
+            category=f"{CATEGORY}/stack",
+            description="Puts a LoRA for a look (on the spatial layers) on the stack, beside the motions. Image LoRAs for "
+            "Stable Diffusion 2.1 fit ModelScope and ZeroScope; what does not fit is refused with the reason.",
+            search_aliases=["spatial lora", "image lora", "style lora"],
+            inputs=[
+                io.Combo.Input(
+                    "lora_name",
+                    options=folders.choices(folders.all_lora_names()),
+                    tooltip="Any file in the loras folders, in the formats of this project, diffusers, PEFT or kohya.",
+                ),
+                Base.Input("base_model", tooltip="What it is going to be used on; every layer is checked against it."),
+                Stack.Input("stack", optional=True, tooltip=_STACK_IN),
+                _strength("look"),
+            ],
+            outputs=[Stack.Output("stack_out", display_name="stack", tooltip=_STACK_OUT)],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, strength: float) -> str:
+        return shown.file_mark(folders.lora_path, lora_name)
+
+    @classmethod
+    def validate_inputs(cls, lora_name: str) -> bool | str:
+        return shown.is_listed(folders.lora_path, lora_name)
+
+    @classmethod
+    def execute(
+        cls, lora_name: str, base_model: VideoPipeline, strength: float, stack: AdapterStack | None = None
+    ) -> io.NodeOutput:
+        report = load_any(folders.lora_path(lora_name), base_model.unet)
+        return io.NodeOutput((stack or AdapterStack()).add(StackEntry(report.lora, strength, name=lora_name)))
+
+
+class AppearanceHighway(io.ComfyNode):
+    """The switch that keeps the motion LoRA out of the skip connections."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_AppearanceHighway",
+            display_name="Appearance Highway",
+            category=f"{CATEGORY}/stack",
+            description="Re-routes the skip connections around the temporal attention, so that a motion LoRA changes the "
+            "motion and less of the look (Separate Motion from Appearance).",
+            search_aliases=["AH", "skip connections", "highway"],
+            inputs=[
+                Stack.Input("stack", optional=True, tooltip=_STACK_IN),
+                io.Boolean.Input("enabled", default=True, tooltip="Off: the stack goes through without a highway."),
+                io.Combo.Input(
+                    "preset",
+                    options=list(HIGHWAY_PRESETS),
+                    default="code",
+                    tooltip="code: the deepest level only, as in the authors' code. all: every skip that starts at a "
+                    "temporal attention, as in their paper.",
+                ),
+                io.Float.Input(
+                    "scale",
+                    default=1.1,
+                    min=0.0,
+                    max=MAX_SCALE,
+                    step=0.05,
+                    tooltip="What the highway is multiplied by. 1.1 in the authors' command line, 1 re-routes only.",
+                ),
+            ],
+            outputs=[Stack.Output("stack_out", display_name="stack", tooltip=_STACK_OUT)],
+        )
+
+    @classmethod
+    def execute(cls, enabled: bool, preset: str, scale: float, stack: AdapterStack | None = None) -> io.NodeOutput:
+        highway = Highway(preset, scale) if enabled else None
+        return io.NodeOutput((stack or AdapterStack()).with_highway(highway))

@@ -1,0 +1,291 @@
+"""Nodes that learn: appearance absorbers and motion LoRAs. Their work is a job (see background.py)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..motion_lora.clips import Clip
+from ..motion_lora.inversion import Absorber as AbsorberValue
+from ..motion_lora.jobs import APPEARANCE_ABSORBER, MOTION_LORA, Job, PreviewPlan
+from ..motion_lora.jobs.training_work import TrainingInputs, load_result, training_spec
+from ..motion_lora.methods import ABSORBERS, METHODS
+from ..motion_lora.pipeline import VideoPipeline
+from ..motion_lora.targets import TARGETS
+from ..motion_lora.training import RANGES, TrainSettings
+from . import background, bases, shown
+from .sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, io
+
+DEFAULT = "default"
+_ZERO = "0: the default of this method and base model."
+_TEMPORAL = [name for name, preset in TARGETS.items() if preset.layer == "temporal"]
+_ABSORBING = [name for name in ABSORBERS if name != "none"]
+HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
+
+
+class TrainMotionLoRA(io.ComfyNode):
+    """The motion of clips as a LoRA."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_TrainMotionLoRA",
+            display_name="Train Motion LoRA",
+            category=f"{CATEGORY}/train",
+            description="Learns the motion of reference clips. The same clips and settings are trained once: run it again "
+            "and the finished file is loaded, a stopped training goes on. Progress is in the Motion LoRA panel.",
+            search_aliases=["motion lora training", "Customize-A-Video", "MotionDirector", "learn motion"],
+            is_output_node=True,
+            not_idempotent=True,
+            hidden=HIDDEN,
+            inputs=[
+                Base.Input("base_model", tooltip="The model that learns; the LoRA fits models of its kind."),
+                Clips.Input("clips", tooltip="One or several reference clips of the same motion."),
+                Absorber.Input(
+                    "appearance_absorber",
+                    optional=True,
+                    tooltip="A trained absorber of these clips. Without one the method trains its own first.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default="customize-a-video",
+                    tooltip="The published method; the README says when to use which.",
+                ),
+                io.Combo.Input(
+                    "absorber",
+                    options=[DEFAULT, *ABSORBERS],
+                    default=DEFAULT,
+                    tooltip="Which absorber the method trains when none is connected. default: the method's own.",
+                ),
+                _count("steps", f"Steps of the motion stage. {_ZERO}"),
+                _count("rank", f"Rank of the LoRA: its capacity and size. {_ZERO}"),
+                _amount("alpha", f"Strength at which the LoRA is trained, as a direct factor. {_ZERO}", 0.05),
+                _amount("learning_rate", f"Learning rate of the motion stage. {_ZERO}", 1e-5),
+                _seed(),
+                *_running(),
+                io.String.Input(
+                    "preview_prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="A prompt that is sampled with the LoRA as it is while it trains; empty: no previews.",
+                ),
+                io.Int.Input(
+                    "preview_every",
+                    default=100,
+                    min=0,
+                    max=100_000,
+                    tooltip="Steps between two previews. Each takes as long as sampling a short video.",
+                ),
+                io.Combo.Input(
+                    "targets",
+                    options=[DEFAULT, *_TEMPORAL],
+                    default=DEFAULT,
+                    advanced=True,
+                    tooltip="Which temporal layers learn. default: the method's own preset.",
+                ),
+                _count("absorber_steps", f"Steps of the absorber's spatial LoRA. {_ZERO}", advanced=True),
+                _count("token_steps", f"Steps of the absorber's learned tokens. {_ZERO}", advanced=True),
+                _checkpointing(),
+            ],
+            outputs=[
+                MotionLoRA.Output("motion_lora", display_name="motion_lora", tooltip="For a Motion LoRA Stack."),
+                io.String.Output(
+                    "lora_name", display_name="lora_name", tooltip="Its file, as Load Motion LoRA lists it."
+                ),
+                io.LossMap.Output("loss_map", display_name="loss_map", tooltip="Losses of the motion stage."),
+                io.Image.Output("loss_plot", display_name="loss_plot", tooltip="The loss curves, drawn."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        return background.cache_mark(cls.hidden.unique_id)
+
+    @classmethod
+    async def execute(
+        cls,
+        base_model: VideoPipeline,
+        clips: tuple[Clip, ...],
+        preview_prompt: str,
+        preview_every: int,
+        appearance_absorber: AbsorberValue | None = None,
+        **widgets: Any,
+    ) -> io.NodeOutput:
+        inputs = TrainingInputs(base_model, clips, appearance_absorber)
+        preview = PreviewPlan(preview_prompt, preview_every, seed=widgets["seed"])
+        job = await _train(cls, MOTION_LORA, inputs, widgets, preview)
+        return _outputs(job)
+
+
+class TrainAppearanceAbsorber(io.ComfyNode):
+    """The look of clips, to be held back while their motion is learned."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_TrainAppearanceAbsorber",
+            display_name="Train Appearance Absorber",
+            category=f"{CATEGORY}/train",
+            description="Learns only what single frames of the clips look like, with every temporal layer bypassed. While "
+            "the motion LoRA trains, the absorber is active and frozen, so the look need not go into the LoRA.",
+            search_aliases=["absorber", "Customize-A-Video", "textual inversion"],
+            is_output_node=True,
+            not_idempotent=True,
+            hidden=HIDDEN,
+            inputs=[
+                Base.Input("base_model", tooltip="The same base model that the motion LoRA is trained on."),
+                Clips.Input("clips", tooltip="The clips whose look is to be absorbed."),
+                io.Combo.Input(
+                    "absorber",
+                    options=_ABSORBING,
+                    default="dual",
+                    tooltip="spatial: a LoRA on the spatial layers. textual-inversion: learned tokens in place of the "
+                    "clip's words to absorb. dual: both.",
+                ),
+                _count("absorber_steps", f"Steps of the spatial LoRA. {_ZERO}"),
+                _count("token_steps", f"Steps of the learned tokens. {_ZERO}"),
+                _count("absorber_rank", f"Rank of the spatial LoRA. {_ZERO}"),
+                _count("num_tokens", f"Learned tokens, 2 for a simple look to 6 for a complex one. {_ZERO}"),
+                _amount("absorber_learning_rate", f"Learning rate of the spatial LoRA. {_ZERO}", 1e-5),
+                _amount("token_learning_rate", f"Learning rate of the tokens. {_ZERO}", 1e-5),
+                io.Combo.Input(
+                    "patch_crop",
+                    options=[DEFAULT, "on", "off"],
+                    default=DEFAULT,
+                    tooltip="Whether random parts of the frames are shown instead of whole ones.",
+                ),
+                _seed(),
+                *_running(),
+                _checkpointing(),
+            ],
+            outputs=[
+                Absorber.Output(
+                    "appearance_absorber", display_name="appearance_absorber", tooltip="For Train Motion LoRA."
+                ),
+                io.String.Output(
+                    "absorber_name",
+                    display_name="absorber_name",
+                    tooltip="Its file, as Load Appearance Absorber lists it.",
+                ),
+                io.LossMap.Output("loss_map", display_name="loss_map", tooltip="Losses of the last stage."),
+                io.Image.Output("loss_plot", display_name="loss_plot", tooltip="The loss curves, drawn."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        return background.cache_mark(cls.hidden.unique_id)
+
+    @classmethod
+    async def execute(cls, base_model: VideoPipeline, clips: tuple[Clip, ...], **widgets: Any) -> io.NodeOutput:
+        job = await _train(cls, APPEARANCE_ABSORBER, TrainingInputs(base_model, clips), widgets, PreviewPlan())
+        return _outputs(job)
+
+
+async def _train(
+    node: type[io.ComfyNode], kind: str, inputs: TrainingInputs, widgets: dict[str, Any], preview: PreviewPlan
+) -> Job | None:
+    """Ask for the job that the widgets describe; None when it goes on in the background."""
+    hidden = node.hidden
+    settings = settings_from(inputs.pipeline, widgets)
+    spec = training_spec(
+        kind,
+        widgets["name"].strip() or inputs.clips[0].caption,
+        inputs,
+        settings,
+        base=bases.recipe_of(inputs.pipeline),
+        preview=preview,
+        yields=widgets["pause_while_generating"],
+    )
+    again = background.continuation_of(hidden.prompt, hidden.extra_pnginfo, hidden.unique_id)
+    return await background.run_job(
+        spec,
+        inputs,
+        node_id=hidden.unique_id,
+        run=widgets["run"],
+        retrain=widgets["retrain"],
+        continuation=again if widgets["continue_when_done"] else None,
+    )
+
+
+def settings_from(base: VideoPipeline, widgets: dict[str, Any]) -> TrainSettings:
+    """Training settings: the defaults of the method on this base, with every widget that says something of its own."""
+    settings = TrainSettings.for_base(base, widgets.get("method", "customize-a-video"))
+    names = {"on": True, "off": False}
+    given = {
+        name: names.get(value, value)
+        for name, value in widgets.items()
+        if (name in RANGES and value != 0) or (name in ("absorber", "targets", "patch_crop") and value != DEFAULT)
+    }
+    # Switching torch to repeatable kernels is for the whole process, and other models share it.
+    on_cpu = base.device.type == "cpu"
+    return replace(
+        settings,
+        **given,
+        gradient_checkpointing=widgets["gradient_checkpointing"],
+        deterministic=on_cpu,
+    )
+
+
+def _outputs(job: Job | None) -> io.NodeOutput:
+    """What a finished job made, with its curve; what depends on a job in the background is left out without a word."""
+    if job is None:
+        nothing = ExecutionBlocker(None)
+        return io.NodeOutput(nothing, nothing, nothing, nothing)
+    points = background.runner().losses(job.id, limit=100_000)
+    result = load_result(job.folder, job.spec.kind)
+    return io.NodeOutput(result, job.status.published, shown.loss_map(points), shown.loss_plot(points))
+
+
+# Inputs that both nodes have ------------------------------------------------------------------------------------------
+
+
+def _count(name: str, tooltip: str, advanced: bool = False) -> io.Int.Input:
+    return io.Int.Input(name, default=0, min=0, max=int(RANGES[name][1]), advanced=advanced or None, tooltip=tooltip)
+
+
+def _amount(name: str, tooltip: str, step: float) -> io.Float.Input:
+    return io.Float.Input(name, default=0.0, min=0.0, max=RANGES[name][1], step=step, round=step / 10, tooltip=tooltip)
+
+
+def _seed() -> io.Int.Input:
+    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, tooltip="Seed of everything random in the training.")
+
+
+def _checkpointing() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "gradient_checkpointing",
+        default=False,
+        advanced=True,
+        tooltip="About a third more time for a fraction of the memory.",
+    )
+
+
+def _running() -> list[Any]:
+    """How the job is run."""
+    return [
+        io.Combo.Input(
+            "run",
+            options=[background.WAIT, background.BACKGROUND],
+            default=background.WAIT,
+            tooltip="wait: what depends on the result follows in the same run. background: the queue is free at once, "
+            "the training goes on beside whatever else you do.",
+        ),
+        io.Boolean.Input(
+            "continue_when_done",
+            default=True,
+            tooltip="After a training in the background, queue this workflow again, so that what depends on it runs.",
+        ),
+        io.Boolean.Input(
+            "pause_while_generating",
+            default=False,
+            tooltip="For small GPUs: give the memory back while another workflow runs, then go on.",
+        ),
+        io.Boolean.Input(
+            "retrain",
+            default=False,
+            tooltip="Train again although the same training has finished before.",
+        ),
+        io.String.Input("name", default="", tooltip="Name of the job and its file; empty: the clip's caption."),
+    ]

@@ -1,0 +1,199 @@
+"""Videos, GIFs, PNGs, sheets and plots: what is written can be read back, whole, at the right rate, or not at all."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from motion_lora.errors import OutputError
+from motion_lora.pictures import (
+    Line,
+    Point,
+    contact_sheet,
+    grid_frames,
+    plot_lines,
+    plot_losses,
+    plot_points,
+    write_gif,
+    write_png,
+    write_video,
+)
+from motion_lora.pictures.plots import PALETTE, moving_average
+from motion_lora.playground import world
+
+SCENE = world.Scene("circle", "red", "sand", "orbit")
+
+
+def decode(path: Path) -> tuple[np.ndarray, dict]:
+    reader = imageio_ffmpeg.read_frames(str(path))
+    meta = next(reader)
+    width, height = meta["size"]
+    return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]), meta
+
+
+def has_colour(picture: Image.Image, colour: tuple[int, int, int]) -> bool:
+    return bool((np.abs(np.asarray(picture).astype(int) - colour).max(axis=-1) < 12).any())
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+def test_video_comes_back_as_it_was(tmp_path: Path, suffix: str) -> None:
+    frames = world.render(SCENE, 8)
+    decoded, meta = decode(write_video(tmp_path / f"clip{suffix}", frames, 8))
+    assert decoded.shape == (8, 64, 64, 3)
+    assert meta["fps"] == pytest.approx(8)
+    error = np.abs(decoded / 255 - frames.numpy())
+    assert error.mean() < 0.02
+    # A wrong YUV matrix or range shifts whole areas; compression does not.
+    assert np.abs(decoded.mean(axis=(0, 1, 2)) / 255 - frames.mean(dim=(0, 1, 2)).numpy()).max() < 0.01
+
+
+def test_video_is_yuv420p_h264(tmp_path: Path) -> None:
+    _, meta = decode(write_video(tmp_path / "clip.mp4", world.render(SCENE, 4), 8))
+    assert meta["codec"] == "h264" and "yuv420p" in meta["pix_fmt"]
+
+
+@pytest.mark.parametrize("fps", [7.5, 12.5, 24000 / 1001, 30])
+def test_frame_rate_is_kept(tmp_path: Path, fps: float) -> None:
+    decoded, meta = decode(write_video(tmp_path / "clip.mp4", world.render(SCENE, 30), fps))
+    assert len(decoded) == 30
+    assert meta["fps"] == pytest.approx(fps, abs=0.006)
+    assert meta["duration"] == pytest.approx(30 / fps, abs=0.02)
+
+
+def test_odd_sizes_are_padded_not_resized(tmp_path: Path) -> None:
+    frames = world.render(SCENE, 3)[:, :63, :61]
+    decoded, _ = decode(write_video(tmp_path / "clip.mp4", frames, 8))
+    assert decoded.shape[1:3] == (64, 62)
+    assert np.abs(decoded[:, :63, :61] / 255 - frames.numpy()).mean() < 0.02
+
+
+def test_upscaling_repeats_pixels(tmp_path: Path) -> None:
+    frames = world.render(SCENE, 2)
+    decoded, _ = decode(write_video(tmp_path / "clip.mp4", frames, 8, upscale=4))
+    assert decoded.shape[1:3] == (256, 256)
+    assert np.abs(decoded[:, 1::4, 1::4] / 255 - frames.numpy()).mean() < 0.01
+
+
+def test_same_frames_give_the_same_file(tmp_path: Path) -> None:
+    frames = world.render(SCENE, 4)
+    assert (
+        write_video(tmp_path / "a.mp4", frames, 8).read_bytes()
+        == write_video(tmp_path / "b.mp4", frames, 8).read_bytes()
+    )
+
+
+def test_names_that_look_like_options_and_other_scripts(tmp_path: Path) -> None:
+    for name in ("-y.mp4", "a b%d.mp4", "\u00fcber\u4e2d.mp4"):
+        assert write_video(tmp_path / name, world.render(SCENE, 2), 8).stat().st_size > 0
+
+
+def test_gif_loses_no_time(tmp_path: Path) -> None:
+    path = write_gif(tmp_path / "clip.gif", world.render(SCENE, 8), 8)
+    with Image.open(path) as image:
+        durations = []
+        for index in range(image.n_frames):
+            image.seek(index)
+            durations.append(image.info["duration"])
+        assert image.info["loop"] == 0
+    assert len(durations) == 8 and sum(durations) == 1000
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p: write_video(p / "x.avi", torch.zeros(2, 8, 8, 3), 8), "x.avi should end in .mp4"),
+        (lambda p: write_video(p / "x.mp4", torch.zeros(2, 8, 8, 4), 8), "shape (2, 8, 8, 4)"),
+        (lambda p: write_video(p / "x.mp4", torch.zeros(0, 8, 8, 3), 8), "at least one frame"),
+        (lambda p: write_video(p / "x.mp4", torch.zeros(2, 8, 8, 3), 0), "fps is 0"),
+        (lambda p: write_video(p / "x.mp4", torch.zeros(2, 8, 8, 3), math.nan), "fps is nan"),
+        (lambda p: write_video(p / "x.mp4", torch.zeros(2, 8, 8, 3), 8, upscale=0), "upscale is 0"),
+        (lambda p: write_gif(p / "x.gif", torch.zeros(2, 8, 8, 3), 60), "write an .mp4"),
+    ],
+)
+def test_faults_are_named_and_leave_nothing(tmp_path: Path, write: object, message: str) -> None:
+    with pytest.raises(OutputError) as caught:
+        write(tmp_path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refused_folder_is_named_and_the_old_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    with pytest.raises(OutputError, match=r"x\.mp4"):
+        write_video(tmp_path / "file" / "x.mp4", world.render(SCENE, 2), 8)
+    path = write_video(tmp_path / "x.mp4", world.render(SCENE, 2), 8)
+    before = path.read_bytes()
+    with pytest.raises(OutputError):
+        write_video(path, torch.zeros(2, 8, 8, 1), 8)
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "x.mp4"]
+
+
+def test_png_round_trip(tmp_path: Path) -> None:
+    frame = world.render(SCENE, 1)[0]
+    with Image.open(write_png(tmp_path / "frame.png", frame)) as image:
+        assert np.abs(np.asarray(image) / 255 - frame.numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_contact_sheet_shows_every_frame_enlarged_by_whole_pixels() -> None:
+    frames = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+    sheet = np.asarray(contact_sheet([("a label that is long enough to be wrapped", frames)], title="t", tile_side=40))
+    for frame in frames:
+        tile = (frame * 255).round().byte().numpy().repeat(2, axis=0).repeat(2, axis=1)
+        windows = np.lib.stride_tricks.sliding_window_view(sheet, tile.shape)
+        assert (windows == tile).all(axis=(-3, -2, -1)).any()
+
+
+def test_contact_sheet_spreads_long_clips_and_takes_any_label() -> None:
+    frames = torch.linspace(0, 1, 50)[:, None, None, None].expand(-1, 200, 300, 3)
+    sheet = contact_sheet([("\u4e2d\u6587", frames), ("", frames)], columns=3)
+    assert has_colour(sheet, (0, 0, 0)) and sheet.width < 800
+    with pytest.raises(OutputError, match="at least one row"):
+        contact_sheet([])
+
+
+def test_grid_plays_all_clips_and_holds_the_last_frame() -> None:
+    black, white = (
+        torch.zeros(2, 32, 32, 3),
+        torch.ones(4, 32, 32, 3) * torch.linspace(0.2, 0.8, 4)[:, None, None, None],
+    )
+    grid = grid_frames([("row", [black, white])], ["left", "right"], title="t", tile_side=64)
+    assert grid.shape[0] == 4 and grid.shape[-1] == 3
+    assert float((grid[3] - grid[2]).abs().max()) > 0.1
+    with pytest.raises(OutputError, match="equal length"):
+        grid_frames([("a", [black]), ("b", [black, white])])
+
+
+def test_plots_draw_every_series_and_survive_odd_values() -> None:
+    lines = [
+        Line("a", [0, 1, 2], [1.0, math.nan, 3.0], [0.5, math.nan, 2.5], [1.5, math.nan, 3.5]),
+        Line("b", [1], [2.0]),
+    ]
+    picture = plot_lines(lines, title="t", x_label="x", y_label="y")
+    assert all(has_colour(picture, colour) for colour in PALETTE[:2])
+    points = plot_points([Point("p", 0, 1, 0.1, math.nan), Point("q", 2, 3)], y_label="y")
+    assert all(has_colour(points, colour) for colour in PALETTE[:2])
+    for nothing in (lambda: plot_lines([Line("a", [0], [math.inf])]), lambda: plot_points([])):
+        with pytest.raises(OutputError, match="nothing to plot"):
+            nothing()
+
+
+def test_one_exploding_step_does_not_flatten_the_losses() -> None:
+    losses = [0.5 - 0.001 * i for i in range(400)]
+    calm = np.asarray(plot_losses({"motion": losses}))
+    losses[100] = 1e6
+    wild = np.asarray(plot_losses({"motion": losses}))
+    assert (calm != wild).any(axis=-1).mean() < 0.05
+    for odd in ([1.0], [1.0] * 5, [0.0, 1.0, math.nan]):
+        plot_losses({"a": odd}, log_y=True)
+
+
+def test_moving_average_is_centred_and_skips_nan() -> None:
+    assert moving_average([1.0, 2.0, 3.0], 1) == [1.0, 2.0, 3.0]
+    assert moving_average([0.0, 3.0, math.nan, 9.0, 0.0], 3) == pytest.approx([1.5, 1.5, 6.0, 4.5, 4.5])
