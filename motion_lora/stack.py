@@ -26,6 +26,19 @@ from .lora import TEMPORAL, LoRA, LoRALayer, layer_of
 if TYPE_CHECKING:
     from .highway import Highway
 
+__all__ = [
+    "AdapterStack",
+    "AppliedStack",
+    "FrameCurve",
+    "Schedule",
+    "StackEntry",
+    "applied",
+    "applied_to_text_encoder",
+    "block_of",
+    "replay",
+    "require_fit",
+]
+
 
 @dataclass(frozen=True, eq=False)
 class StackEntry:

@@ -8,7 +8,9 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import comfy.utils
 
@@ -24,9 +26,13 @@ from ..motion_lora.jobs import (
     JobRunner,
     JobSpec,
     JobStore,
+    Outcome,
+    Reporter,
 )
-from ..motion_lora.jobs.training_work import TrainingHost, TrainingInputs, TrainingWork
 from . import bases, folders, host
+
+if TYPE_CHECKING:
+    from ..motion_lora.jobs.training_work import TrainingInputs, TrainingWork
 
 WAIT, BACKGROUND = "wait", "background"
 EVENT = "motion_lora.jobs"
@@ -36,7 +42,8 @@ _POLL = 0.2
 _making = threading.Lock()
 _runner: JobRunner | None = None
 _watchers: Counter[str] = Counter()
-_nodes: dict[str, dict[str, None]] = {}
+# The nodes that asked for a job: id within the prompt, and the workflow's own id.
+_nodes: dict[str, dict[str, str]] = {}
 _blocked: Counter[str] = Counter()
 # Jobs after which a prompt goes on, with the browser that asked for it ("": before a restart, nobody knows which).
 _continuing: dict[str, str] = {}
@@ -47,22 +54,38 @@ def runner() -> JobRunner:
     global _runner
     with _making:
         if _runner is None:
-            work = TrainingWork(
-                TrainingHost(
-                    load_base=bases.load_again,
-                    prepare=_make_room,
-                    release=lambda spec: host.release(),
-                    folders={
-                        MOTION_LORA: (folders.lora_folder(), folders.SUBFOLDER),
-                        APPEARANCE_ABSORBER: (folders.absorber_folder(), ""),
-                    },
-                )
-            )
             store = JobStore(folders.job_folder())
-            _runner = JobRunner(store, work, listener=_tell, busy=lambda job: _stands_in_the_way())
+            _runner = JobRunner(store, _LazyWork(), listener=_tell, busy=lambda job: _stands_in_the_way())
             _continuing.update({job.id: "" for job in _runner.jobs() if store.has_note(job.id, CONTINUATION)})
             atexit.register(_runner.close)
         return _runner
+
+
+class _LazyWork:
+    """Training as work, imported when there is some: the panel asks for jobs at every start, and rarely finds any."""
+
+    def keep(self, spec: JobSpec, payload: object, folder: Path) -> None:
+        self._work.keep(spec, payload, folder)
+
+    def restore(self, spec: JobSpec, folder: Path) -> object:
+        return self._work.restore(spec, folder)
+
+    def run(self, spec: JobSpec, payload: object, folder: Path, reporter: Reporter) -> Outcome:
+        return self._work.run(spec, payload, folder, reporter)
+
+    def publish(self, spec: JobSpec, folder: Path, step: int) -> str:
+        return self._work.publish(spec, folder, step)
+
+    @cached_property
+    def _work(self) -> TrainingWork:
+        from ..motion_lora.jobs.training_work import TrainingHost, TrainingWork
+
+        places = {
+            MOTION_LORA: (folders.lora_folder(), folders.SUBFOLDER),
+            APPEARANCE_ABSORBER: (folders.absorber_folder(), ""),
+        }
+        release = lambda spec: host.release()  # noqa: E731
+        return TrainingWork(TrainingHost(bases.load_again, prepare=_make_room, release=release, folders=places))
 
 
 def _make_room(spec: JobSpec) -> None:
@@ -84,6 +107,7 @@ async def run_job(
     inputs: TrainingInputs,
     *,
     node_id: str,
+    workflow_id: str,
     run: str,
     retrain: bool,
     continuation: Mapping[str, Any] | None,
@@ -96,7 +120,7 @@ async def run_job(
     host.make_room_for_training()
     background = run == BACKGROUND
     job = await asyncio.to_thread(runner().submit, spec, inputs, retrain=retrain, background=background)
-    _nodes.setdefault(job.id, {})[node_id] = None
+    _nodes.setdefault(job.id, {})[node_id] = workflow_id
     if job.state in WITH_RESULT:
         return job
     if background:
@@ -104,6 +128,8 @@ async def run_job(
         if continuation is not None:
             runner().store.put_note(job.id, CONTINUATION, continuation)
             _continuing[job.id] = host.client_id() or ""
+            # The job may have ended between these lines; nobody would hear that something waits for it.
+            _tell({"jobs": [runner().get(job.id).to_json()]})
         return None
     return await _follow(job.id)
 
@@ -209,4 +235,5 @@ def _tell(message: Mapping[str, Any]) -> None:
 
 def with_host(job: Mapping[str, Any]) -> dict[str, Any]:
     """A job with what only the host knows: which nodes show it, and whether a prompt waits to go on after it."""
-    return {**job, "nodes": list(_nodes.get(job["id"], ())), "continues": _continuing.get(job["id"])}
+    nodes = [{"id": node, "workflow": workflow} for node, workflow in _nodes.get(job["id"], {}).items()]
+    return {**job, "nodes": nodes, "continues": _continuing.get(job["id"])}

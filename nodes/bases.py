@@ -6,11 +6,13 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..motion_lora.errors import ModelError
-from ..motion_lora.pipeline import DTYPES, VideoPipeline
-from ..motion_lora.playground import load_playground
 from . import folders, host
+
+if TYPE_CHECKING:
+    from ..motion_lora.pipeline import VideoPipeline
 
 PLAYGROUND = "playground (built-in)"
 # Bases that are offered even when they are not there, by the folder they would have, with their name on the hub.
@@ -18,7 +20,6 @@ KNOWN: Mapping[str, str] = {
     "text-to-video-ms-1.7b": "ali-vilab/text-to-video-ms-1.7b",
     "zeroscope_v2_576w": "cerspense/zeroscope_v2_576w",
 }
-__all__ = ["DTYPES", "KNOWN", "PLAYGROUND", "load", "load_again", "names", "recipe_of"]
 
 _loading = threading.Lock()
 _loaded: weakref.WeakValueDictionary[tuple[str, str], VideoPipeline] = weakref.WeakValueDictionary()
@@ -62,6 +63,9 @@ def _shared(name: str, dtype: str, download: bool, make_room: Callable[[int], No
 
 
 def _load(name: str, dtype: str, download: bool, make_room: Callable[[int], None]) -> VideoPipeline:
+    from ..motion_lora.pipeline import VideoPipeline
+    from ..motion_lora.playground import load_playground
+
     device = str(host.device())
     if name == PLAYGROUND:
         return load_playground(device=device, dtype="fp32" if dtype == "auto" else dtype)
@@ -123,7 +127,7 @@ def _fetch(name: str) -> Path:
 
 
 def _wanted_files(listed: list[str]) -> list[str]:
-    """The five parts, of each the smallest safe weights: fp16 safetensors before others, pickles only if nothing else."""
+    """The five parts, of each the smallest safe weights: fp16 safetensors first, pickles only if nothing else."""
     parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     wanted = [name for name in listed if name == "model_index.json"]
     for part in parts:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import comfy.model_management as mm
 import comfy.utils
@@ -22,6 +23,13 @@ def device() -> torch.device:
 def to_output(images: torch.Tensor) -> torch.Tensor:
     """Frames as every IMAGE socket carries them."""
     return images.to(mm.intermediate_device(), torch.float32)
+
+
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Out of ComfyUI's inference mode, whose tensors can never take part in training; no gradients."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def make_room(bytes_needed: int) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..motion_lora.absorbers import load_absorber
 from ..motion_lora.files import load_lora
 from . import bases, folders, shown
+from .choices import DTYPES
 from .sockets import CATEGORY, Absorber, Base, MotionLoRA, io
 
 
@@ -30,10 +30,10 @@ class LoadT2VModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=list(bases.DTYPES),
+                    options=list(DTYPES),
                     default="auto",
-                    tooltip="How weights are held and computed. auto: bf16 where the device has it, fp16 on other GPUs, "
-                    "fp32 on a CPU. The playground is fp32.",
+                    tooltip="How weights are held and computed. auto: bf16 where the device has it, fp16 on other "
+                    "GPUs, fp32 on a CPU. The playground is fp32.",
                 ),
                 io.Boolean.Input(
                     "download",
@@ -130,4 +130,6 @@ class LoadAbsorber(io.ComfyNode):
 
     @classmethod
     def execute(cls, absorber_name: str) -> io.NodeOutput:
+        from ..motion_lora.absorbers import load_absorber
+
         return io.NodeOutput(load_absorber(folders.absorber_path(absorber_name)))

@@ -17,8 +17,8 @@ from aiohttp import web
 from server import PromptServer
 
 from ..motion_lora.errors import LoRAFileError, MotionLoRAError, SettingsError
-from ..motion_lora.files import read_header
-from ..motion_lora.jobs.training_work import RESULT
+from ..motion_lora.jobs import RESULT
+from ..motion_lora.storage import read_header
 from . import background
 
 PREFIX = "/motion_lora"
@@ -137,9 +137,11 @@ async def _checked_body(request: web.Request) -> dict[str, Any]:
     """The JSON body: an object with a job's `id`, and for continue whether it is `wanted`. Raises _RefusedError."""
     if request.content_type != "application/json":
         raise _RefusedError(415, "send JSON, with the content type application/json")
-    raw = await request.content.read(MAX_BODY + 1)
-    if len(raw) > MAX_BODY:
-        raise _RefusedError(413, f"the body is larger than {MAX_BODY} bytes")
+    raw = b""
+    while chunk := await request.content.read(MAX_BODY + 1):
+        raw += chunk
+        if len(raw) > MAX_BODY:
+            raise _RefusedError(413, f"the body is larger than {MAX_BODY} bytes")
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..motion_lora.inversion import Absorber as AbsorberValue
 from ..motion_lora.pictures import grid_frames
-from ..motion_lora.pipeline import VideoPipeline, no_gradients
-from ..motion_lora.sampling import SCHEDULERS, SampleSettings, resolve, sample
 from ..motion_lora.stack import AdapterStack
 from . import host, shown
+from .choices import SCHEDULERS
 from .sockets import CATEGORY, MAX_SEED, Absorber, Base, ExecutionBlocker, Stack, io
+
+if TYPE_CHECKING:
+    from ..motion_lora.inversion import Absorber as AbsorberValue
+    from ..motion_lora.pipeline import VideoPipeline
 
 _OWN = "0: the base model's own."
 
@@ -26,8 +28,8 @@ class SampleVideo(io.ComfyNode):
             node_id="MotionLoRA_SampleVideo",
             display_name="Sample Video",
             category=f"{CATEGORY}/sample",
-            description="Samples a video with the base model and, where one is connected, a stack of motion and appearance "
-            "LoRAs. The same seed gives the same start noise with and without a stack.",
+            description="Samples a video with the base model and, where one is connected, a stack of motion and "
+            "appearance LoRAs. The same seed gives the same start noise with and without a stack.",
             search_aliases=["generate video", "text to video", "KSampler video"],
             inputs=[
                 Base.Input("base_model", tooltip="From Load T2V Model."),
@@ -70,7 +72,9 @@ class SampleVideo(io.ComfyNode):
     def execute(
         cls, base_model: VideoPipeline, decode: bool, stack: AdapterStack | None = None, **widgets: Any
     ) -> io.NodeOutput:
-        settings = resolve(base_model, _settings(widgets))
+        from ..motion_lora.sampling import SampleSettings, resolve, sample
+
+        settings = resolve(base_model, SampleSettings(**_own_values(widgets)))
         made = sample(base_model, settings, stack=stack, callback=host.progress(), decode=decode)[0]
         latents = {"samples": made.latents / base_model.scaling_factor}
         if not decode:
@@ -105,7 +109,7 @@ class DecodeVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, base_model: VideoPipeline, latents: dict[str, Any], fps: float) -> io.NodeOutput:
-        with no_gradients():
+        with host.ordinary_tensors():
             scaled = latents["samples"].clone() * base_model.scaling_factor
         images = host.to_output(base_model.decode_latents(scaled)[0])
         return io.NodeOutput(images, shown.video(images, fps or base_model.default_fps))
@@ -149,7 +153,7 @@ class SideBySide(io.ComfyNode):
         videos = {left_label: left, right_label: right}
         if reference is not None:
             videos = {"reference": reference, **videos}
-        with no_gradients():
+        with host.ordinary_tensors():
             frames = [frames[..., :3].float().cpu().clone() for frames in videos.values()]
         images = host.to_output(grid_frames([("", frames)], list(videos)))
         return io.NodeOutput(images, shown.video(images, fps), ui=shown.playing(images, fps))
@@ -164,8 +168,8 @@ class PreviewAbsorber(io.ComfyNode):
             node_id="MotionLoRA_PreviewAbsorber",
             display_name="Preview Absorber",
             category=f"{CATEGORY}/sample",
-            description="Draws pictures with the absorber active and every temporal layer bypassed: they should look like "
-            "frames of the clip. If they do not, train the absorber longer.",
+            description="Draws pictures with the absorber active and every temporal layer bypassed: they should look "
+            "like frames of the clip. If they do not, train the absorber longer.",
             search_aliases=["absorber preview"],
             inputs=[
                 Base.Input("base_model", tooltip="The base model of the absorber."),
@@ -192,10 +196,9 @@ class PreviewAbsorber(io.ComfyNode):
         raise NotImplementedError
 
 
-def _settings(widgets: dict[str, Any]) -> SampleSettings:
+def _own_values(widgets: dict[str, Any]) -> dict[str, Any]:
     """Zero stands for the base model's own value, which the library writes as None."""
-    own = {name: widgets[name] or None for name in ("num_frames", "height", "width", "fps")}
-    return SampleSettings(**{**widgets, **own})
+    return {**widgets, **{name: widgets[name] or None for name in ("num_frames", "height", "width", "fps")}}
 
 
 def _steps(default: int) -> io.Int.Input:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from ..motion_lora.absorbers import save_absorber
 from ..motion_lora.files import save_lora
-from ..motion_lora.inversion import Absorber as AbsorberValue
 from ..motion_lora.lora import LoRA
 from . import folders, host
 from .sockets import CATEGORY, Absorber, MotionLoRA, io
+
+if TYPE_CHECKING:
+    from ..motion_lora.inversion import Absorber as AbsorberValue
 
 _PRECISIONS = {"as trained": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -23,8 +26,8 @@ class SaveMotionLoRA(io.ComfyNode):
             node_id="MotionLoRA_SaveMotionLoRA",
             display_name="Save Motion LoRA",
             category=f"{CATEGORY}/save",
-            description="Writes a motion LoRA below output/loras, where ComfyUI lists it. Training keeps a copy there by "
-            "itself; this is for another name or precision.",
+            description="Writes a motion LoRA below output/loras, where ComfyUI lists it. Training keeps a copy there "
+            "by itself; this is for another name or precision.",
             search_aliases=["save lora", "export motion lora"],
             is_output_node=True,
             inputs=[
@@ -85,6 +88,8 @@ class SaveAbsorber(io.ComfyNode):
 
     @classmethod
     def execute(cls, appearance_absorber: AbsorberValue, filename: str) -> io.NodeOutput:
+        from ..motion_lora.absorbers import save_absorber
+
         path = folders.new_file(folders.absorber_folder(), filename)
         save_absorber(path, appearance_absorber)
         return io.NodeOutput(path.relative_to(folders.absorber_folder()).as_posix())

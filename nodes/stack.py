@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from ..motion_lora.formats import load_any
-from ..motion_lora.highway import HIGHWAY_PRESETS, MAX_SCALE, Highway
+from typing import TYPE_CHECKING
+
 from ..motion_lora.lora import LoRA
-from ..motion_lora.pipeline import VideoPipeline
 from ..motion_lora.stack import AdapterStack, StackEntry
 from . import folders, shown
+from .choices import HIGHWAY_PRESETS, MAX_HIGHWAY_SCALE
 from .sockets import CATEGORY, Base, MotionLoRA, Stack, io
+
+if TYPE_CHECKING:
+    from ..motion_lora.pipeline import VideoPipeline
 
 _MAX_STRENGTH = 10.0
 _STACK_IN = "An earlier stack; nothing for the first. The order of a stack changes nothing."
@@ -60,8 +63,8 @@ class AppearanceLoRA(io.ComfyNode):
             node_id="MotionLoRA_AppearanceLoRA",
             display_name="Appearance LoRA",
             category=f"{CATEGORY}/stack",
-            description="Puts a LoRA for a look (on the spatial layers) on the stack, beside the motions. Image LoRAs for "
-            "Stable Diffusion 2.1 fit ModelScope and ZeroScope; what does not fit is refused with the reason.",
+            description="Puts a LoRA for a look (on the spatial layers) on the stack, beside the motions. Image LoRAs "
+            "for Stable Diffusion 2.1 fit ModelScope and ZeroScope; what does not fit is refused with the reason.",
             search_aliases=["spatial lora", "image lora", "style lora"],
             inputs=[
                 io.Combo.Input(
@@ -88,6 +91,8 @@ class AppearanceLoRA(io.ComfyNode):
     def execute(
         cls, lora_name: str, base_model: VideoPipeline, strength: float, stack: AdapterStack | None = None
     ) -> io.NodeOutput:
+        from ..motion_lora.formats import load_any
+
         report = load_any(folders.lora_path(lora_name), base_model.unet)
         return io.NodeOutput((stack or AdapterStack()).add(StackEntry(report.lora, strength, name=lora_name)))
 
@@ -101,8 +106,8 @@ class AppearanceHighway(io.ComfyNode):
             node_id="MotionLoRA_AppearanceHighway",
             display_name="Appearance Highway",
             category=f"{CATEGORY}/stack",
-            description="Re-routes the skip connections around the temporal attention, so that a motion LoRA changes the "
-            "motion and less of the look (Separate Motion from Appearance).",
+            description="Re-routes the skip connections around the temporal attention, so that a motion LoRA changes "
+            "the motion and less of the look (Separate Motion from Appearance).",
             search_aliases=["AH", "skip connections", "highway"],
             inputs=[
                 Stack.Input("stack", optional=True, tooltip=_STACK_IN),
@@ -118,7 +123,7 @@ class AppearanceHighway(io.ComfyNode):
                     "scale",
                     default=1.1,
                     min=0.0,
-                    max=MAX_SCALE,
+                    max=MAX_HIGHWAY_SCALE,
                     step=0.05,
                     tooltip="What the highway is multiplied by. 1.1 in the authors' command line, 1 re-routes only.",
                 ),
@@ -128,5 +133,7 @@ class AppearanceHighway(io.ComfyNode):
 
     @classmethod
     def execute(cls, enabled: bool, preset: str, scale: float, stack: AdapterStack | None = None) -> io.NodeOutput:
+        from ..motion_lora.highway import Highway
+
         highway = Highway(preset, scale) if enabled else None
         return io.NodeOutput((stack or AdapterStack()).with_highway(highway))

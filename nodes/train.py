@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..motion_lora.clips import Clip
-from ..motion_lora.inversion import Absorber as AbsorberValue
 from ..motion_lora.jobs import APPEARANCE_ABSORBER, MOTION_LORA, Job, PreviewPlan
-from ..motion_lora.jobs.training_work import TrainingInputs, load_result, training_spec
 from ..motion_lora.methods import ABSORBERS, METHODS
-from ..motion_lora.pipeline import VideoPipeline
-from ..motion_lora.targets import TARGETS
-from ..motion_lora.training import RANGES, TrainSettings
 from . import background, bases, shown
+from .choices import AMOUNTS, COUNTS, TEMPORAL_TARGETS
 from .sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, io
+
+if TYPE_CHECKING:
+    from ..motion_lora.clips import Clip
+    from ..motion_lora.inversion import Absorber as AbsorberValue
+    from ..motion_lora.pipeline import VideoPipeline
+    from ..motion_lora.training import TrainSettings
 
 DEFAULT = "default"
 _ZERO = "0: the default of this method and base model."
-_TEMPORAL = [name for name, preset in TARGETS.items() if preset.layer == "temporal"]
 _ABSORBING = [name for name in ABSORBERS if name != "none"]
 HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
 
@@ -32,8 +32,8 @@ class TrainMotionLoRA(io.ComfyNode):
             node_id="MotionLoRA_TrainMotionLoRA",
             display_name="Train Motion LoRA",
             category=f"{CATEGORY}/train",
-            description="Learns the motion of reference clips. The same clips and settings are trained once: run it again "
-            "and the finished file is loaded, a stopped training goes on. Progress is in the Motion LoRA panel.",
+            description="Learns the motion of reference clips. The same clips and settings are trained once: run it "
+            "again and the finished file is loaded, a stopped training goes on. Progress is in the Motion LoRA panel.",
             search_aliases=["motion lora training", "Customize-A-Video", "MotionDirector", "learn motion"],
             is_output_node=True,
             not_idempotent=True,
@@ -79,7 +79,7 @@ class TrainMotionLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "targets",
-                    options=[DEFAULT, *_TEMPORAL],
+                    options=[DEFAULT, *TEMPORAL_TARGETS],
                     default=DEFAULT,
                     advanced=True,
                     tooltip="Which temporal layers learn. default: the method's own preset.",
@@ -112,10 +112,8 @@ class TrainMotionLoRA(io.ComfyNode):
         appearance_absorber: AbsorberValue | None = None,
         **widgets: Any,
     ) -> io.NodeOutput:
-        inputs = TrainingInputs(base_model, clips, appearance_absorber)
         preview = PreviewPlan(preview_prompt, preview_every, seed=widgets["seed"])
-        job = await _train(cls, MOTION_LORA, inputs, widgets, preview)
-        return _outputs(job)
+        return await _train(cls, MOTION_LORA, (base_model, clips, appearance_absorber), widgets, preview)
 
 
 class TrainAppearanceAbsorber(io.ComfyNode):
@@ -127,8 +125,8 @@ class TrainAppearanceAbsorber(io.ComfyNode):
             node_id="MotionLoRA_TrainAppearanceAbsorber",
             display_name="Train Appearance Absorber",
             category=f"{CATEGORY}/train",
-            description="Learns only what single frames of the clips look like, with every temporal layer bypassed. While "
-            "the motion LoRA trains, the absorber is active and frozen, so the look need not go into the LoRA.",
+            description="Learns only what single frames of the clips look like, with every temporal layer bypassed. "
+            "While the motion LoRA trains, the absorber is active and frozen, so the look need not go into the LoRA.",
             search_aliases=["absorber", "Customize-A-Video", "textual inversion"],
             is_output_node=True,
             not_idempotent=True,
@@ -179,15 +177,20 @@ class TrainAppearanceAbsorber(io.ComfyNode):
 
     @classmethod
     async def execute(cls, base_model: VideoPipeline, clips: tuple[Clip, ...], **widgets: Any) -> io.NodeOutput:
-        job = await _train(cls, APPEARANCE_ABSORBER, TrainingInputs(base_model, clips), widgets, PreviewPlan())
-        return _outputs(job)
+        return await _train(cls, APPEARANCE_ABSORBER, (base_model, clips, None), widgets, PreviewPlan())
 
 
 async def _train(
-    node: type[io.ComfyNode], kind: str, inputs: TrainingInputs, widgets: dict[str, Any], preview: PreviewPlan
-) -> Job | None:
-    """Ask for the job that the widgets describe; None when it goes on in the background."""
-    hidden = node.hidden
+    node: type[io.ComfyNode],
+    kind: str,
+    material: tuple[VideoPipeline, tuple[Clip, ...], AbsorberValue | None],
+    widgets: dict[str, Any],
+    preview: PreviewPlan,
+) -> io.NodeOutput:
+    """Ask for the job that the widgets describe, and wait for it if they say so."""
+    from ..motion_lora.jobs.training_work import TrainingInputs, training_spec
+
+    hidden, inputs = node.hidden, TrainingInputs(*material)
     settings = settings_from(inputs.pipeline, widgets)
     spec = training_spec(
         kind,
@@ -199,32 +202,33 @@ async def _train(
         yields=widgets["pause_while_generating"],
     )
     again = background.continuation_of(hidden.prompt, hidden.extra_pnginfo, hidden.unique_id)
-    return await background.run_job(
+    job = await background.run_job(
         spec,
         inputs,
         node_id=hidden.unique_id,
+        workflow_id=str((again["workflow"] or {}).get("id", "")),
         run=widgets["run"],
         retrain=widgets["retrain"],
         continuation=again if widgets["continue_when_done"] else None,
     )
+    return _outputs(job)
 
 
 def settings_from(base: VideoPipeline, widgets: dict[str, Any]) -> TrainSettings:
     """Training settings: the defaults of the method on this base, with every widget that says something of its own."""
-    settings = TrainSettings.for_base(base, widgets.get("method", "customize-a-video"))
-    names = {"on": True, "off": False}
-    given = {
-        name: names.get(value, value)
-        for name, value in widgets.items()
-        if (name in RANGES and value != 0) or (name in ("absorber", "targets", "patch_crop") and value != DEFAULT)
-    }
-    # Switching torch to repeatable kernels is for the whole process, and other models share it.
-    on_cpu = base.device.type == "cpu"
+    from ..motion_lora.training import TrainSettings
+
+    numbers = {name: widgets[name] for name in (*COUNTS, *AMOUNTS) if widgets.get(name)}
+    words = {"on": True, "off": False}
+    chosen = {name: widgets.get(name, DEFAULT) for name in ("absorber", "targets", "patch_crop")}
     return replace(
-        settings,
-        **given,
+        TrainSettings.for_base(base, widgets.get("method", "customize-a-video")),
+        **numbers,
+        **{name: words.get(value, value) for name, value in chosen.items() if value != DEFAULT},
+        seed=widgets["seed"],
         gradient_checkpointing=widgets["gradient_checkpointing"],
-        deterministic=on_cpu,
+        # Repeatable kernels are a switch of the whole process, which other models share.
+        deterministic=base.device.type == "cpu",
     )
 
 
@@ -233,6 +237,8 @@ def _outputs(job: Job | None) -> io.NodeOutput:
     if job is None:
         nothing = ExecutionBlocker(None)
         return io.NodeOutput(nothing, nothing, nothing, nothing)
+    from ..motion_lora.jobs.training_work import load_result
+
     points = background.runner().losses(job.id, limit=100_000)
     result = load_result(job.folder, job.spec.kind)
     return io.NodeOutput(result, job.status.published, shown.loss_map(points), shown.loss_plot(points))
@@ -242,11 +248,11 @@ def _outputs(job: Job | None) -> io.NodeOutput:
 
 
 def _count(name: str, tooltip: str, advanced: bool = False) -> io.Int.Input:
-    return io.Int.Input(name, default=0, min=0, max=int(RANGES[name][1]), advanced=advanced or None, tooltip=tooltip)
+    return io.Int.Input(name, default=0, min=0, max=COUNTS[name], advanced=advanced or None, tooltip=tooltip)
 
 
 def _amount(name: str, tooltip: str, step: float) -> io.Float.Input:
-    return io.Float.Input(name, default=0.0, min=0.0, max=RANGES[name][1], step=step, round=step / 10, tooltip=tooltip)
+    return io.Float.Input(name, default=0.0, min=0.0, max=AMOUNTS[name], step=step, round=step / 10, tooltip=tooltip)
 
 
 def _seed() -> io.Int.Input:

@@ -269,7 +269,7 @@ def test_identity_tells_bases_apart(base: VideoPipeline) -> None:
 
 def test_identity_notices_fine_tuning(base: VideoPipeline) -> None:
     tuned = copy.deepcopy(base.unet)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(77)  # not the seed of the weights: noise along them keeps every sign
     with torch.no_grad():
         for parameter in tuned.parameters():
             parameter += 0.01 * parameter.std().nan_to_num() * torch.randn(parameter.shape, generator=generator)
@@ -401,7 +401,7 @@ def test_latents_become_frames(base: VideoPipeline) -> None:
     frames = base.decode_latents(latents)
     assert frames.shape == (2, NUM_FRAMES, SIZE, SIZE, 3)
     assert frames.dtype == torch.float32 and frames.device.type == "cpu"
-    assert 0 <= frames.min() and frames.max() <= 1
+    assert frames.min() >= 0 and frames.max() <= 1
     direct = base.vae.decode(latents[1, :, 3][None] / base.vae.config.scaling_factor).sample
     torch.testing.assert_close(frames[1, 3], ((direct[0] + 1) / 2).clamp(0, 1).movedim(0, -1), rtol=0, atol=1e-5)
     torch.testing.assert_close(base.decode_latents(latents, chunk=3), frames, rtol=0, atol=1e-5)

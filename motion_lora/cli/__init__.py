@@ -19,7 +19,7 @@ from .interrupt import StoppedError
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 
 # In the order of the help; each module of this package has `add(commands)`, which adds its parsers.
-COMMANDS = ("demo", "train", "sample", "inspect", "files", "targets", "playground")
+COMMANDS = ("train", "sample", "inspect", "files", "targets", "playground")
 
 _DESCRIPTION = """\
 Take the motion out of a video clip as a LoRA of a text-to-video model, and put it into new videos.

@@ -14,7 +14,7 @@ _EXAMPLES = """\
 examples:
   motion-lora inspect orbit.safetensors                    method, rank, targets, base, captions, norms by block
   motion-lora inspect orbit.safetensors --keys --json      ... and every layer, for a program
-  motion-lora inspect friend.safetensors --base modelscope does it fit?
+  motion-lora inspect friend.safetensors --base modelscope    does it fit?
   motion-lora verify orbit.safetensors                     keys, shapes, numbers, and the hashes that it carries
 
 Understood: the own format, PEFT and diffusers, kohya, and the lists that MotionDirector writes.

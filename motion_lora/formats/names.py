@@ -31,7 +31,7 @@ _PREFIX = re.compile(
 _DOTTED = (
     re.compile(r"(?P<module>.+)\.lora_(?P<ab>[AB])(?:\.(?!weight$)[^.]+)?\.weight"),
     re.compile(rf"(?P<module>.+)\.(?:lora_|lora\.|lora_linear_layer\.){_ROLES}\.weight"),
-    re.compile(rf"(?P<module>.+)\.(?:processor\.)?(?P<projection>to_q|to_k|to_v|to_out)_lora\.{_ROLES}\.weight"),
+    re.compile(rf"(?P<module>.+?)\.(?:processor\.)?(?P<projection>to_q|to_k|to_v|to_out)_lora\.{_ROLES}\.weight"),
     re.compile(r"(?P<module>.+)\.(?P<alpha>alpha)"),
 )
 _PEFT_ROLES = {"A": "down", "B": "up"}
@@ -62,6 +62,8 @@ def _parse_dotted(key: str) -> Key | None:
     prefix = _PREFIX.match(key)
     assert prefix is not None  # it may match nothing, but it matches
     part, rest = TEXT if prefix["text"] else UNET, key[prefix.end() :]
+    if rest.startswith("lora_"):
+        return None  # kohya's, for a part or with a word that is not known
     for pattern in _DOTTED:
         found = pattern.fullmatch(rest)
         if found is None:

@@ -60,7 +60,7 @@ def refuse_foreign(source: Source, unet: nn.Module | None) -> None:
         for pattern, what in _BY_METADATA:
             if re.search(pattern, entry):
                 raise LoRAFileError(_sentence(source.name, f"{what} (its metadata says {entry[:60]!r})"))
-    _refuse_width(source, text_width(unet))
+    _refuse_width(source, unet)
 
 
 def refuse_embedding(source: Source) -> None:
@@ -83,15 +83,11 @@ def embedding_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     return None
 
 
-def text_width(unet: nn.Module | None) -> int:
-    """The width of the text embeddings that a network reads, or ModelScope's for none."""
-    config = getattr(unet, "config", None)
-    return int(getattr(config, "cross_attention_dim", WIDTH) or WIDTH)
-
-
-def _refuse_width(source: Source, expected: int) -> None:
+def _refuse_width(source: Source, unet: nn.Module | None) -> None:
+    """Against the network, or, without one, against the widths that are known to be those of other bases."""
+    expected = int(getattr(getattr(unet, "config", None), "cross_attention_dim", WIDTH) or WIDTH)
     for width in (*_widths(source.shapes, UNET, _reads_text), *_widths(source.shapes, TEXT, _text_projection)):
-        if width != expected:
+        if width != expected and (unet is not None or width in _WIDTHS):
             what = _WIDTHS.get(width, "another base")
             raise LoRAFileError(
                 _sentence(source.name, f"a LoRA for {what}: it reads text of width {width}, this base {expected}")
@@ -115,6 +111,4 @@ def _text_projection(module: str) -> bool:
 
 
 def _sentence(name: str, what: str) -> str:
-    return (
-        f"{name} is {what}; it cannot be used with ModelScope-type networks (ModelScope, ZeroScope, SD 2.1 LoRAs can)"
-    )
+    return f"{name} is {what}; what fits here are motion LoRAs for ModelScope or ZeroScope, and SD 2.1 image LoRAs"

@@ -69,10 +69,11 @@ def open_source(path: str | Path) -> Source:
     path = _file_of(Path(path))
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except OSError as error:
         raise LoRAFileError(f"{path.name} cannot be read: {error.strerror or error}") from error
-    if start.startswith((b"PK\x03\x04", b"\x80")):
+    # The length of a safetensors header may begin like a zip or a pickle; the brace after it tells.
+    if start[8:] != b"{" and start.startswith((b"PK\x03\x04", b"\x80")):
         return _torch_source(path)
     header = read_header(path)
     metadata = {**header.metadata, **_config_beside(path)}
@@ -118,7 +119,8 @@ def _load_weights_only(path: Path) -> Any:
     if path.stat().st_size > MAX_DATA_BYTES:
         raise LoRAFileError(f"{path.name} holds {path.stat().st_size / 2**30:.1f} GiB: that is a model, not a LoRA")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # given a path, torch goes by its extension
+            return torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
             raise LoRAFileError(

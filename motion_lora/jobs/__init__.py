@@ -23,7 +23,7 @@ from .records import (
     PreviewPlan,
 )
 from .runner import JobRunner
-from .store import JobStore
+from .store import RESULT, JobStore
 from .work import Outcome, Reporter, Work
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "MOTION_LORA",
     "PAUSED",
     "QUEUED",
+    "RESULT",
     "RESUMABLE",
     "RUNNING",
     "STOPPED",

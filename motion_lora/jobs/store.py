@@ -5,6 +5,7 @@
                 losses.jsonl   [stage, step, loss, learning rate] per step, appended
                 inputs/        what a restart needs to go on; removed when the job is done
                 checkpoint/    likewise
+                result.*       what came out
                 previews/      small videos by step
                 notes/         small JSON values that the host keeps with the job
 
@@ -30,6 +31,7 @@ from .records import DONE, Job, JobSpec, JobStatus
 _LOG = logging.getLogger(__name__)
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}-[0-9a-f]{4}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RESULT = "result.safetensors"
 INPUTS, CHECKPOINT, PREVIEWS, NOTES = "inputs", "checkpoint", "previews", "notes"
 
 

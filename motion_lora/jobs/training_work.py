@@ -39,11 +39,10 @@ from ..training import (
 )
 from ..training.settings import absorber_stages
 from .records import APPEARANCE_ABSORBER, JobSpec, PreviewPlan
-from .store import CHECKPOINT, INPUTS, PREVIEWS
+from .store import CHECKPOINT, INPUTS, PREVIEWS, RESULT
 from .work import CONTINUE, PAUSE, Outcome, Reporter
 
 _LOG = logging.getLogger(__name__)
-RESULT = "result.safetensors"
 _CLIPS, _WORDS, _ABSORBER = "clips.safetensors", "clips.json", "absorber.safetensors"
 # Every field of a Clip but its frames.
 _CLIP_WORDS = ("fps", "caption", "appearance_caption", "absorb_words", "source")

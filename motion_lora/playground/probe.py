@@ -29,7 +29,10 @@ FOUND_EXPLAINED = 0.5
 # Squared colour distance at which a pixel counts as foreign to a background, whatever its distance beyond.
 _FOREIGN = 0.25
 _SALIENT = (0.12, 0.27)
-_RADII = tuple(0.09 * 1.08**i for i in range(15))
+# An object has at least the smallest template's area at this squared colour distance from the backdrop.
+_FAINTEST = 0.12
+_RADIUS_STEP = 1.08
+_RADII = tuple(0.09 * _RADIUS_STEP**i for i in range(15))
 # Less than the world's: a decoder washes stripes out, and half of this is where striped begins.
 _STRIPE_DEPTH = 0.4
 # The rule of `classify_motion`.
@@ -144,14 +147,20 @@ def _agreement(names: Sequence[str], value: str, counted: Tensor) -> float:
 
 
 def _votes(fit: _Fit, colours: Tensor) -> dict[str, str]:
-    """Evidence summed over the frames in which the object was found: frames that are sure weigh more."""
+    """What most frames with an object say; one that is unsure splits its vote."""
     if not bool(fit.found.any()):
         return {"colour": "", "shape": "", "fill": ""}
+    scale = 0.03 * fit.shape_errors.amin(dim=1, keepdim=True).abs()
     return {
-        "colour": tuple(world.COLOURS)[int(_palette_distance(colours)[fit.found].sum(dim=0).argmin())],
-        "shape": world.SHAPES[int(fit.shape_errors[fit.found].sum(dim=0).argmin())],
-        "fill": world.FILLS[int(fit.fill_errors[fit.found].sum(dim=0).argmin())],
+        "colour": _elect(tuple(world.COLOURS), (_palette_distance(colours) / 0.03)[fit.found]),
+        "shape": _elect(world.SHAPES, (fit.shape_errors / scale)[fit.found]),
+        "fill": _elect(world.FILLS, (fit.fill_errors / scale)[fit.found]),
     }
+
+
+def _elect(options: Sequence[str], errors: Tensor) -> str:
+    """Errors (f, options) in units of what counts as unsure."""
+    return options[int((-errors).softmax(dim=1).sum(dim=0).argmax())]
 
 
 # Background ---------------------------------------------------------------------------------------------------------
@@ -289,7 +298,7 @@ class _Bank:
     """Templates of every shape, fill and radius in a square window: features (shapes * fills * radii, 5 * p)."""
 
     features: Tensor
-    area: Tensor  # (shapes * fills * radii,) in pixels
+    sizes: Tensor  # (shapes * fills * radii,) radius of the circle of the same area, in pixels
     window: int
 
 
@@ -299,15 +308,15 @@ def _bank(size: int) -> _Bank:
     window = 2 * reach + 1
     radii = torch.tensor(_RADII) * size / window
     middle = torch.full((len(_RADII), 2), 0.5)
-    features, areas = [], []
+    features, sizes = [], []
     for shape in world.SHAPES:
         mask = world.object_mask(shape, middle, radii, window)
         for fill in world.FILLS:
             band = world._stripes(middle, radii, window) * float(fill == "striped")
             terms = (mask, mask**2, mask * band, mask**2 * band, (mask * band) ** 2)
             features.append(torch.cat([term.flatten(1) for term in terms], dim=1))
-            areas.append(mask.sum(dim=(1, 2)))
-    return _Bank(torch.cat(features), torch.cat(areas), window)
+            sizes.append((mask.sum(dim=(1, 2)) / math.pi).sqrt())
+    return _Bank(torch.cat(features), torch.cat(sizes), window)
 
 
 def _weights(foreign: Tensor, frames: Tensor, colours: Tensor) -> Tensor:
@@ -332,78 +341,79 @@ def _weights(foreign: Tensor, frames: Tensor, colours: Tensor) -> Tensor:
     )
 
 
-def _windows(maps: Tensor, corner: Tensor, reach: int, step: int, window: int) -> Tensor:
-    """Windows (f, k, 5 * p) around corner (f, 2) shifted by up to `reach` whole pixels both ways; zero outside.
-
-    The order of the k shifts is that of `_shifts`.
-    """
+def _windows(maps: Tensor, corner: Tensor, reach: int, window: int) -> Tensor:
+    """Windows (f, k, 5 * p) around corner (f, 2) shifted by up to `reach` whole pixels, rows first; zero outside."""
     side = window + 2 * reach
     padded = F.pad(maps, (side,) * 4)
     start = (corner - window // 2 - reach + side).clamp(0, padded.shape[-1] - side)
     region = torch.stack([m[:, y : y + side, x : x + side] for m, (x, y) in zip(padded, start.tolist(), strict=True)])
-    cut = region.unfold(2, window, step).unfold(3, window, step)
+    cut = region.unfold(2, window, 1).unfold(3, window, 1)
     return cut.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
-def _shifts(reach: int, step: int) -> Tensor:
-    axis = torch.arange(-reach, reach + 1, step)
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return torch.stack([x, y], dim=-1).view(-1, 2)
-
-
 def _fit_templates(frames: Tensor, foreign: Tensor, colours: Tensor, place: Tensor) -> _Fit:
-    """Coarse search over shifts of two pixels with every second radius, then every pixel and radius around the best."""
+    """From coarse to fine: half the size over a wide range, then whole pixels, then every template around the best."""
     size = frames.shape[1]
     bank = _bank(size)
+    looks = bank.features.unflatten(0, (len(world.SHAPES), len(world.FILLS), len(_RADII)))
     maps = _weights(foreign, frames, colours)
-    every = torch.arange(len(bank.features)).view(-1, len(_RADII))[:, 1::2].flatten()
-    corner = place.round().long()
-    coarse = _windows(maps, corner, 4, 2, bank.window) @ bank.features[every].T
-    corner = corner + _shifts(4, 2)[coarse.amin(dim=2).argmin(dim=1)]
-    fine = _windows(maps, corner, 2, 1, bank.window) @ bank.features.T
-    errors = fine.view(len(frames), 5, 5, len(world.SHAPES), len(world.FILLS), len(_RADII))
-    return _read_fit(errors, bank, corner, foreign, size)
-
-
-def _read_fit(errors: Tensor, bank: _Bank, corner: Tensor, foreign: Tensor, size: int) -> _Fit:
-    shape_errors, fill_errors = errors.amin(dim=(1, 2, 4, 5)), errors.amin(dim=(1, 2, 3, 5))
-    energy = (foreign.square().sum(-1) * _box(corner.float(), torch.arange(size).float(), 0.3 * size)).sum(dim=(1, 2))
-    explained = -shape_errors.amin(dim=1) / energy.clamp(min=1e-6)
-    enough = energy > 0.12 * math.pi * (0.09 * size) ** 2
-    found = (explained > FOUND_EXPLAINED) & enough
-    counted = found if bool(found.any()) else torch.ones_like(found)
-    look = errors[counted].amin(dim=(1, 2, 5)).sum(dim=0)
-    best = int(look.argmin())
-    surface = errors.flatten(3, 4)[:, :, :, best]  # (f, 5, 5, radii)
-    centres, radius_index = _refine(surface)
-    area = bank.area.view(-1, len(_RADII))[best][radius_index]
-    # Pixel i covers [i, i + 1) on the canvas: its middle is at i + 0.5.
+    corner = 2 * _search(F.avg_pool2d(maps, 2), (place / 2).round().long(), _bank(size // 2), 4)
+    corner = _search(maps, corner, bank, 1)
+    errors = (_windows(maps, corner, 1, bank.window) @ bank.features.T).unflatten(2, looks.shape[:3])
+    explained, found = _explained(errors, foreign, corner)
+    shape, fill = _clip_look(errors[found] if bool(found.any()) else errors)
+    surface = errors[:, :, shape, fill].unflatten(1, (3, 3))
+    offset, sizes = _refine(surface, bank.sizes.view(looks.shape[:3])[shape, fill])
     return _Fit(
-        shape_errors,
-        fill_errors,
-        (corner + centres + 0.5) / size,
-        (area / math.pi).sqrt() / size,
-        found,
-        explained.clamp(-1, 1),
+        shape_errors=errors.amin(dim=(1, 3, 4)),
+        fill_errors=errors.amin(dim=(1, 2, 4)),
+        # Pixel i covers [i, i + 1) on the canvas: its middle is at i + 0.5.
+        centres=(corner + offset + 0.5) / size,
+        sizes=sizes / size,
+        found=found,
+        explained=explained,
     )
 
 
-def _refine(surface: Tensor) -> tuple[Tensor, Tensor]:
-    """Offset in pixels (f, 2) from the window's middle by a parabola through the least error, and the radius' index."""
+def _search(maps: Tensor, corner: Tensor, bank: _Bank, reach: int) -> Tensor:
+    """The pixels (f, 2) within `reach` of `corner` where any template of every second radius fits best."""
+    features = bank.features[1::2]
+    errors = _windows(maps, corner, reach, bank.window) @ features.T
+    axis = torch.arange(-reach, reach + 1)
+    shifts = torch.cartesian_prod(axis, axis).flip(1)
+    return corner + shifts[errors.amin(dim=2).argmin(dim=1)]
+
+
+def _explained(errors: Tensor, foreign: Tensor, corner: Tensor) -> tuple[Tensor, Tensor]:
+    """Share (f,) of the foreign energy around the object that the best template explains; whether that is enough."""
+    size = foreign.shape[1]
+    near = _box(corner.float(), torch.arange(size, dtype=torch.float32), 0.3 * size)
+    energy = (foreign.square().sum(-1) * near).sum(dim=(1, 2))
+    explained = (-errors.flatten(1).amin(dim=1) / energy.clamp(min=1e-6)).clamp(-1, 1)
+    least = _FAINTEST * math.pi * (_RADII[0] * size) ** 2
+    return explained, (explained > FOUND_EXPLAINED) & (energy > least)
+
+
+def _clip_look(errors: Tensor) -> tuple[int, int]:
+    """Shape and fill that fit all frames best together."""
+    best = int(errors.amin(dim=(1, 4)).sum(dim=0).argmin())
+    return best // len(world.FILLS), best % len(world.FILLS)
+
+
+def _refine(surface: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Least error of (f, 3, 3, radii), by parabolas: offset (f, 2) from the middle and size (f,), in pixels."""
     count, rows, columns, radii = surface.shape
     index = surface.flatten(1).argmin(dim=1)
-    radius = index % radii
+    every, radius = torch.arange(count), index % radii
     row, column = index // radii // columns, index // radii % columns
-    plane = surface[torch.arange(count), :, :, radius]
-    across = plane[torch.arange(count), row]
-    down = plane[torch.arange(count), :, column]
-    x = column + _parabola(across, column) - columns // 2
-    y = row + _parabola(down, row) - rows // 2
-    return torch.stack([x, y], dim=-1), radius
+    x = column + _parabola(surface[every, row, :, radius], column) - columns // 2
+    y = row + _parabola(surface[every, :, column, radius], row) - rows // 2
+    between = _parabola(surface[every, row, column], radius)
+    return torch.stack([x, y], dim=-1), sizes[radius] * _RADIUS_STEP**between
 
 
 def _parabola(values: Tensor, index: Tensor) -> Tensor:
-    """Sub-pixel position of the minimum around `index` (n,) in `values` (n, k); 0 at the border."""
+    """Sub-step position of the minimum around `index` (n,) in `values` (n, k); 0 at the border."""
     inner = index.clamp(1, values.shape[1] - 2)
     left, middle, right = (values.gather(1, (inner + i)[:, None])[:, 0] for i in (-1, 0, 1))
     curve = (left - 2 * middle + right).clamp(min=1e-9)

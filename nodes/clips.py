@@ -1,0 +1,200 @@
+"""Nodes that make reference clips: from images or a video, from the playground's world, and several together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..motion_lora.errors import ClipError
+from ..motion_lora.pictures import contact_sheet
+from ..motion_lora.playground import world
+from . import host, shown
+from .sockets import CATEGORY, MAX_SEED, Clips, io
+
+if TYPE_CHECKING:
+    from ..motion_lora.clips import Clip
+
+_SHEET_COLUMNS = 8
+_OUTPUTS_TOOLTIP = "For Train Motion LoRA and Train Appearance Absorber."
+
+
+class ReferenceClip(io.ComfyNode):
+    """A clip whose motion is to be learned."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_ReferenceClip",
+            display_name="Reference Clip",
+            category=f"{CATEGORY}/clips",
+            description="Makes a reference clip of a video or of images: takes frames at the asked rate, resizes "
+            "and crops them, and shows exactly the frames that will be trained.",
+            search_aliases=["training video", "load clip", "video dataset"],
+            inputs=[
+                io.Video.Input("video", optional=True, tooltip="From Load Video. Connect this or images."),
+                io.Image.Input("images", optional=True, tooltip="Frames in order. Connect this or a video."),
+                io.String.Input(
+                    "caption",
+                    multiline=True,
+                    default="",
+                    tooltip="What is seen and what moves: a man is skateboarding on a street.",
+                ),
+                io.String.Input(
+                    "appearance_caption",
+                    multiline=True,
+                    default="",
+                    tooltip="The same without its motion: a man on a street. For the appearance absorber.",
+                ),
+                io.String.Input(
+                    "absorb_words",
+                    default="",
+                    tooltip="Words of both captions that say what it looks like, which the absorber's tokens stand in "
+                    "for: man, street.",
+                ),
+                io.Int.Input("num_frames", default=16, min=2, max=1024, tooltip="Frames to train on."),
+                io.Float.Input(
+                    "fps",
+                    default=8.0,
+                    min=0.1,
+                    max=240.0,
+                    step=0.5,
+                    tooltip="Frames per second to take. The clip keeps its speed: a lower rate covers more time.",
+                ),
+                io.Float.Input("start", default=0.0, min=0.0, max=1e6, step=0.1, tooltip="Second at which it starts."),
+                io.Int.Input("width", default=256, min=16, max=4096, step=8, tooltip="Width in pixels."),
+                io.Int.Input("height", default=256, min=16, max=4096, step=8, tooltip="Height in pixels."),
+                io.Float.Input(
+                    "images_fps",
+                    default=0.0,
+                    min=0.0,
+                    max=240.0,
+                    step=0.5,
+                    tooltip="Only for images: the rate at which they were taken. 0: they are the frames to train "
+                    "on, as they are. A video knows its own rate.",
+                ),
+            ],
+            outputs=[
+                Clips.Output("clips", display_name="clips", tooltip=_OUTPUTS_TOOLTIP),
+                io.Image.Output("frames", display_name="frames", tooltip="The frames that will be trained."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        fps: float,
+        images_fps: float,
+        video: Any = None,
+        images: torch.Tensor | None = None,
+        **words_and_sizes: Any,
+    ) -> io.NodeOutput:
+        from ..motion_lora.clips import clip_from_frames
+
+        frames, rate = _material(video, images, images_fps or fps)
+        with host.ordinary_tensors():
+            clip = clip_from_frames(frames[..., :3].float().cpu().clone(), rate, fps=fps, **words_and_sizes)
+        return _clip_output(clip, cls)
+
+
+class PlaygroundClip(io.ComfyNode):
+    """A clip of the playground's world."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_PlaygroundClip",
+            display_name="Playground Clip",
+            category=f"{CATEGORY}/clips",
+            description="Renders a small clip of a moving shape, with its captions: a first reference that needs no "
+            "file. The built-in model has never seen the motions from orbit on.",
+            search_aliases=["example clip", "test clip", "quickstart"],
+            inputs=[
+                io.Combo.Input("shape", options=list(world.SHAPES), default="circle", tooltip="What moves."),
+                io.Combo.Input("colour", options=list(world.COLOURS), default="red", tooltip="Its colour."),
+                io.Combo.Input("fill", options=list(world.FILLS), default="plain", tooltip="Its texture."),
+                io.Combo.Input(
+                    "background", options=list(world.BACKGROUNDS), default="sand", tooltip="What is behind."
+                ),
+                io.Combo.Input(
+                    "motion",
+                    options=[*world.HELD_OUT_MOTIONS, *world.KNOWN_MOTIONS],
+                    default="orbit",
+                    tooltip="How it moves. left, right, up, down and still are known to the built-in model, the "
+                    "others are new.",
+                ),
+                io.Int.Input("num_frames", default=world.NUM_FRAMES, min=2, max=64, tooltip="Frames."),
+                io.Int.Input("seed", default=0, min=0, max=MAX_SEED, tooltip="Place, size and phase of the motion."),
+            ],
+            outputs=[
+                Clips.Output("clips", display_name="clips", tooltip=_OUTPUTS_TOOLTIP),
+                io.Image.Output("frames", display_name="frames", tooltip="The frames that will be trained."),
+                io.String.Output("caption", display_name="caption", tooltip="What is seen and what moves."),
+                io.String.Output(
+                    "appearance_caption", display_name="appearance_caption", tooltip="The same without its motion."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, num_frames: int, seed: int, motion: str, **looks: str) -> io.NodeOutput:
+        from ..motion_lora.clips import clip_from_frames
+
+        with host.ordinary_tensors():
+            scene = world.sample_scene(torch.Generator().manual_seed(seed), motion=motion, **looks)
+            clip = clip_from_frames(
+                world.render(scene, num_frames),
+                world.FPS,
+                caption=world.caption(scene),
+                appearance_caption=world.appearance_caption(scene),
+                absorb_words=world.appearance_words(scene),
+                num_frames=num_frames,
+                fps=world.FPS,
+                height=world.CANVAS,
+                width=world.CANVAS,
+            )
+        return _clip_output(clip, cls, clip.caption, clip.appearance_caption)
+
+
+class CombineClips(io.ComfyNode):
+    """Several clips of one motion."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_CombineClips",
+            display_name="Combine Clips",
+            category=f"{CATEGORY}/clips",
+            description="Puts clips of the same motion together, each with its own captions. Chain it for more.",
+            search_aliases=["clip list", "merge clips", "dataset"],
+            inputs=[
+                Clips.Input("clips_1", tooltip="One or several clips."),
+                Clips.Input("clips_2", tooltip="One or several clips, which come after the first."),
+            ],
+            outputs=[Clips.Output("clips", display_name="clips", tooltip=_OUTPUTS_TOOLTIP)],
+        )
+
+    @classmethod
+    def execute(cls, clips_1: tuple[Clip, ...], clips_2: tuple[Clip, ...]) -> io.NodeOutput:
+        return io.NodeOutput((*clips_1, *clips_2))
+
+
+def _material(video: Any, images: torch.Tensor | None, images_fps: float) -> tuple[torch.Tensor, float]:
+    """The frames that are connected and their rate. Raises ClipError when none or both are."""
+    if (video is None) == (images is None):
+        raise ClipError("a reference clip needs either a video or images: connect one of the two")
+    if video is None:
+        assert images is not None
+        return images, images_fps
+    parts = video.get_components()
+    return parts.images, float(parts.frame_rate)
+
+
+def _clip_output(clip: Clip, node: type[io.ComfyNode], *captions: str) -> io.NodeOutput:
+    """A clip with its frames, shown in the node as a contact sheet."""
+    rows = [
+        (f"{start + 1}", clip.frames[start : start + _SHEET_COLUMNS])
+        for start in range(0, clip.num_frames, _SHEET_COLUMNS)
+    ]
+    sheet = contact_sheet(rows, columns=_SHEET_COLUMNS, tile_side=96)
+    return io.NodeOutput((clip,), host.to_output(clip.frames), *captions, ui=shown.in_node(shown.picture(sheet), node))
