@@ -255,11 +255,13 @@ def _copy(weight: Tensor) -> Tensor:
 
 def _install(unet: nn.Module, name: str, layers: Mapping[str, LoRALayer], dropout: float) -> None:
     """Let PEFT make the hosts, then give them factors of any rank of our own."""
-    if "." in name or name in adapter_names(unet):
-        raise SettingsError(f"adapter name is {name!r}; it must be new on this network and hold no dot.")
+    # PEFT keeps adapters as children of a ModuleDict, whose own attributes are no free names.
+    if "." in name or hasattr(nn.ModuleDict, name) or name in adapter_names(unet):
+        raise SettingsError(f"adapter name is {name!r}; it must be new on this network, without dots, no torch name.")
     config = LoraConfig(r=1, lora_alpha=1, target_modules=list(layers), init_lora_weights=False)
     with _keep_trainable(list(unet.parameters())):
-        inject_adapter_in_model(config, unet, adapter_name=name)
+        # Without memory, for the factors are replaced; and without drawing from the host's random state.
+        inject_adapter_in_model(config, unet, adapter_name=name, low_cpu_mem_usage=True)
     # PEFT's note that the network has an adapter; it would warn about it when the next one is added.
     unet.__dict__.pop("peft_config", None)
     for module, host in _hosts(unet):

@@ -18,9 +18,8 @@ from .lora import LoRA, LoRALayer
 from .provenance import OWN
 
 # Keys of one training that are no longer true of what arithmetic made of it.
-_STALE = ("format_version", "kind", "scale", "fingerprint", "rank", "alpha", "training_fingerprint", "steps")
-_BASE = ("base_name", "base_config_hash", "base_weights_hash")
-_OVERSAMPLING, _POWER_STEPS = 8, 4
+_STALE = ("format_version", "kind", "scale", "fingerprint", "alpha", "training_fingerprint", "steps")
+_OVERSAMPLING, _POWER_STEPS = 16, 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +180,8 @@ def _require_same_network(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor
 
 def _changed(metadata: Mapping[str, str]) -> dict[str, str]:
     """Metadata without what the change of the factors has made untrue."""
-    stale = {OWN + key for key in _STALE} | {"ss_network_dim", "ss_network_alpha", "sshs_model_hash"}
-    return {key: value for key, value in metadata.items() if key not in stale and key != "modelspec.hash_sha256"}
+    stale = {OWN + key for key in _STALE}
+    return {key: value for key, value in metadata.items() if key not in stale}
 
 
 def _merged_metadata(loras: Sequence[LoRA], strengths: Sequence[float]) -> dict[str, str]:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from .errors import LoRAFileError
 from .lora import LoRA, LoRALayer
-from .provenance import MODELSPEC_VERSION, OWN, Provenance, build_metadata, without_paths
-from .stack import require_fit
+from .provenance import MODELSPEC_VERSION, OWN, Provenance, build_metadata, derived_keys, without_paths
+from .stack import require_fit, title_of
 from .storage import Header, read_header, read_tensors, safe_name, serialize, write_atomically
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ __all__ = [
     "safe_name",
     "save_absorber",
     "save_lora",
+    "write_preview",
 ]
 
 FORMAT_VERSION = 1
@@ -54,6 +55,7 @@ PEFT_KEY = "lora_adapter_metadata"
 LORA_KIND, ABSORBER_KIND = "lora", "absorber"
 ROWS = "tokens.rows"  # (n, dim) in an absorber's file
 NAMES_KEY, WORDS_KEY = f"{OWN}token_names", f"{OWN}token_words"
+PREVIEW_SIDE = 256
 MAX_WORKFLOW_BYTES = 512 * 2**10  # ComfyUI shows headers of up to 1 MiB
 _FACTOR = re.compile(r"unet\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 _log = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ def save_lora(
     tensors = factor_tensors(stored)
     entries = own_entries(stored, LORA_KIND)
     if metadata:
-        entries = {**described(path, lora.metadata, tensors), **entries}
+        entries = {**described(path, lora, tensors), **entries}
     return write_checked(path, tensors, entries, lambda part: same_lora(load_lora(part), stored, path.name), overwrite)
 
 
@@ -107,9 +109,7 @@ def save_absorber(path: str | Path, absorber: Absorber, *, metadata: bool = True
     """
     path = Path(path)
     if absorber.weights:
-        raise LoRAFileError(
-            f"{path.name}: an absorber of whole weights is not saved; keep the model they came from"
-        )
+        raise LoRAFileError(f"{path.name}: an absorber of whole weights is not saved; keep the model they came from")
     if absorber.spatial is None and absorber.tokens is None:
         raise LoRAFileError("there is nothing to save: the absorber has neither a spatial LoRA nor learned tokens")
     spatial = LoRA({}) if absorber.spatial is None else as_stored(absorber.spatial, None)
@@ -118,7 +118,7 @@ def save_absorber(path: str | Path, absorber: Absorber, *, metadata: bool = True
         tensors[ROWS] = absorber.tokens.rows.detach().float().cpu()
         entries |= {NAMES_KEY: json.dumps(absorber.tokens.names), WORDS_KEY: json.dumps(absorber.tokens.words)}
     if metadata:
-        entries = {**described(path, absorber.metadata, tensors), **entries}
+        entries = {**described(path, LoRA(spatial.layers, absorber.metadata), tensors), **entries}
 
     def verify(part: Path) -> None:
         found = load_absorber(part)
@@ -141,6 +141,21 @@ def load_absorber(path: str | Path) -> Absorber:
     tokens = None if rows is None else _tokens(path.name, rows, metadata)
     layers = layers_from(path.name, tensors, metadata) if tensors or tokens is None else {}
     return Absorber(LoRA(layers, metadata) if layers else None, tokens, metadata)
+
+
+def write_preview(path: str | Path, frames: Tensor, fps: float) -> tuple[Path, Path]:
+    """Put `<name>.preview.png` (four moments of the clip) and a small `<name>.preview.mp4` beside a LoRA file.
+
+    LoRA managers find them by their names. frames: (f, h, w, 3) in [0, 1]. Raises OutputError.
+    """
+    from .pictures import write_png, write_video  # here: reading a LoRA needs no encoder
+
+    path = Path(path)
+    small = _shrunk(frames)
+    moments = [small[round(place * (len(small) - 1) / 3)] for place in range(4)]
+    sheet = torch.cat([torch.cat(moments[:2], dim=1), torch.cat(moments[2:], dim=1)])
+    picture = write_png(path.with_name(f"{path.stem}.preview.png"), sheet)
+    return picture, write_video(path.with_name(f"{path.stem}.preview.mp4"), small, fps)
 
 
 def is_own(header: Header) -> bool:
@@ -166,8 +181,7 @@ def base_warning(metadata: Mapping[str, str], identity: BaseIdentity | None) -> 
     made_on, weights = metadata.get(f"{OWN}base_name", ""), metadata.get(f"{OWN}base_weights_hash", "")
     if identity is None or not weights or weights == identity.weights_hash:
         return ""
-    title = metadata.get("modelspec.title", "") or "this LoRA"
-    return f"{title} was made on {made_on or 'another base'}, not on {identity.name}; its effect may be weaker or off"
+    return f"{title_of(metadata)} was made on {made_on or 'another base'}, not on {identity.name}; its effect may be weaker or off"
 
 
 # Parts that imports and exports (formats/) share ----------------------------------------------------------------------
@@ -218,10 +232,10 @@ def peft_config(lora: LoRA) -> str:
     return json.dumps({f"unet.{key}": value for key, value in config.items()}, sort_keys=True)
 
 
-def described(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def described(path: Path, lora: LoRA, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The metadata a reader sees: without paths, with title and hashes, without a workflow that is too large."""
     # How this file is to be read is said by this file: an imported one must not have its say.
-    clean = {key: without_paths(value) for key, value in metadata.items() if key != PEFT_KEY}
+    clean = {key: without_paths(value) for key, value in lora.metadata.items() if key != PEFT_KEY}
     if len(clean.get(f"{OWN}workflow", "").encode()) > MAX_WORKFLOW_BYTES:
         _log.warning("the workflow is larger than %d KiB and was left out of %s", MAX_WORKFLOW_BYTES // 1024, path.name)
         del clean[f"{OWN}workflow"]
@@ -230,7 +244,7 @@ def described(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Ten
     clean.setdefault("modelspec.sai_model_spec", MODELSPEC_VERSION)
     clean.setdefault("modelspec.title", path.stem)
     clean |= {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest, "ss_output_name": path.stem}
-    return clean
+    return {**clean, **derived_keys(lora)}
 
 
 def write_checked(
@@ -324,6 +338,15 @@ def require_plausible(name: str, key: str, shape: tuple[int, ...]) -> None:
     """Refuse, before anything is read, a factor that no layer could have: a header may claim any size."""
     if not 2 <= len(shape) <= 5 or max(shape) > 2**17 or math.prod(shape) > 2**27:
         raise LoRAFileError(f"{name}: {key[:80]} has the shape {shape}, which no LoRA factor has")
+
+
+def _shrunk(frames: Tensor) -> Tensor:
+    factor = PREVIEW_SIDE / max(frames.shape[1:3])
+    if factor >= 1.0:
+        return frames
+    size = [max(2, 2 * round(side * factor / 2)) for side in frames.shape[1:3]]
+    small = nn.functional.interpolate(frames.movedim(-1, 1), size, mode="bilinear", antialias=True)
+    return small.movedim(1, -1).clamp(0, 1)
 
 
 def _tokens(name: str, rows: Tensor, metadata: Mapping[str, str]) -> PlaceholderTokens:

@@ -86,9 +86,9 @@ def shared_phrases(caption: str, appearance_caption: str, limit: int) -> str:
 
     What to absorb when nobody said: "a red car races over sand" and "a red car over sand" give "red car, sand".
     """
-    words, others = caption.split(), appearance_caption.split()
-    matcher = difflib.SequenceMatcher(None, [w.lower() for w in words], [w.lower() for w in others], autojunk=False)
-    runs = [words[block.a : block.a + block.size] for block in matcher.get_matching_blocks()]
+    words, others = (re.findall(r"[\w'-]+|[^\w\s]", text.lower()) for text in (caption, appearance_caption))
+    blocks = difflib.SequenceMatcher(None, words, others, autojunk=False).get_matching_blocks()
+    runs = [run for block in blocks for run in _unpunctuated(words[block.a : block.a + block.size])]
     phrases = [phrase for run in runs if (phrase := _without_small_words(run))]
     chosen = sorted(phrases, key=lambda phrase: len(phrase.split()), reverse=True)[:limit]
     return ", ".join(phrase for phrase in phrases if phrase in chosen)
@@ -197,11 +197,16 @@ def _replace_child(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(module, name, new)
 
 
+def _unpunctuated(words: Sequence[str]) -> list[list[str]]:
+    """The words as runs without punctuation: a comma separates phrases."""
+    groups = itertools.groupby(words, key=lambda word: bool(re.match(r"[\w'-]", word)))
+    return [list(group) for is_word, group in groups if is_word]
+
+
 def _without_small_words(run: Sequence[str]) -> str:
-    """The run without articles and prepositions at its ends, and without punctuation there."""
-    small = [word.lower().strip(".,;:") in _SMALL_WORDS for word in run]
-    kept = [index for index, is_small in enumerate(small) if not is_small]
-    return " ".join(run[kept[0] : kept[-1] + 1]).strip(".,;:").replace(",", "") if kept else ""
+    """The run without articles and prepositions at its ends."""
+    kept = [index for index, word in enumerate(run) if word not in _SMALL_WORDS]
+    return " ".join(run[kept[0] : kept[-1] + 1]) if kept else ""
 
 
 def _pattern(phrase: str) -> re.Pattern[str]:

@@ -20,7 +20,7 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -264,7 +264,7 @@ def _read_text_encoder(folder: Path, dtype: torch.dtype, variant: str) -> CLIPTe
         if isinstance(error, ModelError):
             raise
         raise ModelError(_unreadable(folder, error)) from error
-    return encoder.to(dtype).eval().requires_grad_(False)
+    return nn.Module.to(encoder, dtype).eval().requires_grad_(False)
 
 
 def _check_complete(folder: Path, missing: Iterable[str]) -> None:

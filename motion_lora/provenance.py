@@ -64,8 +64,22 @@ class Provenance:
 
 def build_metadata(provenance: Provenance, lora: LoRA) -> dict[str, str]:
     """The metadata of a trained LoRA in all three namespaces, ready for `LoRA.metadata`; empty entries are left out."""
-    entries = {**_own_keys(provenance, lora), **_modelspec_keys(provenance), **_kohya_keys(provenance, lora)}
+    entries = {**_own_keys(provenance), **_modelspec_keys(provenance), **_kohya_keys(provenance), **derived_keys(lora)}
     return {key: without_paths(value) for key, value in entries.items() if value not in ("", "[]", "{}")}
+
+
+def derived_keys(lora: LoRA) -> dict[str, str]:
+    """What follows from the layers themselves; every file gets it anew, so arithmetic cannot make it untrue."""
+    ranks = lora.ranks
+    # kohya's alpha is divided by the rank; ours multiplies directly
+    alphas = {layer.scale * layer.rank for layer in lora.layers.values()}
+    found = {
+        f"{OWN}layers": layers_text(lora),
+        f"{OWN}rank": "+".join(str(rank) for rank in ranks),
+        "ss_network_dim": str(ranks[0]) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": repr(alphas.pop()) if len(alphas) == 1 else "Dynamic",
+    }
+    return found if lora.layers else {}
 
 
 def without_paths(text: str) -> str:
@@ -97,15 +111,13 @@ def layers_text(lora: LoRA) -> str:
     return "+".join(path for path in (TEMPORAL, SPATIAL) if path in paths)
 
 
-def _own_keys(source: Provenance, lora: LoRA) -> dict[str, str]:
+def _own_keys(source: Provenance) -> dict[str, str]:
     base = source.base
     plain = {
         "title": source.title,
         "description": source.description,
         "method": source.method,
         "target_preset": source.target_preset,
-        "layers": layers_text(lora),
-        "rank": "+".join(str(rank) for rank in lora.ranks),
         "alpha": _number(source.alpha),
         "base_name": base.name if base else "",
         "base_config_hash": base.config_hash if base else "",
@@ -152,15 +164,10 @@ def _modelspec_keys(source: Provenance) -> dict[str, str]:
     return {f"modelspec.{key}": value for key, value in keys.items()}
 
 
-def _kohya_keys(source: Provenance, lora: LoRA) -> dict[str, str]:
+def _kohya_keys(source: Provenance) -> dict[str, str]:
     tags = Counter([*source.trigger_words, *source.captions])
-    ranks = lora.ranks
-    scales = {layer.scale for layer in lora.layers.values()}
-    keys = {
+    return {
         "ss_network_module": "motion_lora",
-        "ss_network_dim": str(ranks[0]) if len(ranks) == 1 else "Dynamic",
-        # kohya's alpha is divided by the rank; ours multiplies directly
-        "ss_network_alpha": repr(scales.pop() * ranks[0]) if len(ranks) == len(scales) == 1 else "",
         "ss_base_model_version": source.base.name if source.base else "",
         "ss_sd_model_name": source.base.name if source.base else "",
         "ss_resolution": _resolution(source, ", "),
@@ -172,7 +179,6 @@ def _kohya_keys(source: Provenance, lora: LoRA) -> dict[str, str]:
         "ss_tag_frequency": _json({"motion_lora": dict(tags)}) if tags else "",
         "ss_training_comment": source.description,
     }
-    return keys
 
 
 def _resolution(source: Provenance, between: str) -> str:

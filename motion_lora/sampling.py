@@ -91,7 +91,7 @@ def sample(
     does not fit; both before any work. What `callback` raises passes through and leaves the base as it was.
     """
     wanted = [settings] if isinstance(settings, SampleSettings) else list(settings)
-    stack = stack or AdapterStack()
+    stack = AdapterStack() if stack is None else stack
     videos = [resolve(pipeline, one, editing=source is not None) for one in wanted]
     _check_batch_size(batch_size)
     noises = _per_video("latents", latents, pipeline, videos)

@@ -37,6 +37,7 @@ __all__ = [
     "block_of",
     "replay",
     "require_fit",
+    "title_of",
 ]
 
 
@@ -140,7 +141,7 @@ def block_of(module: str) -> str:
 
 def require_fit(network: nn.Module, lora: LoRA, name: str = "") -> None:
     """Raise LoRAFileError unless the LoRA has layers, every module exists and every change has the weight's shape."""
-    label = name or lora.metadata.get("modelspec.title", "") or "this LoRA"
+    label = name or title_of(lora.metadata)
     if not lora.layers:
         raise LoRAFileError(f"{label} holds no layers: there is nothing to apply")
     weights = _weights(network)
@@ -157,6 +158,11 @@ def require_fit(network: nn.Module, lora: LoRA, name: str = "") -> None:
             f"{label}: {len(named)} of {len(lora)} layers have other sizes than the base: {_some(named)}: "
             "it was made for another network"
         )
+
+
+def title_of(metadata: Mapping[str, str]) -> str:
+    """What to call a LoRA in a message: its title, on one line, or "this LoRA"."""
+    return " ".join(metadata.get("modelspec.title", "").split())[:80] or "this LoRA"
 
 
 class AppliedStack:

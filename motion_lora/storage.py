@@ -208,6 +208,8 @@ def _parse_header(name: str, raw: bytes, size: int) -> Header:
         tensors = {key: _tensor_info(entry) for key, entry in content.items()}
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("metadata that is not text")
+        if not all(key.isprintable() for key in tensors):
+            raise ValueError("names with control characters")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
         raise LoRAFileError(f"the header of {name} is damaged: {reason}") from error

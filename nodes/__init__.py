@@ -29,9 +29,16 @@ NODES: list[type[io.ComfyNode]] = [
 class MotionLoRAExtension(ComfyExtension):
     """What ComfyUI loads."""
 
+    def __init__(self) -> None:
+        self._prepared = False
+
     async def on_load(self) -> None:
-        folders.register()
-        routes.register()
+        """Folders and routes. ComfyUI 0.12 never calls this, later ones call it first."""
+        if not self._prepared:
+            self._prepared = True
+            folders.register()
+            routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        await self.on_load()
         return NODES

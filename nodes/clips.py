@@ -82,18 +82,12 @@ class ReferenceClip(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        fps: float,
-        images_fps: float,
-        video: Any = None,
-        images: torch.Tensor | None = None,
-        **words_and_sizes: Any,
+        cls, images_fps: float, video: Any = None, images: torch.Tensor | None = None, **cut: Any
     ) -> io.NodeOutput:
-        from ..motion_lora.clips import clip_from_frames
-
-        frames, rate = _material(video, images, images_fps or fps)
+        if (video is None) == (images is None):
+            raise ClipError("a reference clip needs either a video or images: connect one of the two")
         with host.ordinary_tensors():
-            clip = clip_from_frames(frames[..., :3].float().cpu().clone(), rate, fps=fps, **words_and_sizes)
+            clip = _from_images(images, images_fps, cut) if images is not None else _from_video(video, cut)
         return _clip_output(clip, cls)
 
 
@@ -179,15 +173,29 @@ class CombineClips(io.ComfyNode):
         return io.NodeOutput((*clips_1, *clips_2))
 
 
-def _material(video: Any, images: torch.Tensor | None, images_fps: float) -> tuple[torch.Tensor, float]:
-    """The frames that are connected and their rate. Raises ClipError when none or both are."""
-    if (video is None) == (images is None):
-        raise ClipError("a reference clip needs either a video or images: connect one of the two")
-    if video is None:
-        assert images is not None
-        return images, images_fps
+def _from_images(images: torch.Tensor, images_fps: float, cut: dict[str, Any]) -> Clip:
+    """A clip of an IMAGE batch, whose rate is not known: without one, its frames are those to train on."""
+    from ..motion_lora.clips import clip_from_frames
+
+    return clip_from_frames(images[..., :3].float().cpu().clone(), images_fps or cut["fps"], source="images", **cut)
+
+
+def _from_video(video: Any, cut: dict[str, Any]) -> Clip:
+    """A clip of a VIDEO. From a file only the frames that are wanted are decoded; the whole may not fit in memory."""
+    from ..motion_lora.clips import clip_from_frames, read_clip
+
+    source = video.get_stream_source() if not hasattr(video, "as_trimmed") else None
+    if isinstance(source, str):
+        return read_clip(source, **cut)
+    if hasattr(video, "as_trimmed"):
+        # Half a second more than asked, so that the last frame has a neighbour to be nearest to.
+        seconds = cut["num_frames"] / cut["fps"] + 0.5
+        video = video.as_trimmed(cut["start"], seconds)
+        if video is None:
+            raise ClipError(f"the video ends before second {cut['start']:g}, where the clip should start")
+        cut = {**cut, "start": 0.0}
     parts = video.get_components()
-    return parts.images, float(parts.frame_rate)
+    return clip_from_frames(parts.images[..., :3].float().cpu().clone(), float(parts.frame_rate), source="video", **cut)
 
 
 def _clip_output(clip: Clip, node: type[io.ComfyNode], *captions: str) -> io.NodeOutput:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..motion_lora.files import load_lora
+from ..motion_lora.files import load_absorber, load_lora
 from . import bases, folders, shown
 from .choices import DTYPES
 from .sockets import CATEGORY, Absorber, Base, MotionLoRA, io
@@ -130,6 +130,4 @@ class LoadAbsorber(io.ComfyNode):
 
     @classmethod
     def execute(cls, absorber_name: str) -> io.NodeOutput:
-        from ..motion_lora.absorbers import load_absorber
-
         return io.NodeOutput(load_absorber(folders.absorber_path(absorber_name)))

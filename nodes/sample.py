@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from .sockets import CATEGORY, MAX_SEED, Absorber, Base, ExecutionBlocker, Stack
 if TYPE_CHECKING:
     from ..motion_lora.inversion import Absorber as AbsorberValue
     from ..motion_lora.pipeline import VideoPipeline
+    from ..motion_lora.sampling import SampleSettings
 
 _OWN = "0: the base model's own."
 
@@ -193,7 +195,34 @@ class PreviewAbsorber(io.ComfyNode):
     def execute(
         cls, base_model: VideoPipeline, appearance_absorber: AbsorberValue, prompt: str, **widgets: Any
     ) -> io.NodeOutput:
-        raise NotImplementedError
+        from ..motion_lora.sampling import SampleSettings
+
+        num_images = widgets.pop("num_images")
+        settings = SampleSettings(prompt or shown.caption_of(appearance_absorber.metadata, "appearance"), **widgets)
+        images = host.to_output(_drawn(base_model, appearance_absorber, replace(settings, num_frames=num_images)))
+        return io.NodeOutput(images, ui=shown.in_node(images, cls))
+
+
+def _drawn(base: VideoPipeline, absorber: AbsorberValue, settings: SampleSettings) -> torch.Tensor:
+    """Pictures (n, h, w, 3): the frames of a video whose temporal layers are bypassed, so none sees another."""
+    from ..motion_lora.bypass import temporal_bypass
+    from ..motion_lora.inversion import missing_phrases, substitute, with_tokens
+    from ..motion_lora.sampling import sample
+    from ..motion_lora.stack import StackEntry
+
+    draft = base.replica()
+    if absorber.tokens is not None:
+        draft, _ = with_tokens(draft, absorber.tokens)
+        for words in dict.fromkeys(absorber.tokens.words):
+            if not missing_phrases(settings.prompt, words):
+                prompt = substitute(settings.prompt, absorber.tokens.names_for(words), words)
+                settings = replace(settings, prompt=prompt)
+    stack = AdapterStack()
+    if absorber.spatial is not None:
+        stack = stack.add(StackEntry(absorber.spatial, name="absorber"))
+    # Sampling takes a replica of its own, which keeps the bypass of this one.
+    with temporal_bypass(draft.unet):
+        return sample(draft, settings, stack=stack, callback=host.progress())[0].frames
 
 
 def _own_values(widgets: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..motion_lora.files import save_lora
+from ..motion_lora.files import save_absorber, save_lora
 from ..motion_lora.lora import LoRA
 from . import folders, host
 from .sockets import CATEGORY, Absorber, MotionLoRA, io
@@ -88,8 +88,6 @@ class SaveAbsorber(io.ComfyNode):
 
     @classmethod
     def execute(cls, appearance_absorber: AbsorberValue, filename: str) -> io.NodeOutput:
-        from ..motion_lora.absorbers import save_absorber
-
         path = folders.new_file(folders.absorber_folder(), filename)
-        save_absorber(path, appearance_absorber)
+        save_absorber(path, appearance_absorber, metadata=host.metadata_allowed(), overwrite=False)
         return io.NodeOutput(path.relative_to(folders.absorber_folder()).as_posix())

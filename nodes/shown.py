@@ -38,10 +38,11 @@ def is_listed(find: Callable[[str], Path], name: str) -> bool | str:
     return True
 
 
-def caption_of(metadata: Mapping[str, str]) -> str:
-    """The first caption that a LoRA file says it was trained with."""
+def caption_of(metadata: Mapping[str, str], kind: str = "") -> str:
+    """The first caption, or the first "appearance" caption, that a file says it was trained with."""
+    key = f"motion_lora.{kind}_captions" if kind else "motion_lora.captions"
     try:
-        captions = json.loads(metadata.get("motion_lora.captions", "[]"))
+        captions = json.loads(metadata.get(key, "[]"))
     except ValueError:
         return ""
     return str(captions[0]) if isinstance(captions, list) and captions else ""

@@ -270,9 +270,9 @@ class Host:
             (folder / name).mkdir(parents=True, exist_ok=True)
         self._install()
         self.pack = self._load()
-        extension = asyncio.run(self.pack.comfy_entrypoint())
-        asyncio.run(extension.on_load())
-        self.nodes = {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
+        # ComfyUI 0.12 does not call on_load.
+        self.extension = asyncio.run(self.pack.comfy_entrypoint())
+        self.nodes = {node.define_schema().node_id: node for node in asyncio.run(self.extension.get_node_list())}
 
     def library(self, name: str) -> Any:
         """A module of the library as the pack sees it: not the one that tests import."""

@@ -57,7 +57,7 @@ def test_equals_diffusers(entries: dict, steps: int) -> None:
 
 def test_sampling_comes_back_to_the_clip() -> None:
     """Same steps, same text, no guidance. The error of the discretisation falls with the steps."""
-    base = base_with(prediction_type="v_prediction")
+    base = tiny_pipeline(levels=2, prediction_type="v_prediction")
     damped = base.replica()
     with torch.no_grad():
         # A network without training is far from smooth; a quarter of its output is one that DDIM can follow.
@@ -70,9 +70,9 @@ def test_sampling_comes_back_to_the_clip() -> None:
         restored = sample(damped, settings, latents=inverted, decode=False)[0].latents
         return float((restored - clip).abs().mean() / clip.abs().mean())
 
-    few, many = error(5), error(40)
-    assert many < 0.1
-    assert many < few / 2
+    few, many = error(4), error(20)
+    assert many < 0.15
+    assert many < few / 2, (few, many)
 
 
 def test_inversion_depends_on_the_text_and_reports_its_steps() -> None:
@@ -126,18 +126,18 @@ def test_prior_is_seeded() -> None:
     assert not torch.equal(noise_prior(inverted, 0.5, seeded(1)), noise_prior(inverted, 0.5, seeded(2)))
 
 
-SHAPES = [(8, 16, 16), (16, 16, 16), (4, 16, 16), (8, 24, 16), (8, 40, 72), (8, 12, 10), (12, 24, 8)]
+SHAPES = [(8, 16, 16), (16, 16, 16), (4, 16, 16), (8, 24, 16), (8, 20, 36), (8, 12, 10), (12, 24, 8)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("p", [0.5, 1.0])
 def test_white_noise_stays_white_at_any_shape(shape: tuple[int, int, int], p: float) -> None:
     """Unit variance at every place, not on average only, and no correlation between neighbours along any axis."""
-    white = torch.randn(256, 4, 8, 16, 16, generator=seeded(1))
+    white = torch.randn(64, 4, 8, 16, 16, generator=seeded(1))
     noise = noise_prior(white, p, seeded(2), *shape)
-    assert noise.shape == (256, 4, *shape)
+    assert noise.shape == (64, 4, *shape)
     variances = noise.square().mean(dim=(0, 1))
-    assert float((variances - 1).abs().max()) < 0.3  # 1024 draws each: four and a half deviations are 0.2
+    assert float((variances - 1).abs().max()) < 0.5  # 256 draws each: five and a half deviations
     assert float(noise.var()) == pytest.approx(1.0, abs=0.02)
     for axis in (2, 3, 4):
         length = noise.shape[axis]

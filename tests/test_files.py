@@ -10,12 +10,33 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from lora_samples import everything_sample, full_size_unet, modules_like, motion_sample, random_lora, state_bytes
+from lora_samples import (
+    appearance_sample,
+    everything_sample,
+    full_size_unet,
+    modules_like,
+    motion_sample,
+    random_lora,
+    state_bytes,
+)
+from PIL import Image
 from tiny import tiny_unet
 
 from motion_lora import files
 from motion_lora.errors import LoRAFileError, OutputError
-from motion_lora.files import Provenance, build_metadata, check_fits, load_lora, read_header, save_lora
+from motion_lora.files import (
+    Provenance,
+    build_metadata,
+    check_fits,
+    load_absorber,
+    load_lora,
+    read_header,
+    save_absorber,
+    save_lora,
+    write_preview,
+)
+from motion_lora.formats import inspect, load_any
+from motion_lora.inversion import Absorber, PlaceholderTokens
 from motion_lora.lora import LoRA, LoRALayer
 from motion_lora.pipeline import BaseIdentity
 from motion_lora.provenance import without_paths
@@ -370,3 +391,84 @@ def test_another_base_is_a_warning_or_a_refusal(unet):
     with pytest.raises(LoRAFileError, match="zeroscope"):
         check_fits(lora, unet, other, strict=True)
     assert check_fits(motion_sample(unet), unet, other, strict=True).warnings == ()
+
+
+# Appearance absorbers
+
+
+def absorber(unet, *, spatial: bool = True, tokens: bool = True) -> Absorber:
+    rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    found = PlaceholderTokens(("<look-1>", "<look-2>", "<look-3>"), rows, ("red circle", "red circle", "sand"))
+    lora = appearance_sample(unet, rank=1, scale=0.5)
+    said = build_metadata(Provenance(captions=("a red circle over sand",), base=BASE), lora)
+    return Absorber(lora if spatial else None, found if tokens else None, said)
+
+
+@pytest.mark.parametrize(("spatial", "tokens"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("metadata", [True, False])
+def test_an_absorber_comes_back_bit_for_bit(tmp_path, unet, spatial, tokens, metadata):
+    saved = absorber(unet, spatial=spatial, tokens=tokens)
+    found = load_absorber(save_absorber(tmp_path / "x.safetensors", saved, metadata=metadata))
+    assert found.fingerprint() == saved.fingerprint()
+    assert (found.spatial is None, found.tokens is None) == (saved.spatial is None, saved.tokens is None)
+    if found.spatial is not None and saved.spatial is not None:
+        assert same_bits(found.spatial, saved.spatial)
+    if found.tokens is not None and saved.tokens is not None:
+        assert torch.equal(found.tokens.rows, saved.tokens.rows)
+        assert (found.tokens.names, found.tokens.words) == (saved.tokens.names, saved.tokens.words)
+    assert ("motion_lora.captions" in found.metadata) == metadata
+
+
+def test_an_absorber_is_no_lora_and_a_lora_no_absorber(tmp_path, unet):
+    """An absorber that were applied while sampling would put the old look into the new video."""
+    path = save_absorber(tmp_path / "x.safetensors", absorber(unet))
+    for read in (load_lora, lambda p: load_any(p, unet)):
+        with pytest.raises(LoRAFileError, match="an appearance absorber"):
+            read(path)
+    with pytest.raises(LoRAFileError, match="a LoRA, not an appearance absorber"):
+        load_absorber(save_lora(tmp_path / "y.safetensors", motion_sample(unet)))
+    report = inspect(path)
+    assert report["kind"] == "absorber"
+    assert report["tokens"] == {"names": ["<look-1>", "<look-2>", "<look-3>"], "width": 32}
+
+
+def test_absorbers_that_must_not_be_written_are_not(tmp_path, unet):
+    for value in (Absorber(), Absorber(weights={"conv_in.weight": torch.ones(1)})):
+        with pytest.raises(LoRAFileError):
+            save_absorber(tmp_path / "x.safetensors", value)
+    rows = torch.full((1, 32), math.nan)
+    with pytest.raises(LoRAFileError, match="finite"):
+        save_absorber(tmp_path / "x.safetensors", Absorber(tokens=PlaceholderTokens(("<a>",), rows)))
+    assert not list(tmp_path.iterdir())
+
+
+ABSORBER_FAULTS = {
+    "no names": lambda t, m: m.pop("motion_lora.token_names"),
+    "names damaged": _set("motion_lora.token_names", "{"),
+    "names of another kind": _set("motion_lora.token_names", '{"a": 1}'),
+    "fewer names": _set("motion_lora.token_names", '["<a>"]'),
+    "one name twice": _set("motion_lora.token_names", '["<a>", "<a>", "<b>"]'),
+    "fewer words": _set("motion_lora.token_words", '["sand"]'),
+    "rows flat": lambda t, m: t.update({"tokens.rows": t["tokens.rows"].flatten()}),
+    "nothing": lambda t, m: t.clear(),
+    "more": lambda t, m: t.update({"tokens.other": torch.ones(2)}),
+}
+
+
+@pytest.mark.parametrize("fault", ABSORBER_FAULTS)
+def test_absorbers_that_were_damaged_or_edited_are_refused(tmp_path, unet, fault):
+    path = rewritten(save_absorber(tmp_path / "x.safetensors", absorber(unet)), ABSORBER_FAULTS[fault])
+    with pytest.raises(LoRAFileError):
+        load_absorber(path)
+
+
+# Previews
+
+
+def test_a_preview_lies_beside_the_file_where_managers_look(tmp_path):
+    frames = torch.rand(5, 300, 520, 3, generator=torch.Generator().manual_seed(0))
+    picture, video = write_preview(tmp_path / "walk v1.5.safetensors", frames, 8.0)
+    assert (picture.name, video.name) == ("walk v1.5.preview.png", "walk v1.5.preview.mp4")
+    with Image.open(picture) as image:
+        assert image.size == (512, 2 * 148)
+    assert video.stat().st_size > 1000

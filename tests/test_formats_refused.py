@@ -1,4 +1,4 @@
-"""Files that must not be applied: of other networks, damaged, lying or dangerous. Refused in one line, nothing touched."""
+"""Files that must not be applied: of other networks, damaged, lying, dangerous. One line each, and nothing touched."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import random
+import re
 import zipfile
 
 import pytest
@@ -52,7 +53,7 @@ def base_stays_the_same(unet):
     assert not any(module._forward_hooks for module in unet.modules())
 
 
-def refused(path, unet=None, match: str = "") -> str:
+def refused(path, unet=None, match: str | None = None) -> str:
     with pytest.raises(LoRAFileError, match=match) as caught:
         load_any(path, unet)
     assert "\n" not in str(caught.value)
@@ -100,14 +101,16 @@ def test_animatediff_is_refused_although_its_shapes_fit(tmp_path, full):
 
 def test_zero_matches_are_an_error(tmp_path, unet):
     lora = appearance_sample(unet)
-    elsewhere = LoRA({n.replace("_blocks.", "_blocks.9"): layer for n, layer in lora.layers.items() if "_blocks." in n})
-    refused(peft(tmp_path / "x.safetensors", elsewhere), unet, r"matches 0 of \d+ layers.*down_blocks\.90")
+    elsewhere = LoRA(
+        {n.replace("down_blocks.", "down_blocks.9"): layer for n, layer in lora.layers.items() if "down" in n}
+    )
+    refused(peft(tmp_path / "x.safetensors", elsewhere), unet, r"matches 0 of \d+ layers.*down_blocks\.9\d")
 
 
 def test_one_layer_too_many_is_an_error(tmp_path, unet):
     lora = appearance_sample(unet)
-    module, layer = next(iter(lora.layers.items()))
-    more = LoRA({**lora.layers, module.replace("down_blocks.0", "down_blocks.7"): layer})
+    layer = random_lora(unet, ["conv_in"]).layers["conv_in"]
+    more = LoRA({**lora.layers, "down_blocks.7.resnets.0.conv1": layer})
     refused(peft(tmp_path / "x.safetensors", more), unet, rf"{len(lora)} of {len(lora) + 1} layers.*down_blocks\.7")
 
 
@@ -116,8 +119,8 @@ def test_one_wrong_shape_is_an_error(tmp_path, unet):
     names = [n for n in modules_like(unet, "attn1.to_q", path="spatial") if n in lora.layers]
     small = next(n for n in names if lora.layers[n].up.shape[0] == 32)
     large = next(n for n in names if lora.layers[n].up.shape[0] == 64)
-    mixed = LoRA({**lora.layers, small: lora.layers[large]})
-    refused(kohya(tmp_path / "x.safetensors", mixed), unet, rf"1 of {len(lora)} layers.*{small}".replace(".", r"\."))
+    mixed = LoRA({**lora.layers, small: appearance_sample(unet, seed=1).layers[large]})
+    refused(kohya(tmp_path / "x.safetensors", mixed), unet, rf"1 of {len(lora)} layers.*{re.escape(small)}")
 
 
 def test_a_key_that_is_not_understood_is_an_error(tmp_path, unet):
@@ -193,7 +196,7 @@ def test_a_slider_at_a_half_is_a_half_whatever_the_alpha(tmp_path, unet, alpha):
 
 
 def test_alpha_of_a_motion_lora_is_not_ignored(tmp_path, unet):
-    """3.B 4: a loader of motion LoRAs multiplies up and down and forgets alpha; negative strength is impossible in it."""
+    """3.B 4: a loader of motion LoRAs multiplies up and down and forgets alpha, and takes no negative strength."""
     lora = motion_sample(unet, rank=4)
     report = load_any(kohya(tmp_path / "x.safetensors", lora, alpha=1.0), unet)
     found = delta_in_network(unet, report.lora, -2.0)
@@ -291,10 +294,10 @@ def test_torch_files_with_anything_else_in_them_are_refused(tmp_path, unet, cont
 def test_truncated_and_fuzzed_torch_files_never_crash(tmp_path, unet):
     lora = random_lora(unet, list(target_modules(unet, "tap-k")), 1)
     whole, chance = list_file(tmp_path / "x.pt", lora).read_bytes(), random.Random(0)
-    for length in range(0, len(whole), max(1, len(whole) // 60)):
+    for length in range(0, len(whole), max(1, len(whole) // 30)):
         (tmp_path / "x.pt").write_bytes(whole[:length])
         refused(tmp_path / "x.pt", unet)
-    for _ in range(120):
+    for _ in range(60):
         raw = bytearray(whole)
         for _ in range(chance.randint(1, 6)):
             raw[chance.randrange(len(raw))] = chance.randrange(256)
@@ -375,7 +378,7 @@ def test_inspect_says_what_a_file_is(tmp_path, unet):
     assert found["parameters"] == lora.num_parameters
     assert found["metadata"]["captions"] == ["a cat circling"]
     assert found["metadata"]["method"] == "customize-a-video"
-    assert [row["block"] for row in found["blocks"]][0] == "transformer_in"
+    assert found["blocks"][0]["block"] == "transformer_in"
     assert sum(row["layers"] for row in found["blocks"]) == len(lora)
     expected = math.sqrt(sum(float(layer.delta().double().square().sum()) for layer in lora.layers.values()))
     assert found["norm"] == pytest.approx(expected, rel=1e-5)
@@ -413,7 +416,7 @@ def test_verify_checks_what_the_file_says_of_itself(tmp_path, unet):
 def test_a_refusal_leaves_the_output_as_it_was(tmp_path, unet):
     before = run(unet)
     lora = appearance_sample(unet)
-    module, layer = next(iter(lora.layers.items()))
+    layer = next(iter(lora.layers.values()))
     half = LoRA({**lora.layers, "down_blocks.5.resnets.0.conv1": layer})
     with pytest.raises(LoRAFileError), applied(unet, AdapterStack((StackEntry(half),)), 2):
         pytest.fail("entered")

@@ -1,4 +1,4 @@
-"""The appearance highway re-routes exactly the skips that it names, scales what it should, and leaves nothing behind."""
+"""The appearance highway re-routes the skips that it names and no other, scales them, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -28,10 +28,15 @@ IMPORT_ORDER = (
     "errors",
     "axes",
     "lora",
+    "curves",
+    "storage",
     "backbones",
     "bypass",
+    "schedulers",
     "pictures",
+    "loading",
     "pipeline",
+    "provenance",
     "clips",
     "targets",
     "losses",
@@ -43,6 +48,7 @@ IMPORT_ORDER = (
     "ddim",
     "stack",
     "files",
+    "arithmetic",
     "formats",
     "sampling",
     "training",
@@ -171,7 +177,9 @@ def no_posix_only(path: Path, tree: ast.Module) -> Iterator[str]:
 def short_functions(path: Path, tree: ast.Module) -> Iterator[str]:
     for node in functions(tree):
         lines = (node.end_lineno or node.lineno) - node.lineno + 1
-        if lines > MAX_FUNCTION_LINES and f"{relative(path)}:{node.name}" not in LONG_FUNCTIONS:
+        # A node's schema is a declaration, as long as the node has inputs.
+        allowed = f"{relative(path)}:{node.name}" in LONG_FUNCTIONS or node.name == "define_schema"
+        if lines > MAX_FUNCTION_LINES and not allowed:
             yield f"line {node.lineno}: {node.name} has {lines} lines, more than {MAX_FUNCTION_LINES}"
 
 
@@ -182,11 +190,12 @@ def short_files(path: Path, tree: ast.Module) -> Iterator[str]:
 
 
 def public_is_documented(path: Path, tree: ast.Module) -> Iterator[str]:
-    if relative(path) in UNDOCUMENTED_HELPERS_ALLOWED:
+    if relative(path) in UNDOCUMENTED_HELPERS_ALLOWED or path.is_relative_to(NODES):
         return
     for node in tree.body:
         named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        if named and not node.name.startswith("_") and not ast.get_docstring(node):
+        # A script's main is described by the module's docstring.
+        if named and not node.name.startswith("_") and node.name != "main" and not ast.get_docstring(node):
             yield f"line {node.lineno}: {node.name} has no docstring"
 
 

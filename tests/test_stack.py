@@ -21,6 +21,7 @@ from tiny import tiny_unet
 from torch import nn
 
 from motion_lora.errors import LoRAFileError, SettingsError
+from motion_lora.highway import Highway
 from motion_lora.lora import LoRA, LoRALayer, layer_of
 from motion_lora.stack import (
     AdapterStack,
@@ -380,6 +381,15 @@ def test_description_is_json_and_replays(unet):
     assert again.describe() == stack.describe()
     assert again.fingerprint() == stack.fingerprint()
     assert torch.equal(output(unet, again, at=0.5), output(unet, stack, at=0.5))
+
+
+def test_the_highway_is_part_of_the_value(unet):
+    plain = stack_of(StackEntry(motion_sample(unet)))
+    routed = plain.with_highway(Highway("all", 1.2))
+    lora = plain.entries[0].lora
+    again = replay(json.loads(json.dumps(routed.describe())), lambda fingerprint, name: lora)
+    assert again.highway == routed.highway
+    assert again.fingerprint() == routed.fingerprint() != plain.fingerprint()
 
 
 def test_fingerprint_sees_what_changes_the_result_and_nothing_else(unet):

@@ -6,6 +6,7 @@ import { addJobWidget, addToGraph, TRAIN_NODES } from './lib/graph.js'
 import { ACTIVE, Jobs, WITH_RESULT } from './lib/jobs.js'
 import { Panel } from './lib/panel.js'
 
+const NAME = 'MotionLoRA.Jobs'
 const TAB = 'motion-lora'
 // A page that did not ask for the job leaves it to the one that did for so long.
 const OTHER_PAGE_WAITS = 4000
@@ -84,6 +85,7 @@ function addTab() {
     icon: 'pi pi-video',
     iconBadge: activeCount,
     title: 'Motion LoRA',
+    label: 'Motion',
     tooltip: 'Motion LoRA trainings',
     type: 'custom',
     render: (element) => {
@@ -101,8 +103,8 @@ function addTab() {
   register.call(manager.sidebarTab ?? manager, tab)
 }
 
-app.registerExtension({
-  name: 'MotionLoRA.Jobs',
+const extension = {
+  name: NAME,
   commands: [
     {
       id: 'MotionLoRA.TogglePanel',
@@ -121,4 +123,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (TRAIN_NODES.includes(node.comfyClass)) addJobWidget(app, jobs, act, node)
   }
-})
+}
+
+// A host that serves this folder under two names loads this file twice.
+if (!app.extensions?.some?.((one) => one.name === NAME)) app.registerExtension(extension)

@@ -21,6 +21,9 @@ OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 # In the order of the help; each module of this package has `add(commands)`, which adds its parsers.
 COMMANDS = ("train", "sample", "inspect", "files", "targets", "playground")
 
+_OUT_OF_MEMORY = (
+    "The device ran out of memory; lower the size, --num-frames or --batch-size, use --dtype bf16, or --device cpu."
+)
 _DESCRIPTION = """\
 Take the motion out of a video clip as a LoRA of a text-to-video model, and put it into new videos.
 
@@ -58,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
     except (MotionLoRAError, OSError) as error:
         return _complain(options.command, _explain(error), USER_ERROR)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        return _complain(options.command, _OUT_OF_MEMORY, USER_ERROR)
     except StoppedError as stopped:
         return _complain(options.command, str(stopped), INTERRUPTED)
     except KeyboardInterrupt:

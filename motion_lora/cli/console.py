@@ -58,7 +58,7 @@ def quiet_libraries(verbose: bool) -> None:
     logging.getLogger("motion_lora").setLevel(logging.INFO if verbose else logging.WARNING)
     if not verbose:
         warnings.simplefilter("ignore")
-        for name in ("diffusers", "transformers", "huggingface_hub", "peft", "imageio", "imageio_ffmpeg"):
+        for name in ("diffusers", "transformers", "huggingface_hub", "peft"):
             logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -18,7 +18,7 @@ _ROOM = 64 * 2**20
 
 
 def check_output(path: Path, *, overwrite: bool = True, room: int = _ROOM) -> None:
-    """Raise OutputError unless a file can be written at `path`; makes its folder. Called before any work starts."""
+    """Raise OutputError unless a file can be written at `path`. Called before any work starts; leaves nothing."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file in it.")
     if path.exists() and not overwrite:
@@ -27,19 +27,19 @@ def check_output(path: Path, *, overwrite: bool = True, room: int = _ROOM) -> No
 
 
 def check_folder(folder: Path, *, room: int = _ROOM) -> None:
-    """Raise OutputError unless files can be written into `folder`, which is made if it is missing."""
+    """Raise OutputError unless files can be written into `folder`, which may not be there yet; leaves nothing."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".motion-lora-", dir=folder)
+        handle, name = tempfile.mkstemp(prefix=".motion-lora-", dir=there)
         os.close(handle)
         Path(name).unlink()
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(there).free
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise OutputError(f"{folder} cannot be written to: {reason}. Choose another output folder.") from error
+        raise OutputError(f"{there} cannot be written into: {reason}. Choose another output.") from error
     if free < room:
         raise OutputError(
-            f"{folder} is on a disk with {free / 2**20:.0f} MiB left, and {room / 2**20:.0f} MiB are needed. "
+            f"{there} is on a disk with {free / 2**20:.0f} MiB left, and {room / 2**20:.0f} MiB are needed. "
             "Free some space or choose another output folder."
         )
 

@@ -214,17 +214,16 @@ def _entry(pipeline: VideoPipeline, request: Mapping[str, Any], text: bool) -> S
 def _encode_source(pipeline: VideoPipeline, values: Mapping[str, Any], settings: SampleSettings) -> Any:
     if "source" not in values:
         return None
-    from ..clips import read_clip
+    from ..clips import read_frames
 
-    clip = read_clip(
+    frames, _ = read_frames(
         values["source"],
-        caption="",
         num_frames=settings.num_frames,
         fps=settings.fps,
         height=settings.height,
         width=settings.width,
     )
-    return pipeline.encode_frames(clip.frames)
+    return pipeline.encode_frames(frames)
 
 
 def _report(options: argparse.Namespace, paths: Sequence[Path], videos: Sequence[Sample], stack: AdapterStack) -> None:

@@ -60,6 +60,7 @@ CLIP_OPTIONS = (
 SAMPLING_OPTIONS = (
     Option("num_frames", int, "frames per clip (default: the base model's)"),
     Option("clip_fps", float, "frames per second taken from the clip (default: the base model's)", flag="--fps"),
+    Option("images_fps", float, "rate at which the images of a folder were taken (default: they are the frames)"),
     Option("height", int, "height in pixels (default: the base model's)"),
     Option("width", int, "width in pixels (default: the base model's)"),
 )
@@ -196,6 +197,7 @@ def read_clips(pipeline: VideoPipeline, requests: Sequence[Mapping[str, Any]], v
             appearance_caption=request.get("appearance_caption", ""),
             absorb_words=request.get("absorb_words", ""),
             start=request.get("start", 0.0),
+            images_fps=values.get("images_fps"),
             **frames,
         )
         for request in requests

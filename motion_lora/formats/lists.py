@@ -16,6 +16,7 @@ import torch
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import nn
 
+from ..backbones import MODELSCOPE_UNET_CONFIG, empty_unet
 from ..errors import LoRAFileError, ModelError
 from ..lora import LoRA, LoRALayer
 from ..targets import target_modules
@@ -25,16 +26,15 @@ from .source import Source
 PRESETS = ("temporal-all", "tap-k-out", "tap-k", "spatial-self-ff", "temporal-attention", "spatial-attention", "tap-qk")
 _SPATIAL = ("spatial-self-ff", "spatial-attention")
 MAX_CLIPS = 64
-MODELSCOPE = {"sample_size": 32, "cross_attention_dim": 1024, "attention_head_dim": 64}
 
 
 def read_list(source: Source, unet: nn.Module | None) -> tuple[str, tuple[LoRA, ...]]:
     """The target preset of a list file, and one LoRA (several for an N-clip spatial file). Raises LoRAFileError."""
     network = unet or modelscope()
     shapes = list(source.shapes.values())
+    known = {preset: _modules(network, preset) for preset in PRESETS}
     refused = ""
-    for preset in PRESETS:
-        modules = _modules(network, preset)
+    for preset, modules in known.items():
         clips = len(shapes) // (2 * len(modules)) if modules else 0
         fits_length = bool(clips) and len(shapes) == 2 * clips * len(modules)
         if not fits_length or (clips > 1 and preset not in _SPATIAL) or clips > MAX_CLIPS:
@@ -43,7 +43,7 @@ def read_list(source: Source, unet: nn.Module | None) -> tuple[str, tuple[LoRA, 
         if not fault:
             return preset, _split(source, modules, clips, preset)
         refused = refused or f"it has as many tensors as {preset}, but {fault}"
-    lengths = ", ".join(f"{2 * len(_modules(network, preset))} for {preset}" for preset in PRESETS)
+    lengths = ", ".join(f"{2 * len(modules)} for {preset}" for preset, modules in known.items())
     reason = refused or f"this network takes {lengths}"
     raise LoRAFileError(f"{source.name} is a list of {len(shapes)} tensors without names: {reason}")
 
@@ -51,9 +51,7 @@ def read_list(source: Source, unet: nn.Module | None) -> tuple[str, tuple[LoRA, 
 @functools.lru_cache(maxsize=1)
 def modelscope() -> UNet3DConditionModel:
     """ModelScope's network without its weights (meta device), where no network is at hand."""
-    with torch.device("meta"):
-        network: UNet3DConditionModel = UNet3DConditionModel(**MODELSCOPE)
-    return network
+    return empty_unet(MODELSCOPE_UNET_CONFIG)
 
 
 def _modules(network: nn.Module, preset: str) -> tuple[str, ...]:

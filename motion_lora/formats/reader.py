@@ -181,9 +181,7 @@ def _configured_scale(name: str, part: str, module: str, rank: int, config: Mapp
     except (TypeError, ValueError) as error:
         raise LoRAFileError(f"{name}: its adapter configuration has no usable alpha for {module}") from error
     if said != rank or not math.isfinite(alpha):
-        raise LoRAFileError(
-            f"{name}: {module} has rank {rank}, its adapter configuration says {said}, alpha {alpha}"
-        )
+        raise LoRAFileError(f"{name}: {module} has rank {rank}, its adapter configuration says {said}, alpha {alpha}")
     return alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
 
 

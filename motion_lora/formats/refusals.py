@@ -56,7 +56,7 @@ def refuse_foreign(source: Source, unet: nn.Module | None) -> None:
         if any(re.search(pattern, key) for key in keys):
             raise LoRAFileError(_sentence(source.name, what))
     refuse_embedding(source)
-    for entry in (source.metadata.get(key, "").lower() for key in _METADATA_KEYS):
+    for entry in (" ".join(source.metadata.get(key, "").lower().split()) for key in _METADATA_KEYS):
         for pattern, what in _BY_METADATA:
             if re.search(pattern, entry):
                 raise LoRAFileError(_sentence(source.name, f"{what} (its metadata says {entry[:60]!r})"))

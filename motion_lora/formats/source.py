@@ -144,7 +144,7 @@ def _named(name: str, content: Any) -> tuple[dict[str, Tensor], bool]:
         content = content["state_dict"]
     if isinstance(content.get("string_to_param"), dict):
         content = {f"string_to_param.{key}": tensor for key, tensor in content["string_to_param"].items()}
-    if not content or not all(isinstance(key, str) for key in content):
+    if not content or not all(isinstance(key, str) and key.isprintable() for key in content):
         raise LoRAFileError(f"{name} names no tensors: it is no LoRA")
     tensors = {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
     if len(tensors) < len(content):

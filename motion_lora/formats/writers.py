@@ -1,7 +1,6 @@
 """Writing LoRAs for other tools, each file proved by reading it back through the importer.
 
-In fp32 every change of a weight comes back bit for bit; in fp16 each factor is rounded to 11 bits, so a change is off
-by at most about a thousandth of its norm.
+In fp32 every change of a weight comes back bit for bit; in fp16 each factor is rounded to 11 bits first.
 """
 
 from __future__ import annotations
@@ -47,9 +46,7 @@ def export_kohya(
         tensors[f"{key}.lora_down.weight"] = layer.down
         tensors[f"{key}.lora_up.weight"] = layer.up
         tensors[f"{key}.alpha"] = _alpha(layer.scale, layer.rank)
-    entries = {"ss_network_module": "networks.lora", "ss_network_dim": _same(rank for rank in stored.ranks)}
-    entries["ss_network_alpha"] = _same(layer.scale * layer.rank for layer in stored.layers.values())
-    return _write(Path(path), stored, tensors, entries, metadata, overwrite)
+    return _write(Path(path), stored, tensors, {"ss_network_module": "networks.lora"}, metadata, overwrite)
 
 
 def export_peft(
@@ -88,7 +85,7 @@ def _write(
     overwrite: bool,
 ) -> Path:
     """With everything the LoRA's metadata says, but for the keys that would make it a file of the own format."""
-    said = described(path, stored.metadata, tensors) if metadata else {}
+    said = described(path, stored, tensors) if metadata else {}
     for key in (VERSION_KEY, KIND_KEY, SCALE_KEY, FINGERPRINT_KEY):
         said.pop(key, None)
     needed = {key: value for key, value in entries.items() if metadata or key == PEFT_KEY}
@@ -119,8 +116,3 @@ def _alpha(scale: float, rank: int) -> Tensor:
     candidates = (exact, math.nextafter(exact, math.inf), math.nextafter(exact, -math.inf))
     best = min(candidates, key=lambda alpha: abs(alpha / rank - scale))
     return torch.tensor(best, dtype=torch.float64)
-
-
-def _same(values: object) -> str:
-    distinct = set(values)  # type: ignore[call-overload]
-    return repr(distinct.pop()) if len(distinct) == 1 else "Dynamic"

@@ -63,7 +63,7 @@ class JobRunner:
     def submit(self, spec: JobSpec, payload: object, *, retrain: bool = False, background: bool = False) -> Job:
         """Ask for a job. One with the same fingerprint is used where there is one: finished, running, or to be resumed.
 
-        `retrain` passes over one that is not under way. `background` says that nobody waits for it, so that a waiting
+        `retrain` passes over a finished one. `background` says that nobody waits for it, so that a waiting
         node that is interrupted leaves it running.
         """
         with self._submitting:
@@ -77,16 +77,15 @@ class JobRunner:
                 return None
             if entry.status.state in ACTIVE:
                 self._unpause(entry)
-            elif retrain:
-                return None
+                background = background or entry.status.background
             elif entry.status.state in WITH_RESULT and entry.has_result:
-                return entry.view()
+                return None if retrain else entry.view()
             elif (entry.folder / INPUTS).is_dir():
                 entry.payload = payload
                 self._enqueue(entry)
             else:
                 return None
-            self._board.update(entry, replace(entry.status, background=entry.status.background or background))
+            self._board.update(entry, replace(entry.status, background=background))
             return entry.view()
 
     def _create(self, spec: JobSpec, payload: object, background: bool) -> Job:

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 
-from ..absorbers import load_absorber, save_absorber
 from ..clips import Clip
 from ..errors import MotionLoRAError, TrainingError
-from ..files import load_lora, save_lora
+from ..files import load_absorber, load_lora, save_absorber, save_lora
 from ..inversion import Absorber
 from ..lora import LoRA
 from ..pictures import write_video
@@ -181,6 +180,7 @@ class _Lap:
 def _run_motion(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> Outcome:
     settings = TrainSettings(**spec.settings)
     drawn: frozenset[int] = frozenset()
+    fault = ""
     while True:
         lap = _Lap(spec, reporter, drawn)
         result = train(
@@ -197,15 +197,15 @@ def _run_motion(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: R
             break
         assert lap.preview_at is not None
         drawn |= {lap.preview_at}
-        _draw_preview(spec, inputs, result.lora, lap.preview_at, folder, reporter)
+        fault = _draw_preview(spec, inputs, result.lora, lap.preview_at, folder, reporter) or fault
     if len(result.lora) == 0:
         return Outcome(finished=False, saved=False, note="the motion stage has taken no step yet; resume to go on")
     named = result.lora.with_metadata(**{"motion_lora.title": spec.name, "modelspec.title": spec.name})
     save_lora(folder / RESULT, named)
     finished = result.ending == "completed"
     if finished and spec.preview.wanted:
-        _draw_preview(spec, inputs, result.lora, settings.steps, folder, reporter)
-    return Outcome(finished=finished, saved=True)
+        fault = _draw_preview(spec, inputs, result.lora, settings.steps, folder, reporter) or fault
+    return Outcome(finished=finished, saved=True, note=fault)
 
 
 def _run_absorber(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> Outcome:
@@ -221,8 +221,8 @@ def _run_absorber(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter:
 
 def _draw_preview(
     spec: JobSpec, inputs: TrainingInputs, lora: LoRA, step: int, folder: Path, reporter: Reporter
-) -> None:
-    """A small video with the LoRA as it is now. One that cannot be drawn is a note, not the end of the training."""
+) -> str:
+    """A small video with the LoRA as it is now. Why it could not be drawn, which is no reason to end the training."""
     plan, clip = spec.preview, inputs.clips[0]
     settings = SampleSettings(
         plan.prompt,
@@ -239,10 +239,12 @@ def _draw_preview(
         (folder / PREVIEWS).mkdir(exist_ok=True)
         write_video(folder / PREVIEWS / name, video.frames, clip.fps)
     except (MotionLoRAError, OSError) as error:
-        _LOG.warning("Motion LoRA: no preview at step %d: %s", step, error)
-        reporter.note(f"no preview at step {step}: {error}")
-        return
+        fault = f"no preview at step {step}: {error}"
+        _LOG.warning("Motion LoRA: %s", fault)
+        reporter.note(fault)
+        return fault
     reporter.preview(name)
+    return ""
 
 
 def _checked(payload: object) -> TrainingInputs:

@@ -49,6 +49,7 @@ LATENT_OBJECT_WEIGHT = 2.0
 PREDICTION_TYPE = "v_prediction"
 DROP_CAPTION = 0.1
 IMAGE_SHARE = 0.25
+POOL_SIZE = 4096
 
 SCHEDULER_CONFIG: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
@@ -351,20 +352,61 @@ def frame_loss(
     return weighted_loss(predicted, target, object_weight(coverage)[:, :, None])
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Clips that were rendered and encoded once, because encoding them anew costs a third of a training step.
+
+    latents (n, c, f, h, w) and loss weight (n, 1, f, h, w), both scaled and sized as the UNet sees them.
+    """
+
+    scenes: tuple[world.Scene, ...]
+    latents: Tensor
+    weight: Tensor
+
+
+def build_pool(work: Path, parts: FrozenParts, size: int) -> Pool:
+    """Encode `size` random clips, or read them from the work folder where an earlier run left them."""
+    scenes = random_scenes(torch.Generator().manual_seed(11), size)
+    path = work / f"pool-{size}.safetensors"
+    if not path.exists():
+        latents, weights = zip(*(_encode_scene(parts, scene) for scene in scenes), strict=True)
+        temporary = path.with_suffix(".tmp")
+        save_file({"latents": torch.stack(latents).half(), "weight": torch.stack(weights).half()}, str(temporary))
+        os.replace(temporary, path)
+    tensors = load_file(str(path))
+    return Pool(tuple(scenes), tensors["latents"].float(), tensors["weight"].float())
+
+
+def _encode_scene(parts: FrozenParts, scene: world.Scene) -> tuple[Tensor, Tensor]:
+    centres = world.trajectory(scene)
+    drawn = [scene] * world.NUM_FRAMES
+    pixels = to_pixels(world.render_frames(drawn, centres))
+    weight = object_weight(coverage_of(drawn, centres))
+    return unfold_frames(parts.encode(pixels), 1)[0], unfold_frames(weight, 1)[0]
+
+
 def clip_loss(
-    unet: UNet3DConditionModel, parts: FrozenParts, diffusion: Diffusion, generator: torch.Generator, batch_size: int
+    unet: UNet3DConditionModel, parts: FrozenParts, pool: Pool, diffusion: Diffusion, generator: torch.Generator, batch_size: int
 ) -> Tensor:
     """Denoising loss of clips, all layers at work."""
-    scenes = random_scenes(generator, batch_size)
-    centres = torch.cat([world.trajectory(scene) for scene in scenes])
-    drawn = [scene for scene in scenes for _ in range(world.NUM_FRAMES)]
-    latents, weight = (
-        unfold_frames(images, batch_size)
-        for images in (parts.encode(to_pixels(world.render_frames(drawn, centres))), object_weight(coverage_of(drawn, centres)))
-    )
-    noisy, timesteps, target = diffusion.corrupt(latents, generator)
-    text = parts.text([world.caption(scene) for scene in scenes], generator)
-    return weighted_loss(unet(noisy, timesteps, text).sample, target, weight)
+    drawn = torch.randint(len(pool.scenes), (batch_size,), generator=generator)
+    noisy, timesteps, target = diffusion.corrupt(pool.latents[drawn], generator)
+    text = parts.text([world.caption(pool.scenes[i]) for i in drawn.tolist()], generator)
+    return weighted_loss(unet(noisy, timesteps, text).sample, target, pool.weight[drawn])
+
+
+def pooled_frame_loss(
+    unet: UNet3DConditionModel, parts: FrozenParts, pool: Pool, diffusion: Diffusion, generator: torch.Generator, batch_size: int
+) -> Tensor:
+    """`frame_loss` on single frames of the pool's clips."""
+    drawn = torch.randint(len(pool.scenes), (batch_size,), generator=generator)
+    frames = torch.randint(world.NUM_FRAMES, (batch_size,), generator=generator)
+    noisy, timesteps, target = diffusion.corrupt(pool.latents[drawn, :, frames][:, :, None], generator)
+    scenes = [pool.scenes[i] for i in drawn.tolist()]
+    text = parts.text(scene_captions(generator, scenes, motion=False), generator)
+    with temporal_bypass(unet):
+        predicted = unet(noisy, timesteps, text).sample
+    return weighted_loss(predicted, target, pool.weight[drawn, :, frames][:, :, None])
 
 
 # The loop -----------------------------------------------------------------------------------------------------------
@@ -473,10 +515,12 @@ def run_unet(work: Path, parts: FrozenParts, image: StagePlan, video: StagePlan)
     for p in temporal:
         p.requires_grad_(True)
 
+    pool = build_pool(work, parts, POOL_SIZE)
+
     def joint(generator: torch.Generator) -> Tensor:
         if float(torch.rand((), generator=generator)) < IMAGE_SHARE:
-            return frame_loss(unet, parts, diffusion, generator, video.batch_size * world.NUM_FRAMES // 2)
-        return clip_loss(unet, parts, diffusion, generator, video.batch_size)
+            return pooled_frame_loss(unet, parts, pool, diffusion, generator, video.batch_size * world.NUM_FRAMES // 2)
+        return clip_loss(unet, parts, pool, diffusion, generator, video.batch_size)
 
     run_stage(video, {"unet": unet}, joint, work)
     return unet.requires_grad_(False)

@@ -362,7 +362,8 @@ def _fit_templates(frames: Tensor, foreign: Tensor, colours: Tensor, place: Tens
     errors = (_windows(maps, corner, 1, bank.window) @ bank.features.T).unflatten(2, looks.shape[:3])
     explained, found = _explained(errors, foreign, corner)
     shape, fill = _clip_look(errors[found] if bool(found.any()) else errors)
-    surface = errors[:, :, shape, fill].unflatten(1, (3, 3))
+    corner = corner + _shifts(1)[errors[:, :, shape, fill].amin(dim=2).argmin(dim=1)]
+    surface = (_windows(maps, corner, 1, bank.window) @ looks[shape, fill].T).unflatten(1, (3, 3))
     offset, sizes = _refine(surface, bank.sizes.view(looks.shape[:3])[shape, fill])
     return _Fit(
         shape_errors=errors.amin(dim=(1, 3, 4)),
@@ -379,9 +380,13 @@ def _search(maps: Tensor, corner: Tensor, bank: _Bank, reach: int) -> Tensor:
     """The pixels (f, 2) within `reach` of `corner` where any template of every second radius fits best."""
     features = bank.features[1::2]
     errors = _windows(maps, corner, reach, bank.window) @ features.T
+    return corner + _shifts(reach)[errors.amin(dim=2).argmin(dim=1)]
+
+
+def _shifts(reach: int) -> Tensor:
+    """All shifts (k, 2) as x, y, in the order of `_windows`."""
     axis = torch.arange(-reach, reach + 1)
-    shifts = torch.cartesian_prod(axis, axis).flip(1)
-    return corner + shifts[errors.amin(dim=2).argmin(dim=1)]
+    return torch.cartesian_prod(axis, axis).flip(1)
 
 
 def _explained(errors: Tensor, foreign: Tensor, corner: Tensor) -> tuple[Tensor, Tensor]:

@@ -238,9 +238,8 @@ def check_settings(settings: TrainSettings) -> None:
     """Raise one SettingsError that names every fault, with what is legal."""
     faults = [*_name_faults(settings), *_number_faults(settings)]
     if not faults and settings.timestep_low >= settings.timestep_high:
-        faults.append(
-            f"timestep_low is {settings.timestep_low}, it must be below timestep_high {settings.timestep_high}"
-        )
+        low, high = settings.timestep_low, settings.timestep_high
+        faults.append(f"timestep_low is {low}, it must be below timestep_high, {high}")
     if faults:
         raise SettingsError("; ".join(faults) + ".")
 

@@ -64,13 +64,11 @@ export class LossChart {
     })
     this.picture.append(this.borders, this.raw, this.mean)
     this.picture.style.height = `${height}px`
-    this.high = document.createElement('span')
-    this.low = document.createElement('span')
-    this.high.className = 'mlora-chart-high'
-    this.low.className = 'mlora-chart-low'
+    this.legend = document.createElement('p')
+    this.legend.className = 'mlora-chart-legend'
     this.element = document.createElement('div')
     this.element.className = 'mlora-chart'
-    this.element.append(this.picture, this.high, this.low)
+    this.element.append(this.legend, this.picture)
     this.update([])
   }
 
@@ -91,9 +89,8 @@ export class LossChart {
         svg('line', { x1: x(border), x2: x(border), y1: 0, y2: this.height, class: 'mlora-chart-border' })
       )
     )
-    this.high.textContent = high.toPrecision(2)
-    this.low.textContent = low.toPrecision(2)
     const now = averaged.at(-1)
+    this.legend.textContent = `${now.stage}: loss ${now.loss.toPrecision(3)}`
     this.picture.setAttribute('aria-label', `Loss, smoothed: ${now.loss.toPrecision(3)} at step ${now.x}`)
   }
 }

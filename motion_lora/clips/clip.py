@@ -1,0 +1,224 @@
+"""Clip, and how one is made and encoded."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import ClipError
+from .captions import check_captions, read_captions
+from .sizes import check_sizes, fit
+from .timing import Request, Timeline, pick
+from .video import is_image_folder, read_images, read_video
+
+if TYPE_CHECKING:
+    from ..pipeline import VideoPipeline
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_NUM_FRAMES = 16
+DEFAULT_FPS = 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A reference clip: frames (f, h, w, 3), float32 in [0, 1], at `fps`, with what is said about them.
+
+    `caption` tells all, `appearance_caption` only what a single frame shows; `absorb_words` are phrases of both,
+    separated by commas, that an absorber's tokens stand in for. `source` names the file for messages. Raises ClipError
+    for frames of another shape or type, or an fps that is not above 0.
+    """
+
+    frames: Tensor
+    fps: float
+    caption: str
+    appearance_caption: str
+    absorb_words: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.frames.shape)
+        if len(shape) != 4 or shape[-1] != 3 or 0 in shape or self.frames.dtype != torch.float32:
+            raise ClipError(
+                f"A clip's frames must be float32 (f, h, w, 3), at least one, not {self.frames.dtype} {shape}."
+            )
+        if not self.fps > 0:
+            raise ClipError(f"A clip's fps is {self.fps}; it must be above 0.")
+
+    @property
+    def num_frames(self) -> int:
+        return int(self.frames.shape[0])
+
+    @property
+    def height(self) -> int:
+        return int(self.frames.shape[1])
+
+    @property
+    def width(self) -> int:
+        return int(self.frames.shape[2])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over frames, fps and captions: what training sees. The source's name does not count."""
+        digest = hashlib.sha256()
+        words = (self.caption, self.appearance_caption, self.absorb_words)
+        for text in (str(tuple(self.frames.shape)), repr(float(self.fps)), *words):
+            encoded = text.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        digest.update(self.frames.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedClip:
+    """A clip with its latents (1, c, f, h, w), scaled by the VAE's scaling factor."""
+
+    latents: Tensor
+    clip: Clip
+
+
+def read_clip(
+    path: str | Path,
+    *,
+    caption: str,
+    appearance_caption: str = "",
+    absorb_words: str = "",
+    num_frames: int | None = DEFAULT_NUM_FRAMES,
+    fps: float | None = DEFAULT_FPS,
+    start: float = 0.0,
+    height: int | None = None,
+    width: int | None = None,
+    multiple: int = 1,
+    images_fps: float | None = None,
+) -> Clip:
+    """A clip from a video, a GIF or a folder of images; see `read_frames` for the numbers. Raises ClipError."""
+    path = Path(path).expanduser()
+    check_captions(path.name, caption, appearance_caption, absorb_words)
+    frames, rate = read_frames(
+        path,
+        num_frames=num_frames,
+        fps=fps,
+        start=start,
+        height=height,
+        width=width,
+        multiple=multiple,
+        images_fps=images_fps,
+    )
+    return Clip(frames, rate, caption.strip(), appearance_caption.strip(), absorb_words.strip(), path.name)
+
+
+def read_frames(
+    path: str | Path,
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    start: float = 0.0,
+    height: int | None = None,
+    width: int | None = None,
+    multiple: int = 1,
+    images_fps: float | None = None,
+) -> tuple[Tensor, float]:
+    """Frames (f, h, w, 3) in [0, 1] of a video, a GIF or a folder of images, and their rate.
+
+    `num_frames` frames (None: all there are) at `fps` (None: the source's own) from second `start` on, each the
+    source's nearest to its time; resized to cover `height` x `width` with the aspect kept, and cropped around the
+    middle (None: the source's size). `multiple` is what the network asks of both sides. `images_fps` is the rate at
+    which a folder's images were taken; without it they are the frames, as they are.
+    Raises ClipError for what is no video, holds too little, or a size that is no multiple, before it decodes.
+    """
+    path = Path(path).expanduser()
+    check_sizes(path.name, height, width, multiple)
+    request = Request(num_frames, fps, start)
+    if is_image_folder(path):
+        frames, rate = read_images(path, request, images_fps)
+    else:
+        frames, rate = read_video(path, request)
+    _warn_repeats(path.name, frames, rate)
+    return fit(frames, height, width, multiple, path.name), rate
+
+
+def clip_from_frames(
+    frames: Tensor,
+    source_fps: float,
+    *,
+    caption: str,
+    appearance_caption: str = "",
+    absorb_words: str = "",
+    num_frames: int | None = None,
+    fps: float | None = None,
+    start: float = 0.0,
+    height: int | None = None,
+    width: int | None = None,
+    multiple: int = 1,
+    source: str = "",
+) -> Clip:
+    """A clip from frames (f, h, w, 3) in [0, 1] taken at `source_fps`; the rest as in `read_clip`.
+
+    The result owns its frames, on CPU in float32. Without numbers it is all of them as they are. Raises ClipError.
+    """
+    name = source or "The clip"
+    check_captions(name, caption, appearance_caption, absorb_words)
+    check_sizes(name, height, width, multiple)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ClipError(f"{name}: frames have shape {tuple(frames.shape)}; they must be (f, h, w, 3).")
+    request = Request(num_frames, fps, start)
+    request.check(name)
+    Request(None, source_fps, 0.0).check(name)
+    skipped = round(start * source_fps)
+    if skipped >= len(frames):
+        raise ClipError(f"{name} is {len(frames) / source_fps:.2f} s long and start is {start:g} s.")
+    indices, rate = pick(Timeline.regular(len(frames) - skipped, source_fps), request, name)
+    # Frames from a host in inference mode could never take part in training; a copy made outside of it can.
+    with torch.inference_mode(False):
+        taken = frames.detach().to("cpu", torch.float32)[torch.tensor(indices) + skipped].clone()
+        taken = fit(taken.clamp(0, 1), height, width, multiple, name)
+    return Clip(taken, rate, caption.strip(), appearance_caption.strip(), absorb_words.strip(), source)
+
+
+def read_folder(
+    folder: str | Path,
+    *,
+    num_frames: int | None = DEFAULT_NUM_FRAMES,
+    fps: float | None = DEFAULT_FPS,
+    height: int | None = None,
+    width: int | None = None,
+    multiple: int = 1,
+) -> list[Clip]:
+    """All clips of a folder with their captions (`captions.py` says where those stand). Raises ClipError."""
+    return [
+        read_clip(
+            entry.path,
+            caption=entry.caption,
+            appearance_caption=entry.appearance_caption,
+            absorb_words=entry.absorb_words,
+            start=entry.start,
+            num_frames=num_frames,
+            fps=fps,
+            height=height,
+            width=width,
+            multiple=multiple,
+        )
+        for entry in read_captions(folder)
+    ]
+
+
+def encode_clips(
+    pipeline: VideoPipeline, clips: Sequence[Clip], *, generator: torch.Generator | None = None
+) -> list[EncodedClip]:
+    """Latents of every clip, computed once; the posterior's mode, or a sample of it with a generator."""
+    return [EncodedClip(pipeline.encode_frames(clip.frames, generator=generator), clip) for clip in clips]
+
+
+def _warn_repeats(name: str, frames: Tensor, fps: float) -> None:
+    repeated = sum(torch.equal(before, after) for before, after in itertools.pairwise(frames))
+    if repeated > len(frames) // 4:
+        logger.warning(
+            "%s: %d of %d frames repeat the one before; is %g fps more than it has?", name, repeated, len(frames), fps
+        )

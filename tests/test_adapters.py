@@ -1,0 +1,266 @@
+"""Adapters: exact at the start, exact when off, alone in training, the same merged as unmerged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lora_samples import everything_sample, random_lora, run
+from tiny import tiny_unet
+from torch import nn
+
+from motion_lora.adapters import (
+    Adapter,
+    adapter_names,
+    adapter_parameters,
+    adapter_strengths,
+    add_adapter,
+    load_adapter,
+    merge,
+    read_adapter,
+    remove_adapters,
+    set_strength,
+)
+from motion_lora.backbones import MODELSCOPE_UNET_CONFIG, empty_unet
+from motion_lora.errors import LoRAFileError, ModelError, SettingsError
+from motion_lora.lora import LoRA, LoRALayer
+from motion_lora.pipeline import share_parameters
+from motion_lora.targets import parameter_count, target_modules
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_unet(0, levels=2)
+
+
+@pytest.fixture
+def unet(base):
+    return share_parameters(base)
+
+
+def temporal(unet: nn.Module) -> tuple[str, ...]:
+    return target_modules(unet, "temporal-attention")
+
+
+@torch.no_grad()
+def randomise_up(unet: nn.Module, name: str, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for key, weight in adapter_parameters(unet, name).items():
+        if key.endswith(".up"):
+            weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+
+
+# Counts -------------------------------------------------------------------------------------------------------------
+
+
+def test_counts_on_modelscope():
+    """The numbers that the papers print (Customize-A-Video Table 3)."""
+    unet, bare = empty_unet(MODELSCOPE_UNET_CONFIG), empty_unet(MODELSCOPE_UNET_CONFIG)
+    for preset, rank, count in (
+        ("temporal-attention", 4, 831_488),
+        ("spatial-attention", 1, 207_488),
+        ("temporal-all", 2, 779_520),
+        ("temporal-all", 4, 1_559_040),
+        ("spatial-self-ff", 1, 274_560),
+    ):
+        name = f"{preset}-{rank}"
+        assert parameter_count(bare, preset, rank) == count
+        add_adapter(unet, name, target_modules(bare, preset), rank=rank, alpha=1.0, seed=0)
+        assert sum(weight.numel() for weight in adapter_parameters(unet, name).values()) == count
+
+
+# What it computes ---------------------------------------------------------------------------------------------------
+
+
+def test_one_layer_by_hand():
+    net = nn.Sequential(nn.Linear(2, 2, bias=False))
+    net[0].weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    load_adapter(net, "a", LoRA({"0": LoRALayer(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [5.0]]), 0.5)}))
+    # delta = alpha * up @ down = 0.5 * [[3, 6], [5, 10]]: alpha multiplies directly, no division by the rank
+    assert torch.equal(net(torch.tensor([[1.0, 1.0]])), torch.tensor([[1 + 4.5, 1 + 7.5]]))
+
+
+def test_new_adapter_changes_nothing(base, unet):
+    add_adapter(unet, "new", temporal(unet), rank=3, alpha=1.0, seed=0)
+    assert torch.equal(run(unet), run(base))
+
+
+def test_strength_zero_is_the_base_and_strength_scales_the_change(base, unet):
+    add_adapter(unet, "new", temporal(unet), rank=3, alpha=0.7, seed=0)
+    randomise_up(unet, "new")
+    assert not torch.allclose(run(unet), run(base), atol=1e-3)
+    set_strength(unet, "new", 0.0)
+    assert torch.equal(run(unet), run(base))
+    set_strength(unet, "new", 0.5)
+    halved = run(unet)
+    lora = read_adapter(unet, "new")
+    remove_adapters(unet)
+    load_adapter(unet, "halved", LoRA({n: LoRALayer(x.down, x.up, 0.35) for n, x in lora.layers.items()}))
+    assert torch.equal(run(unet), halved)
+
+
+@pytest.mark.parametrize("strength", [1.0, -0.6])
+def test_merged_equals_unmerged(base, unet, strength):
+    # convolutions and feed-forwards among the layers
+    lora = everything_sample(base)
+    load_adapter(unet, "a", lora)
+    set_strength(unet, "a", strength)
+    merged = share_parameters(base)
+    merge(merged, lora, lambda _: strength)
+    assert not torch.allclose(run(unet), run(base), atol=1e-2)
+    assert torch.allclose(run(merged), run(unet), atol=2e-5)
+
+
+def test_two_adapters_add(base, unet):
+    first, second = random_lora(base, list(temporal(base)), seed=1), random_lora(base, list(temporal(base)), seed=2)
+    load_adapter(unet, "one", first)
+    load_adapter(unet, "two", second)
+    merged = share_parameters(base)
+    merge(merged, first, lambda _: 1.0)
+    merge(merged, second, lambda _: 1.0)
+    assert torch.allclose(run(merged), run(unet), atol=2e-5)
+
+
+def test_merge_writes_no_storage_of_the_base(base, unet):
+    before = {name: weight.clone() for name, weight in base.named_parameters()}
+    lora = random_lora(base, list(temporal(base)))
+    merge(unet, lora, lambda module: 0.0 if module.startswith("transformer_in") else 1.0)
+    assert all(torch.equal(before[name], weight) for name, weight in base.named_parameters())
+    theirs = dict(base.named_parameters())
+    for name, weight in unet.named_parameters():
+        touched = name.removesuffix(".weight") in lora and not name.startswith("transformer_in")
+        assert (weight.data_ptr() != theirs[name].data_ptr()) == touched, name
+
+
+def test_half_precision_keeps_factors_in_fp32(base):
+    unet = share_parameters(base).to(torch.bfloat16)
+    add_adapter(unet, "new", temporal(unet), rank=2, alpha=1.0, seed=0)
+    randomise_up(unet, "new")
+    Adapter(unet, "new").set_trainable(True)
+    inputs = torch.randn(1, 4, 2, 8, 8).bfloat16(), torch.tensor([5]), torch.randn(1, 4, 32).bfloat16()
+    output = unet(*inputs, return_dict=False)[0]
+    assert output.dtype is torch.bfloat16
+    output.float().square().mean().backward()
+    parameters = adapter_parameters(unet, "new").values()
+    assert all(weight.dtype is torch.float32 and weight.grad.dtype is torch.float32 for weight in parameters)
+    assert all(bool(weight.grad.any()) for weight in parameters)
+
+
+# Initial values and dropout -----------------------------------------------------------------------------------------
+
+
+def test_initial_values_follow_the_seed():
+    def downs(seed: int) -> list[torch.Tensor]:
+        net = nn.Sequential(nn.Linear(400, 300), nn.Linear(300, 500))
+        add_adapter(net, "a", ["0", "1"], rank=4, alpha=1.0, seed=seed)
+        values = adapter_parameters(net, "a")
+        assert not values["0.up"].any() and not values["1.up"].any()
+        return [values["0.down"].detach(), values["1.down"].detach()]
+
+    first, again, other = downs(0), downs(0), downs(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert float(first[0].std()) == pytest.approx(1 / 4, rel=0.05), "standard deviation is one over the rank"
+
+
+def test_dropout_is_on_the_output_and_only_while_training():
+    net = nn.Sequential(nn.Linear(64, 4096, bias=False))
+    net[0].weight.data.zero_()
+    add_adapter(net, "a", ["0"], rank=2, alpha=1.0, dropout=0.25, seed=0)
+    randomise_up(net, "a")
+    adapter, inputs = Adapter(net, "a"), torch.ones(1, 64)
+    plain = net(inputs)
+    adapter.set_trainable(True)
+    adapter.seed_dropout(1)
+    state = torch.random.get_rng_state()
+    dropped = net(inputs)
+    assert torch.equal(torch.random.get_rng_state(), state), "the global random state is the host's"
+    kept = dropped != 0
+    assert float(kept.float().mean()) == pytest.approx(0.75, abs=0.03)
+    assert torch.allclose(dropped[kept], plain[kept] / 0.75)
+    assert torch.equal(net(inputs), dropped), "the same seed drops the same numbers, as recomputation needs"
+    adapter.seed_dropout(2)
+    assert not torch.equal(net(inputs), dropped)
+    adapter.set_trainable(False)
+    assert torch.equal(net(inputs), plain)
+
+
+# Only what should train ---------------------------------------------------------------------------------------------
+
+
+def test_only_the_asked_adapter_trains(unet):
+    load_adapter(unet, "held", random_lora(unet, list(target_modules(unet, "spatial-attention"))))
+    add_adapter(unet, "new", temporal(unet), rank=2, alpha=1.0, seed=0)
+    Adapter(unet, "new").set_trainable(True)
+    set_strength(unet, "held", 0.0)
+    set_strength(unet, "held", 1.0)
+    trains = {id(weight) for weight in unet.parameters() if weight.requires_grad}
+    assert trains == {id(weight) for weight in adapter_parameters(unet, "new").values()}
+    assert len(trains) == 2 * len(temporal(tiny_unet(0, levels=2)))
+    assert adapter_names(unet) == ("held", "new")
+
+
+def test_remove_gives_the_network_back(base, unet):
+    modules = dict(unet.named_modules())
+    load_adapter(unet, "a", random_lora(base, list(temporal(base))))
+    load_adapter(unet, "b", random_lora(base, list(temporal(base)), seed=1))
+    remove_adapters(unet)
+    assert dict(unet.named_modules()) == modules
+    assert torch.equal(run(unet), run(base)) and adapter_names(unet) == ()
+
+
+def test_strengths_come_back_after_an_error(unet):
+    load_adapter(unet, "a", random_lora(unet, list(temporal(unet))))
+    set_strength(unet, "a", 0.4)
+    before = run(unet)
+    with pytest.raises(KeyError), adapter_strengths(unet, {"a": 0.0}):
+        assert not torch.equal(run(unet), before)
+        raise KeyError
+    assert Adapter(unet, "a").strength == pytest.approx(0.4)
+    assert torch.equal(run(unet), before)
+
+
+def test_reading_gives_back_what_was_loaded(unet):
+    names = list(temporal(unet))
+    strong, weak = random_lora(unet, names[:2], rank=3), random_lora(unet, names[2:], rank=1, scale=0.1)
+    lora = LoRA({**strong.layers, **weak.layers})
+    load_adapter(unet, "a", lora)
+    set_strength(unet, "a", 0.0)
+    found = read_adapter(unet, "a")
+    assert found.fingerprint() == lora.fingerprint() and list(found) == list(lora)
+
+
+def test_loading_copies(unet):
+    lora = random_lora(unet, list(temporal(unet)))
+    load_adapter(unet, "a", lora, trainable=True)
+    before = lora.fingerprint()
+    randomise_up(unet, "a", seed=5)
+    assert lora.fingerprint() == before
+
+
+# What does not fit --------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_refused(unet):
+    names = temporal(unet)
+    with pytest.raises(ModelError, match=r"no module nowhere"):
+        add_adapter(unet, "a", ["nowhere"], rank=1, alpha=1.0, seed=0)
+    with pytest.raises(ModelError, match="Conv2d"):
+        add_adapter(unet, "a", ["conv_in"], rank=1, alpha=1.0, seed=0)
+    with pytest.raises(SettingsError, match=r"rank is 33; .* takes 1 to 32"):
+        add_adapter(unet, "a", names[-1:], rank=33, alpha=1.0, seed=0)
+    wrong = LoRA({names[0]: LoRALayer(torch.ones(1, 7), torch.ones(32, 1))})
+    with pytest.raises(LoRAFileError, match="another base"):
+        load_adapter(unet, "a", wrong)
+    with pytest.raises(LoRAFileError, match="another base"):
+        merge(unet, wrong, lambda _: 1.0)
+    with pytest.raises(LoRAFileError, match="another kind of network"):
+        load_adapter(unet, "a", LoRA({"motion_modules.0": LoRALayer(torch.ones(1, 7), torch.ones(32, 1))}))
+    with pytest.raises(LoRAFileError, match="no layers"):
+        load_adapter(unet, "a", LoRA({}))
+    assert adapter_names(unet) == ()
+    add_adapter(unet, "a", names, rank=1, alpha=1.0, seed=0)
+    for name in ("a", "with.dot", "half"):
+        with pytest.raises(SettingsError, match="adapter name"):
+            add_adapter(unet, name, names, rank=1, alpha=1.0, seed=0)
+    with pytest.raises(SettingsError, match=r"no adapter named 'b'; it has: a"):
+        Adapter(unet, "b")

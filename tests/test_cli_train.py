@@ -1,0 +1,207 @@
+"""motion-lora train and sample on a tiny base: what they write, that they resume, and that they repeat."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cli_helpers import APPEARANCE, CAPTION, CAPTIONS, FEW_STEPS, fails, run, succeeds, write_base, write_clip
+from motion_lora.cli import INTERRUPTED
+from motion_lora.cli.console import Progress
+from motion_lora.clips import read_frames
+from motion_lora.files import load_absorber, load_lora
+
+METADATA = "motion_lora."
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def trained(base: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `train` has left everything that it can."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = ("--output", folder / "lora.safetensors", "--plot", folder / "loss.png")
+    succeeds("train", "--base", base, "--clip", clip, *CAPTIONS, *FEW_STEPS, *words, "--save-absorber", folder / "a.safetensors")
+    return folder
+
+
+def test_train_writes_lora_absorber_and_plot(trained: Path) -> None:
+    lora = load_lora(trained / "lora.safetensors")
+    assert lora.ranks == (4,) and any(bool(layer.up.any()) for layer in lora.layers.values())
+    said = {key: lora.metadata[METADATA + key] for key in ("method", "target_preset", "steps", "captions")}
+    assert said == {
+        "method": "customize-a-video",
+        "target_preset": "temporal-attention",
+        "steps": "4",
+        "captions": json.dumps([CAPTION]),
+    }
+    absorber = load_absorber(trained / "a.safetensors")
+    assert absorber.spatial is not None and absorber.tokens is not None
+    assert Image.open(trained / "loss.png").size[0] > 100
+    assert sorted(path.name for path in trained.iterdir()) == ["a.safetensors", "lora.safetensors", "loss.png"]
+
+
+def test_absorber_is_reused(base: Path, clip: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "second.safetensors"
+    words = ("--load-absorber", trained / "a.safetensors", "--output", output, "--json")
+    succeeds("train", "--base", base, "--clip", clip, *CAPTIONS, *FEW_STEPS, *words)
+    facts = json.loads(capsys.readouterr().out)
+    assert list(facts["stages"]) == ["motion"]
+    before, after = load_lora(trained / "lora.safetensors"), load_lora(output)
+    # The same seed and the same absorber, trained here or loaded: the same LoRA.
+    assert all(torch.equal(before.layers[name].up, after.layers[name].up) for name in before)
+
+
+@pytest.mark.parametrize("stage", ["absorber-tokens", "motion"])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    stage: str,
+    base: Path,
+    clip: Path,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "lora.safetensors"
+    words = ("train", "--base", base, "--clip", clip, *CAPTIONS, *FEW_STEPS, "--output", output)
+    update = Progress.update
+
+    def press(self: Progress, at: str, step: int, total: int, loss: float | None = None) -> None:
+        update(self, at, step, total, loss)
+        if (at, step) == (stage, 1):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "update", press)
+    before = signal.getsignal(signal.SIGINT)
+    assert run(*words) == INTERRUPTED
+    assert signal.getsignal(signal.SIGINT) is before
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "lora.checkpoint" in said and "same command" in said
+    assert not output.exists()
+    monkeypatch.undo()
+    succeeds(*words)
+    assert "Going on" in capsys.readouterr().err
+    assert output.read_bytes() == (trained / "lora.safetensors").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["lora.safetensors"]
+
+
+def test_second_interrupt_stops_at_once(
+    base: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*unused: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "update", press)
+    output = tmp_path / "lora.safetensors"
+    assert run("train", "--base", base, "--clip", clip, *CAPTIONS, *FEW_STEPS, "--output", output) == INTERRUPTED
+    assert "Interrupted." in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_settings_file_with_two_clips(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_clip(tmp_path, name="one.mp4")
+    write_clip(tmp_path, name="two.mp4")
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'base = "{base.as_posix()}"\noutput = "out/turn.safetensors"\nmethod = "motiondirector"\nrank = 2\nsteps = 2\n'
+        '[[clips]]\nclip = "one.mp4"\ncaption = "a red square moving right"\n'
+        '[[clips]]\nclip = "two.mp4"\ncaption = "a blue square moving right"\n',
+        encoding="utf-8",
+    )
+    succeeds("train", "--config", config, "--steps", "1", "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["settings"]["rank"] == 2 and facts["stages"]["motion"]["steps"] == 1
+    made = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert made == ["turn.appearance-1.safetensors", "turn.appearance-2.safetensors", "turn.safetensors"]
+
+
+def test_folder_of_clips(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    write_clip(folder, name="one.mp4")
+    (folder / "one.txt").write_text(f"{CAPTION}\n{APPEARANCE}\nred square\n", encoding="utf-8")
+    output = tmp_path / "lora.safetensors"
+    succeeds("train", "--base", base, "--folder", folder, "--absorber", "none", "--steps", "1", "--output", output)
+    assert load_lora(output).metadata[f"{METADATA}captions"] == json.dumps([CAPTION])
+
+
+# sample -------------------------------------------------------------------------------------------------------------
+
+QUICK = ("--num-inference-steps", "3", "--guidance-scale", "3")
+
+
+def test_sample_repeats_and_the_lora_shows(base: Path, trained: Path, tmp_path: Path) -> None:
+    words = ("sample", "--base", base, "--prompt", "a blue circle moving left", *QUICK, "--seed", "3")
+    lora = ("--lora", trained / "lora.safetensors")
+    made = {}
+    for name, extra in {"plain": (), "again": (), "zero": (*lora, "0"), "strong": (*lora, "80")}.items():
+        succeeds(*words, *extra, "--output", tmp_path / f"{name}.mp4")
+        made[name] = (tmp_path / f"{name}.mp4").read_bytes()
+    assert made["plain"] == made["again"] == made["zero"]
+    assert made["plain"] != made["strong"]
+
+
+def test_sample_writes_every_prompt_with_every_seed(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--prompt", "a red circle", "--prompt", "a blue square", "--seed", "1", "--seed", "2", *QUICK)
+    succeeds("sample", "--base", base, *words, "--output", tmp_path / "made", "--num-frames", "2", "--json")
+    facts = json.loads(capsys.readouterr().out)
+    rows = [(row["prompt"], row["seed"], row["num_frames"]) for row in facts["videos"]]
+    assert rows == [(p, s, 2) for p in ("a red circle", "a blue square") for s in (1, 2)]
+    for row in facts["videos"]:
+        frames, fps = read_frames(row["file"])
+        assert tuple(frames.shape) == (2, 32, 32, 3) and fps == pytest.approx(8)
+
+
+def test_sample_from_a_settings_file(base: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "sample.toml"
+    config.write_text(
+        f'base = "{base.as_posix()}"\nprompt = ["a red circle"]\nnum_inference_steps = 2\noutput = "made.gif"\n'
+        f'highway = "all"\n[[loras]]\nlora = "{(trained / "lora.safetensors").as_posix()}"\nstrength = 0.5\nend = 0.6\n',
+        encoding="utf-8",
+    )
+    succeeds("sample", "--config", config, "--json")
+    stack = json.loads(capsys.readouterr().out)["stack"]
+    (entry,) = stack["entries"]
+    assert (entry["strength"], entry["steps"]["end"]) == (0.5, 0.6)
+    assert stack["highway"]
+    assert Image.open(tmp_path / "made.gif").n_frames == 4
+
+
+def test_sample_edits_a_clip(base: Path, clip: Path, tmp_path: Path) -> None:
+    words = ("sample", "--base", base, "--prompt", "a red circle", *QUICK, "--source", clip, "--edit-strength")
+    for strength in ("0.4", "1"):
+        succeeds(*words, strength, "--output", tmp_path / f"{strength}.mp4")
+    source, _ = read_frames(clip)
+    near, far = (read_frames(tmp_path / f"{strength}.mp4")[0] for strength in ("0.4", "1"))
+    assert not torch.equal(near, far)
+
+
+def test_sample_refuses_before_it_works(base: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lora, output = trained / "lora.safetensors", tmp_path / "x.mp4"
+    words = ("sample", "--base", base, "--output", output)
+    assert "--prompt" in fails(capsys, *words)
+    prompt = (*words, "--prompt", "a")
+    assert "scheduler" in fails(capsys, *prompt, "--scheduler", "magic")
+    assert "num_inference_steps" in fails(capsys, *prompt, "--num-inference-steps", "0")
+    assert "multiples of 16" in fails(capsys, *prompt, "--height", "20")
+    assert "no number" in fails(capsys, *prompt, "--lora", lora, "much")
+    assert "repeat it" in fails(capsys, *prompt, "--lora", lora, "1", lora)
+    assert "nowhere" in fails(capsys, *prompt, "--lora", tmp_path / "nowhere.safetensors")
+    assert "highway" in fails(capsys, *prompt, "--highway-scale", "2")
+    assert "give a folder" in fails(capsys, *prompt, "--prompt", "b")
+    assert "absorber" in fails(capsys, *prompt, "--lora", trained / "a.safetensors")
+    assert not list(tmp_path.iterdir())

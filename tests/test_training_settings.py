@@ -1,0 +1,109 @@
+"""Training settings: every fault at once, what None stands for, and what has an effect."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from training_samples import small_pipeline
+
+from motion_lora.errors import SettingsError
+from motion_lora.methods import PLAYGROUND_DEFAULTS
+from motion_lora.training import RANGES, TrainSettings, check_settings, step_plan
+
+
+def test_every_fault_is_named_at_once():
+    wrong = TrainSettings(
+        method="dreambooth",
+        absorber="both",
+        targets="spatial-attention",
+        rank=0,
+        alpha=float("nan"),
+        num_tokens=7,
+        steps=True,
+        learning_rate="1e-4",
+        seed=-1,
+    )
+    with pytest.raises(SettingsError) as caught:
+        check_settings(wrong)
+    text = str(caught.value)
+    assert "method is 'dreambooth', it must be one of: customize-a-video," in text
+    assert "absorber is 'both', it must be one of: dual, spatial, textual-inversion, none" in text
+    assert "targets is 'spatial-attention', it must be one of: temporal-attention," in text
+    assert "rank is 0, it must be a whole number from 1 to 1024" in text
+    assert "alpha is nan, it must be a number from 1e-08 to 1024" in text
+    assert "num_tokens is 7, it must be a whole number from 1 to 6" in text
+    assert "steps is True" in text and "learning_rate is '1e-4'" in text and "seed is -1" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_every_range_holds_at_both_ends(name):
+    low, high = RANGES[name]
+    whole = str(next(f.type for f in dataclasses.fields(TrainSettings) if f.name == name)).startswith("int")
+    pair = {"timestep_low": {"timestep_high": 1.0}, "timestep_high": {"timestep_low": 0.0}}.get(name, {})
+    for value in (low, high):
+        check_settings(TrainSettings(**{name: int(value) if whole else float(value), **pair}))
+    beyond = (low - 1, int(high) + 1) if whole else (low - 1e-3 - abs(low), high * 1.01)
+    for value in beyond:
+        with pytest.raises(SettingsError, match=f"{name} is"):
+            check_settings(TrainSettings(**{name: value, **pair}))
+
+
+def test_a_range_of_timesteps_has_to_be_one():
+    with pytest.raises(SettingsError, match=r"timestep_low is 0.5, it must be below timestep_high, 0.5"):
+        check_settings(TrainSettings(timestep_low=0.5, timestep_high=0.5))
+
+
+def test_every_number_has_a_range():
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(TrainSettings)}
+    numbers = {name for name, kind in kinds.items() if kind.startswith(("int", "float"))}
+    assert numbers == set(RANGES)
+
+
+def test_none_stands_for_the_row_or_the_plain_field():
+    plain = TrainSettings(rank=8, alpha=0.5).resolved()
+    assert (plain.absorber, plain.targets, plain.debiased_loss) == ("dual", "temporal-attention", False)
+    assert (plain.spatial_rank, plain.spatial_alpha, plain.spatial_learning_rate) == (8, 0.5, 5e-4)
+    other = TrainSettings(method="motiondirector", absorber="spatial", debiased_loss=False, targets="tap-k").resolved()
+    assert (other.absorber, other.targets, other.debiased_loss) == ("spatial", "tap-k", False)
+    assert TrainSettings(method="motiondirector").resolved().debiased_loss is True
+    assert other.resolved() == other
+
+
+def test_steps_of_the_stages():
+    counts = {"steps": 7, "absorber_steps": 3, "token_steps": 2}
+    assert step_plan(TrainSettings(**counts)) == {"absorber-spatial": 3, "absorber-tokens": 2, "motion": 7}
+    assert step_plan(TrainSettings(**counts), absorber_given=True) == {"motion": 7}
+    assert step_plan(TrainSettings(**counts, absorber="textual-inversion")) == {"absorber-tokens": 2, "motion": 7}
+    assert step_plan(TrainSettings(**counts, method="motiondirector")) == {"motion": 7}
+    with_absorber = TrainSettings(**counts, method="motiondirector", absorber="spatial")
+    assert step_plan(with_absorber) == {"absorber-spatial": 3, "motion": 7}
+    assert step_plan(TrainSettings(**counts, method="motiondirector-image")) == {"appearance": 7}
+
+
+def test_only_what_has_an_effect_counts():
+    plain = TrainSettings()
+    same = TrainSettings(absorber="dual", gradient_checkpointing=True, compile=True, checkpoint_every=3, report_every=9)
+    assert same.fingerprint() == plain.fingerprint()
+    changes = {"seed": 1, "rank": 5, "absorber": "none", "targets": "tap-k", "dropout": 0.1, "highway": "all"}
+    marks = {dataclasses.replace(plain, **{name: value}).fingerprint() for name, value in changes.items()}
+    assert len(marks | {plain.fingerprint()}) == len(changes) + 1
+
+
+def test_settings_go_through_json():
+    settings = TrainSettings(method="motiondirector", seed=2**64 - 1, min_snr_gamma=5.0)
+    assert TrainSettings(**json.loads(json.dumps(settings.to_json()))) == settings
+
+
+def test_the_playground_has_defaults_of_its_own():
+    base = small_pipeline()
+    assert TrainSettings.for_base(base, "motiondirector") == TrainSettings.for_method("motiondirector")
+    identity = dataclasses.replace(base.identity, name="playground-64")
+    play = TrainSettings.for_base(dataclasses.replace(base, identity=identity), "motiondirector")
+    for name, value in PLAYGROUND_DEFAULTS["motiondirector"].items():
+        assert getattr(play, name) == value
+    assert play.spatial_path_probability == 0.8
+    with pytest.raises(SettingsError, match="method is 'nothing'"):
+        TrainSettings.for_base(base, "nothing")

@@ -1,0 +1,144 @@
+"""The browser side without a browser: syntax, imports, and the functions that need no page, run by Node.js."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+WEB = Path(__file__).resolve().parents[1] / "web"
+SCRIPTS = sorted(WEB.rglob("*.js"))
+NODE = shutil.which("node")
+
+needs_node = pytest.mark.skipif(NODE is None, reason="Node.js is not installed")
+
+
+def run(code: str, tmp_path: Path) -> object:
+    """What an expression of the web modules gives, as JSON."""
+    shutil.copytree(WEB / "lib", tmp_path / "lib")
+    # Node takes .js files for modules only where a package says so; a page takes them for what they are asked as.
+    (tmp_path / "package.json").write_text('{"type": "module"}', encoding="utf-8")
+    script = tmp_path / "run.js"
+    script.write_text(code.replace("LIB", "./lib") + "\nconsole.log(JSON.stringify(result))\n", encoding="utf-8")
+    done = subprocess.run([str(NODE), str(script)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_node
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_parses(script: Path, tmp_path: Path) -> None:
+    module = tmp_path / f"{script.stem}.mjs"
+    module.write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+    done = subprocess.run([str(NODE), "--check", str(module)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_the_two_public_scripts_of_comfyui_are_imported() -> None:
+    imported = {
+        target for path in SCRIPTS for target in re.findall(r"from '([^']+)'", path.read_text(encoding="utf-8"))
+    }
+    outside = {target for target in imported if not target.startswith("./")}
+    assert outside == {"../../scripts/api.js", "../../scripts/app.js"}
+
+
+def test_nothing_is_drawn_on_the_canvas_and_no_prototype_is_patched() -> None:
+    forbidden = (
+        "onDrawForeground",
+        "onDrawBackground",
+        ".prototype",
+        "innerHTML",
+        "getCanvasMenuOptions",
+        "ComfyWidgets",
+        "$el",
+    )
+    for path in SCRIPTS:
+        text = path.read_text(encoding="utf-8")
+        assert not [word for word in forbidden if word in text], path.name
+
+
+def test_helper_scripts_do_nothing_when_imported() -> None:
+    """ComfyUI imports every .js file of a pack; only the entry may act."""
+    for path in (WEB / "lib").glob("*.js"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            starts = (
+                "import ",
+                "export ",
+                "const ",
+                "class ",
+                "function ",
+                "async function ",
+                "/**",
+                " *",
+                "//",
+                "}",
+                ")",
+                "]",
+            )
+            assert not line or line.startswith((" ", *starts)), f"{path.name}: {line}"
+
+
+def test_colours_come_from_the_theme() -> None:
+    css = (WEB / "motion_lora.css").read_text(encoding="utf-8")
+    rules = re.sub(r"--mlora-[a-z]+: [^;]+;", "", css)
+    assert set(re.findall(r"#[0-9a-fA-F]{3,8}\b", rules)) <= {"#000"}, "only the letterbox of a video is black"
+
+
+@needs_node
+def test_points_are_joined_and_cut_at_a_checkpoint(tmp_path: Path) -> None:
+    code = """
+    import { joined } from 'LIB/jobs.js'
+    const known = [['a', 1, 0.5], ['a', 2, 0.4], ['b', 1, 0.3], ['b', 2, 0.2], ['b', 3, 0.1]]
+    const result = [joined(known, [['b', 4, 0.0]]).length, joined(known, [['b', 2, 0.9], ['b', 3, 0.8]])]
+    """
+    longer, resumed = run(code, tmp_path)
+    assert longer == 6
+    assert resumed == [["a", 1, 0.5], ["a", 2, 0.4], ["b", 1, 0.3], ["b", 2, 0.9], ["b", 3, 0.8]]
+
+
+@needs_node
+def test_stages_follow_each_other_in_the_chart(tmp_path: Path) -> None:
+    code = """
+    import { layOut, smooth } from 'LIB/chart.js'
+    const { placed, borders } = layOut([['a', 1, 1], ['a', 2, 1], ['a', 3, NaN], ['b', 1, 5], ['b', 2, 5]])
+    const mean = smooth(placed).map((p) => Math.round(p.loss * 1000) / 1000)
+    const result = { x: placed.map((p) => p.x), borders, mean }
+    """
+    found = run(code, tmp_path)
+    assert found == {"x": [1, 2, 3, 4], "borders": [2], "mean": [1, 1, 5, 5]}
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("job", "labels"),
+    [
+        ({"state": "running", "done_steps": 0}, ["Pause", "Cancel"]),
+        ({"state": "running", "done_steps": 3}, ["Pause", "Stop and save", "Cancel"]),
+        ({"state": "running", "done_steps": 3, "command": "pause"}, ["Resume", "Stop and save", "Cancel"]),
+        ({"state": "paused", "done_steps": 3}, ["Resume", "Save as it is", "Delete"]),
+        ({"state": "failed", "done_steps": 0}, ["Retry", "Delete"]),
+        ({"state": "cancelled", "done_steps": 0}, ["Retry", "Delete"]),
+        ({"state": "done", "done_steps": 9}, ["Add to graph", "Delete"]),
+        ({"state": "stopped", "done_steps": 9}, ["Add to graph", "Go on", "Delete"]),
+    ],
+    ids=lambda value: value["state"] if isinstance(value, dict) else "",
+)
+def test_buttons_fit_the_state(tmp_path: Path, job: dict, labels: list[str]) -> None:
+    code = f"""
+    import {{ actionsFor }} from 'LIB/card.js'
+    const result = actionsFor({json.dumps(job)}).map(([, label]) => label)
+    """
+    assert run(code, tmp_path) == labels
+
+
+@needs_node
+def test_times_and_speeds_read_well(tmp_path: Path) -> None:
+    code = """
+    import { duration, speed } from 'LIB/dom.js'
+    const result = [duration(75), duration(3700), duration(NaN), speed(0.25), speed(12.34), speed(null)]
+    """
+    assert run(code, tmp_path) == ["1:15", "1:01:40", "", "4.0 steps/s", "12.3 s/step", ""]
