@@ -181,7 +181,8 @@ def base_warning(metadata: Mapping[str, str], identity: BaseIdentity | None) -> 
     made_on, weights = metadata.get(f"{OWN}base_name", ""), metadata.get(f"{OWN}base_weights_hash", "")
     if identity is None or not weights or weights == identity.weights_hash:
         return ""
-    return f"{title_of(metadata)} was made on {made_on or 'another base'}, not on {identity.name}; its effect may be weaker or off"
+    bases = f"{' '.join(made_on.split())[:80] or 'another base'}, not on {identity.name}"
+    return f"{title_of(metadata)} was made on {bases}; its effect may be weaker or off"
 
 
 # Parts that imports and exports (formats/) share ----------------------------------------------------------------------

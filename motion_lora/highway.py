@@ -111,7 +111,6 @@ def appearance_highway(unet: nn.Module, highway: Highway | None) -> Iterator[Non
             here = {route.position: route for route in routes if route.up_block == block}
             hook = unet.get_submodule(block).register_forward_pre_hook(_switch(passing, here), with_kwargs=True)
             hooks.callback(hook.remove)
-        hooks.callback(passing.clear)
         yield
 
 

@@ -264,7 +264,8 @@ def _read_text_encoder(folder: Path, dtype: torch.dtype, variant: str) -> CLIPTe
         if isinstance(error, ModelError):
             raise
         raise ModelError(_unreadable(folder, error)) from error
-    return nn.Module.to(encoder, dtype).eval().requires_grad_(False)
+    nn.Module.to(encoder, dtype).eval().requires_grad_(False)
+    return encoder
 
 
 def _check_complete(folder: Path, missing: Iterable[str]) -> None:

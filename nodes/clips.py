@@ -118,7 +118,14 @@ class PlaygroundClip(io.ComfyNode):
                     "others are new.",
                 ),
                 io.Int.Input("num_frames", default=world.NUM_FRAMES, min=2, max=64, tooltip="Frames."),
-                io.Int.Input("seed", default=0, min=0, max=MAX_SEED, tooltip="Place, size and phase of the motion."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=False,
+                    tooltip="Place, size and phase of the motion.",
+                ),
             ],
             outputs=[
                 Clips.Output("clips", display_name="clips", tooltip=_OUTPUTS_TOOLTIP),

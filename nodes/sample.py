@@ -186,7 +186,14 @@ class PreviewAbsorber(io.ComfyNode):
                 io.Int.Input("num_images", default=4, min=1, max=64, tooltip="How many pictures."),
                 _steps(25),
                 _guidance(),
-                io.Int.Input("seed", default=0, min=0, max=MAX_SEED, tooltip="Seed of the start noise."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=False,
+                    tooltip="Seed of the start noise.",
+                ),
             ],
             outputs=[io.Image.Output("images", display_name="images", tooltip="The pictures.")],
         )

@@ -256,7 +256,15 @@ def _amount(name: str, tooltip: str, step: float) -> io.Float.Input:
 
 
 def _seed() -> io.Int.Input:
-    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, tooltip="Seed of everything random in the training.")
+    # Without control_after_generate=False the front end would change it after every run, and train anew each time.
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=MAX_SEED,
+        control_after_generate=False,
+        tooltip="Seed of everything random in the training.",
+    )
 
 
 def _checkpointing() -> io.Boolean.Input:

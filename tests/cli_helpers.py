@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny import tiny_frames, write_tiny_folder
 
 from motion_lora.cli import OK, USER_ERROR, main
 from motion_lora.pictures import write_video
-from tiny import tiny_frames, write_tiny_folder
 
 CAPTION = "a red square moving right over sand"
 APPEARANCE = "a red square over sand"

@@ -70,6 +70,9 @@ class RealComfyUI:
         self.arguments = arguments
         self.log_file = folder / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
         for name in ("custom_nodes", "input", "output", "temp", "user/default", "models/diffusers", "models/loras"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         self._link_pack()
@@ -86,9 +89,7 @@ class RealComfyUI:
                 (pack / name).symlink_to(ROOT / name, target_is_directory=(ROOT / name).is_dir())
 
     def start(self, timeout: float = 300) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        """Start it, again on the same port after a stop."""
         database = f"sqlite:///{self.base / 'user' / 'comfyui.db'}"
         options = ["--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch", "--log-stdout"]
         options += [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 import typing
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_helpers import fails, run, write_base
+from tiny import tiny_unet
 
-from motion_lora.cli import COMMANDS, INTERRUPTED, OK, USER_ERROR, build_parser, main
+from motion_lora.cli import COMMANDS, INTERRUPTED, OK, USER_ERROR, build_parser
 from motion_lora.cli.options import Option, gather
 from motion_lora.cli.settings import SAMPLE_OPTIONS, TRAIN_OPTIONS
 from motion_lora.errors import SettingsError
@@ -21,7 +24,6 @@ from motion_lora.files import load_lora, save_lora
 from motion_lora.lora import LoRA, LoRALayer
 from motion_lora.sampling import SampleSettings
 from motion_lora.training import TrainSettings
-from tiny import tiny_frames, tiny_unet, write_tiny_folder
 
 MODELSCOPE_COUNTS = {
     "temporal-attention": (136, 831_488),
@@ -52,16 +54,9 @@ def random_lora(seed: int = 0, rank: int = 2) -> LoRA:
     return LoRA(layers, {"motion_lora.captions": '["a red circle circling"]', "motion_lora.method": "temporal-only"})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_folder(tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture
-def clip_file(tmp_path: Path) -> Path:
-    from motion_lora.pictures import write_video
-
-    return write_video(tmp_path / "clip.mp4", tiny_frames(num_frames=8), 8)
+    return write_base(tmp_path_factory.mktemp("base"))
 
 
 # Help ---------------------------------------------------------------------------------------------------------------
@@ -84,7 +79,7 @@ def test_every_example_in_the_help_parses() -> None:
         for line in lines:
             if line.strip().startswith("motion-lora "):
                 command = line.strip().split("   ")[0]
-                words = __import__("shlex").split(command)[1:]
+                words = shlex.split(command)[1:]
                 assert root.parse_args(words).command, f"{name}: {command}"
 
 
@@ -105,20 +100,6 @@ def test_help_needs_no_torch() -> None:
 
 
 # Status and messages ------------------------------------------------------------------------------------------------
-
-
-def run(*words: str | Path) -> int:
-    return main([str(word) for word in words])
-
-
-def fails(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
-    """Run a command that must be refused; returns its one line."""
-    assert run(*words) == USER_ERROR
-    out, err = capsys.readouterr()
-    assert out == ""
-    lines = err.strip().splitlines()
-    assert len(lines) == 1, err
-    return lines[0]
 
 
 def test_script_is_installed_and_reports_in_one_line() -> None:
@@ -302,7 +283,8 @@ def test_outputs_are_not_replaced_unasked(lora_file: Path, tmp_path: Path, capsy
     assert "exists already" in fails(capsys, "convert", lora_file, "--output", lora_file, "--format", "kohya")
     assert lora_file.read_bytes() == before
     other = tmp_path / "other.safetensors"
-    assert run("convert", lora_file, "--output", other) == run("convert", lora_file, "--output", other, "--overwrite") == OK
+    words = ("convert", lora_file, "--output", other)
+    assert run(*words) == run(*words, "--overwrite") == OK
 
 
 # playground render --------------------------------------------------------------------------------------------------

@@ -12,12 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
-
 from cli_helpers import CAPTION, CAPTIONS, FEW_STEPS, fails, succeeds, write_base, write_clip
-from motion_lora.files import save_lora
-from motion_lora.lora import LoRA, LoRALayer
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
+from safetensors.torch import load_file, save_file
 from tiny import write_tiny_folder
+
+from motion_lora import files, storage
+from motion_lora.cli import USER_ERROR, main
+from motion_lora.files import save_absorber, save_lora
+from motion_lora.inversion import Absorber
+from motion_lora.lora import LoRA, LoRALayer
 
 MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 
@@ -208,9 +212,6 @@ def test_lora_file_is_damaged(base: Path, place: Path, tmp_path: Path, capsys) -
 
 
 def test_absorber_of_another_base(refused, base: Path, tmp_path: Path) -> None:
-    from motion_lora.files import save_absorber
-    from motion_lora.inversion import Absorber
-
     path = save_absorber(tmp_path / "a.safetensors", Absorber(spatial=lora_of_width(1024)))
     assert "1024" in refused("--load-absorber", path)
 
@@ -275,8 +276,10 @@ def test_output_is_inside_a_file(refused, clip: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "sample", "render"])
-def test_no_permission(command: str, base: Path, clip: Path, place: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused by the system where it can be arranged, else by the call that would be refused (root may write anywhere)."""
+def test_no_permission(
+    command: str, base: Path, clip: Path, place: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused by the system, or where the tests run as root by the call that would be refused."""
     locked = place.parent / "locked"
     locked.mkdir(mode=0o500)
     if sys.platform == "win32" or os.access(locked, os.W_OK):
@@ -302,11 +305,12 @@ def test_no_disk_space_is_seen_before_the_work(refused, monkeypatch: pytest.Monk
     assert "1 MiB left" in refused()
 
 
-def test_disk_fills_up_during_the_work(base: Path, clip: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_fills_up_during_the_work(
+    base: Path, clip: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The result cannot be written; what was trained is in the checkpoint, and the same command finishes the job."""
     output = tmp_path / "lora.safetensors"
     words = ("train", "--base", base, "--clip", clip, *CAPTIONS, *FEW_STEPS, "--output", output)
-    from motion_lora import files, storage
 
     def full(path: Path, *rest: object, **keywords: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -319,8 +323,6 @@ def test_disk_fills_up_during_the_work(base: Path, clip: Path, tmp_path: Path, c
     with monkeypatch.context() as patched:
         patched.setattr(files, "write_atomically", write)
         capsys.readouterr()
-        from motion_lora.cli import USER_ERROR, main
-
         assert main([str(word) for word in words]) == USER_ERROR
     assert "no disk space left" in capsys.readouterr().err.strip().splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["lora.checkpoint"]
@@ -360,16 +362,12 @@ def test_out_of_memory_while_loading(refused, monkeypatch: pytest.MonkeyPatch) -
 
 def test_loss_that_is_not_finite(base: Path, clip: Path, place: Path, tmp_path: Path, capsys) -> None:
     poisoned = write_tiny_folder(tmp_path / "poisoned")
-    from safetensors.torch import load_file, save_file
-
     path = poisoned / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
     weights["conv_in.weight"] = torch.full_like(weights["conv_in.weight"], 1e30)
     save_file(weights, path)
     words = ("train", "--base", poisoned, "--clip", clip, *CAPTIONS, *FEW_STEPS, "--output", place / "x.safetensors")
     capsys.readouterr()
-    from motion_lora.cli import USER_ERROR, main
-
     assert main([str(word) for word in words]) == USER_ERROR
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "not finite" in line and "learning_rate" in line

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_helpers import APPEARANCE, CAPTION, CAPTIONS, FEW_STEPS, fails, run, succeeds, write_base, write_clip
 from PIL import Image
 
-from cli_helpers import APPEARANCE, CAPTION, CAPTIONS, FEW_STEPS, fails, run, succeeds, write_base, write_clip
 from motion_lora.cli import INTERRUPTED
 from motion_lora.cli.console import Progress
 from motion_lora.clips import read_frames
@@ -34,7 +34,18 @@ def trained(base: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A folder in which `train` has left everything that it can."""
     folder = tmp_path_factory.mktemp("trained")
     words = ("--output", folder / "lora.safetensors", "--plot", folder / "loss.png")
-    succeeds("train", "--base", base, "--clip", clip, *CAPTIONS, *FEW_STEPS, *words, "--save-absorber", folder / "a.safetensors")
+    succeeds(
+        "train",
+        "--base",
+        base,
+        "--clip",
+        clip,
+        *CAPTIONS,
+        *FEW_STEPS,
+        *words,
+        "--save-absorber",
+        folder / "a.safetensors",
+    )
     return folder
 
 
@@ -54,7 +65,9 @@ def test_train_writes_lora_absorber_and_plot(trained: Path) -> None:
     assert sorted(path.name for path in trained.iterdir()) == ["a.safetensors", "lora.safetensors", "loss.png"]
 
 
-def test_absorber_is_reused(base: Path, clip: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_absorber_is_reused(
+    base: Path, clip: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "second.safetensors"
     words = ("--load-absorber", trained / "a.safetensors", "--output", output, "--json")
     succeeds("train", "--base", base, "--clip", clip, *CAPTIONS, *FEW_STEPS, *words)
@@ -155,7 +168,9 @@ def test_sample_repeats_and_the_lora_shows(base: Path, trained: Path, tmp_path: 
     assert made["plain"] != made["strong"]
 
 
-def test_sample_writes_every_prompt_with_every_seed(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_writes_every_prompt_with_every_seed(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("--prompt", "a red circle", "--prompt", "a blue square", "--seed", "1", "--seed", "2", *QUICK)
     succeeds("sample", "--base", base, *words, "--output", tmp_path / "made", "--num-frames", "2", "--json")
     facts = json.loads(capsys.readouterr().out)
@@ -166,11 +181,14 @@ def test_sample_writes_every_prompt_with_every_seed(base: Path, tmp_path: Path, 
         assert tuple(frames.shape) == (2, 32, 32, 3) and fps == pytest.approx(8)
 
 
-def test_sample_from_a_settings_file(base: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_from_a_settings_file(
+    base: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "sample.toml"
     config.write_text(
         f'base = "{base.as_posix()}"\nprompt = ["a red circle"]\nnum_inference_steps = 2\noutput = "made.gif"\n'
-        f'highway = "all"\n[[loras]]\nlora = "{(trained / "lora.safetensors").as_posix()}"\nstrength = 0.5\nend = 0.6\n',
+        f'highway = "all"\n[[loras]]\nlora = "{(trained / "lora.safetensors").as_posix()}"\n'
+        "strength = 0.5\nend = 0.6\n",
         encoding="utf-8",
     )
     succeeds("sample", "--config", config, "--json")
@@ -185,12 +203,37 @@ def test_sample_edits_a_clip(base: Path, clip: Path, tmp_path: Path) -> None:
     words = ("sample", "--base", base, "--prompt", "a red circle", *QUICK, "--source", clip, "--edit-strength")
     for strength in ("0.4", "1"):
         succeeds(*words, strength, "--output", tmp_path / f"{strength}.mp4")
-    source, _ = read_frames(clip)
     near, far = (read_frames(tmp_path / f"{strength}.mp4")[0] for strength in ("0.4", "1"))
     assert not torch.equal(near, far)
 
 
-def test_sample_refuses_before_it_works(base: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inverted_clip_is_a_noise_prior(base: Path, clip: Path, tmp_path: Path, capsys) -> None:
+    noise = tmp_path / "clip.noise.safetensors"
+    succeeds("invert", "--base", base, "--clip", clip, "--num-inference-steps", "3", "--output", noise, "--json")
+    assert json.loads(capsys.readouterr().out)["shape"] == [1, 4, 4, 8, 8]
+    words = ("sample", "--base", base, "--prompt", "a red circle", *QUICK)
+    made = set()
+    for name, extra in {
+        "fresh": (),
+        "none": ("--noise", noise, "--noise-prior", "0"),
+        "half": ("--noise", noise),
+        "whole": ("--noise", noise, "--noise-prior", "1"),
+        "seed": ("--noise", noise, "--noise-prior", "1", "--seed", "9"),
+    }.items():
+        succeeds(*words, *extra, "--output", tmp_path / f"{name}.mp4")
+        made.add((tmp_path / f"{name}.mp4").read_bytes())
+    assert (tmp_path / "whole.mp4").read_bytes() == (tmp_path / "seed.mp4").read_bytes()
+    assert (tmp_path / "fresh.mp4").read_bytes() == (tmp_path / "none.mp4").read_bytes()
+    assert len(made) == 3
+    refused = (*words, "--output", tmp_path / "x.mp4")
+    assert "noise prior p is 2" in fails(capsys, *refused, "--noise", noise, "--noise-prior", "2")
+    assert "no --noise" in fails(capsys, *refused, "--noise-prior", "0.5")
+    assert "clip.mp4" in fails(capsys, *refused, "--noise", clip)
+
+
+def test_sample_refuses_before_it_works(
+    base: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lora, output = trained / "lora.safetensors", tmp_path / "x.mp4"
     words = ("sample", "--base", base, "--output", output)
     assert "--prompt" in fails(capsys, *words)

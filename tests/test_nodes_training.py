@@ -96,8 +96,8 @@ def test_the_same_training_is_loaded_not_repeated(host: Host, material: dict, se
 
 def test_zero_means_the_default_of_method_and_base(host: Host, material: dict) -> None:
     widgets = {
-        **{name: 0 for name in ("steps", "rank", "alpha", "learning_rate", "absorber_steps", "token_steps")},
-        **{name: "default" for name in ("absorber", "targets")},
+        **dict.fromkeys(("steps", "rank", "alpha", "learning_rate", "absorber_steps", "token_steps"), 0),
+        **dict.fromkeys(("absorber", "targets"), "default"),
         "method": "motiondirector",
         "seed": 5,
         "gradient_checkpointing": True,

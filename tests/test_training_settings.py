@@ -24,6 +24,7 @@ def test_every_fault_is_named_at_once():
         steps=True,
         learning_rate="1e-4",
         seed=-1,
+        patch_crop="yes",
     )
     with pytest.raises(SettingsError) as caught:
         check_settings(wrong)
@@ -35,6 +36,7 @@ def test_every_fault_is_named_at_once():
     assert "alpha is nan, it must be a number from 1e-08 to 1024" in text
     assert "num_tokens is 7, it must be a whole number from 1 to 6" in text
     assert "steps is True" in text and "learning_rate is '1e-4'" in text and "seed is -1" in text
+    assert "patch_crop is 'yes', it must be true or false" in text
     assert "\n" not in text
 
 

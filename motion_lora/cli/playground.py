@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
 def run_render(options: argparse.Namespace) -> int:
     """Draw the scene and write the file."""
     from ..playground import world
-    from .results import write_frames
+    from .results import check_video_output, write_frames
 
     num_frames = world.NUM_FRAMES if options.num_frames is None else options.num_frames
     size = world.CANVAS if options.size is None else options.size
@@ -60,6 +60,7 @@ def run_render(options: argparse.Namespace) -> int:
         if value <= 0:
             raise SettingsError(f"{name} is {value}; it must be above 0.")
     scene = scene_of(options)
+    check_video_output(options.output)
     write_frames(options.output, world.render(scene, num_frames, size), fps)
     facts = {
         "file": str(options.output),

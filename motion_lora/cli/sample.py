@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SettingsError
 from .bases import BASE_OPTIONS, add_json_flag, load_base, wants_json
 from .console import Progress, note, write, write_json
+from .invert import start_noise
 from .options import Option, add_config_flag, add_options, check_table, file_and_strength, gather
 from .results import VIDEO_ENDINGS, check_folder, check_video_output, write_frames
 from .settings import SAMPLE_OPTIONS
@@ -57,6 +58,10 @@ EDIT_OPTIONS = (
     Option("source", Path, "clip to edit: denoising starts from it", metavar="FILE"),
     Option("edit_strength", float, "share of the steps that are run on it, 0 to 1 (default: 1)"),
 )
+NOISE_OPTIONS = (
+    Option("noise", Path, "start from this inverted clip (motion-lora invert)", metavar="FILE"),
+    Option("noise_prior", float, "share of it in the start noise, 0 to 1 (default: 0.5)"),
+)
 LORA_OPTIONS = (
     Option("lora", Path, "file"),
     Option("strength", float, "of the whole"),
@@ -66,7 +71,7 @@ LORA_OPTIONS = (
     Option("end", float, "last part"),
     Option("curve", str, "how its strength runs from start to end"),
 )
-_ALL_OPTIONS = (*OUTPUT_OPTIONS, *SAMPLE_OPTIONS, *ADAPTER_OPTIONS, *EDIT_OPTIONS, *BASE_OPTIONS)
+_ALL_OPTIONS = (*OUTPUT_OPTIONS, *SAMPLE_OPTIONS, *ADAPTER_OPTIONS, *EDIT_OPTIONS, *NOISE_OPTIONS, *BASE_OPTIONS)
 
 
 def add(commands: Any) -> None:
@@ -91,6 +96,7 @@ def add(commands: Any) -> None:
     )
     add_options(parser, ADAPTER_OPTIONS, "more on LoRAs, appearance highway")
     add_options(parser, EDIT_OPTIONS, "video to video")
+    add_options(parser, NOISE_OPTIONS, "noise prior")
     add_options(parser, BASE_OPTIONS, "base model")
     add_json_flag(parser)
     parser.set_defaults(run=run)
@@ -109,12 +115,14 @@ def run(options: argparse.Namespace) -> int:
         resolve(pipeline, one, editing="source" in values)
     stack = build_stack(pipeline, requests, values)
     source = _encode_source(pipeline, values, resolve(pipeline, wanted[0], editing="source" in values))
+    latents = start_noise(pipeline, values, wanted)
     with Progress() as bar:
         videos = sample(
             pipeline,
             wanted,
             stack=stack,
             source=source,
+            latents=latents,
             batch_size=values.get("batch_size", 4),
             callback=lambda step, total: bar.update("sampling", step, total),
         )

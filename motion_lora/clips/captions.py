@@ -70,7 +70,8 @@ def _from_text(clip: Path) -> CaptionedFile:
         raise ClipError(
             f"{path.name} has {len(lines)} lines; it may have 3: caption, appearance caption, words to absorb."
         )
-    return CaptionedFile(clip, *lines)
+    caption, appearance_caption, absorb_words = [*lines, "", ""][:3]
+    return CaptionedFile(clip, caption, appearance_caption, absorb_words)
 
 
 def _from_table(path: Path, clips: list[Path]) -> tuple[CaptionedFile, ...]:

@@ -102,17 +102,19 @@ def _source(path: Path, request: Request) -> list[str]:
 
 def _decode(path: Path, source: Sequence[str], indices: Sequence[int]) -> list[np.ndarray]:
     """The decoded frames of the given numbers, ascending: uint8 (h, w, 3) with square pixels."""
-    # The frames get a regular clock of their own, or ffmpeg would drop and double some to keep the source's.
     steps = (
         f"select='{_any_of(indices)}'",
-        "settb=1/25",
-        "setpts=N",
         "scale=w='max(1,round(iw*sar))':h=ih:flags=bicubic+accurate_rnd+full_chroma_int",
         "setsar=1",
         "format=rgb24",
     )
-    output = ["-r", "25", "-frames:v", str(len(indices)), "-c:v", "ppm", "-f", "image2pipe", "-"]
-    status, raw, log = run_ffmpeg([*source, "-map", "0:v:0", "-vf", ",".join(steps), "-an", *output])
+    read = [*source, "-map", "0:v:0", "-vf", ",".join(steps), "-an"]
+    write = ["-frames:v", str(len(indices)), "-c:v", "ppm", "-f", "image2pipe", "-"]
+    # Left alone, ffmpeg drops and doubles frames to keep the source's rate; versions before 5.1 name the option so.
+    for as_they_are in (("-fps_mode", "passthrough"), ("-vsync", "0")):
+        status, raw, log = run_ffmpeg([*read, *as_they_are, *write])
+        if "Unrecognized option" not in log:
+            break
     pictures = _split_ppm(raw)
     if len(pictures) != len(indices):
         raise ClipError(
@@ -161,7 +163,7 @@ def _cut_off(timeline: Timeline, request: Request, log: str) -> str:
 
 
 def _nothing_decoded(path: Path, request: Request, status: int, log: str) -> str:
-    if "moov atom not found" in log:
+    if "moov atom not found" in log and _is_mp4(path):
         return f"{path.name} is cut off: the index at its end is missing; fetch or record it again."
     if "matches no streams" in log or "does not contain any stream" in log:
         return f"{path.name} holds no picture, only sound or text; name a video."
@@ -172,6 +174,12 @@ def _nothing_decoded(path: Path, request: Request, status: int, log: str) -> str
         return f"{path.name}: no frame could be decoded, it is empty, cut off or damaged ({_reason(log, status)})."
     legal = ", ".join(suffix.removeprefix(".") for suffix in VIDEO_SUFFIXES)
     return f"{path.name} is not a video that can be read ({_reason(log, status)}); use one of: {legal}."
+
+
+def _is_mp4(path: Path) -> bool:
+    """Whether a file begins as an mp4 or mov does; by its name alone ffmpeg takes any file for one."""
+    with path.open("rb") as file:
+        return file.read(12)[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 
 
 def _reason(log: str, status: int) -> str:

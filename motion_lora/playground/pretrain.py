@@ -50,12 +50,16 @@ PREDICTION_TYPE = "v_prediction"
 DROP_CAPTION = 0.1
 IMAGE_SHARE = 0.25
 POOL_SIZE = 4096
+HIGH_NOISE = 0.75
+HIGH_NOISE_SHARE = 0.5
 
+# Stable Diffusion's schedule but for its end: with 0.012 an 8 x 8 latent still shows where the object is at the last
+# step, so the words that say how it moves go unheeded in training and are missed in sampling.
 SCHEDULER_CONFIG: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
-    "beta_end": 0.012,
+    "beta_end": 0.02,
     "beta_schedule": "scaled_linear",
     "clip_sample": False,
     "set_alpha_to_one": False,
@@ -301,9 +305,11 @@ class Diffusion:
     def corrupt(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents, timesteps (b,), and the v target, all shaped like latents (b, c, f, h, w)."""
         batch = latents.shape[0]
-        # Motion and layout are settled while there is still much noise, so those steps are drawn more often.
-        u = torch.rand(batch, generator=generator)
-        timesteps = ((1 - u.pow(1.5)) * len(self.signal)).long().clamp(0, len(self.signal) - 1)
+        # What the words decide, colour and motion, is settled while the object cannot yet be seen through the noise:
+        # above three quarters of the steps here. Drawn evenly, those steps are too few for the words to be heeded.
+        low = torch.where(torch.rand(batch, generator=generator) < HIGH_NOISE_SHARE, HIGH_NOISE, 0.0)
+        place = low + (1 - low) * torch.rand(batch, generator=generator)
+        timesteps = (place * len(self.signal)).long().clamp(max=len(self.signal) - 1)
         noise = torch.randn(latents.shape, generator=generator)
         signal, sigma = (table[timesteps].view(batch, 1, 1, 1, 1) for table in (self.signal, self.noise))
         return signal * latents + sigma * noise, timesteps, signal * noise - sigma * latents

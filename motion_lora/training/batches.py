@@ -40,7 +40,8 @@ class Material:
 class Draw:
     """What one step sees: a clip or frames of one, shared noise and timesteps, and the choices of its passes.
 
-    latents and noise (b, c, f, h, w), timesteps (b,): one clip, b = 1, or b unordered images, f = 1.
+    latents and noise (b, c, f, h, w), timesteps (b,): one clip, b = 1, or b unordered images, f = 1. The timesteps
+    stay on the CPU, where the tables are that they are looked up in: reading them back would wait for the device.
     """
 
     clip: int
@@ -116,7 +117,7 @@ def draw_clip(
         clip=index,
         latents=latents,
         noise=clip_noise(tuple(latents.shape), generator, settings.offset_noise).to(latents.device),
-        timesteps=timesteps.to(latents.device),
+        timesteps=timesteps,
         frame=_integer(num_frames, generator),
         anchor=_integer(num_frames, generator),
         with_optional=_happens(settings.spatial_path_probability, generator),
@@ -142,7 +143,7 @@ def draw_frames(
         clip=index,
         latents=latents,
         noise=clip_noise(tuple(latents.shape), generator, settings.offset_noise).to(latents.device),
-        timesteps=schedule.sample_timesteps(len(images), generator).to(latents.device),
+        timesteps=schedule.sample_timesteps(len(images), generator),
         frame=0,
         anchor=0,
         with_optional=True,

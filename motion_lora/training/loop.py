@@ -31,7 +31,16 @@ from .results import absorber_from, kept_lora, spatial_loras
 from .settings import TrainSettings, absorber_stages, check_settings, main_stages
 from .stage import StageRun
 from .state import Keeper, OptimiserState, Progress, results_of
-from .values import Callback, Command, Ending, StepReport, TrainingAbortedError, TrainingPausedError, TrainResult
+from .values import (
+    COMMANDS,
+    Callback,
+    Command,
+    Ending,
+    StepReport,
+    TrainingAbortedError,
+    TrainingPausedError,
+    TrainResult,
+)
 
 if TYPE_CHECKING:
     from ..clips import Clip
@@ -49,13 +58,14 @@ def train(
     *,
     absorber: Absorber | None = None,
     callback: Callback | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> TrainResult:
     """Learn the motion of `clips` with the method of `settings`; `pipeline` stays as it is, bit for bit.
 
     `absorber` is used, frozen, in place of the absorber stages. `checkpoint` is a folder: a run of the same clips,
     settings, base and absorber goes on from what is in it and ends with the same bits as one without a break.
-    `callback` hears of every `report_every`th step and answers what to do. May be called in inference mode.
+    Without a folder, what is paused cannot be resumed. `callback` hears of every `report_every`th step and answers
+    what to do. May be called in inference mode.
 
     Raises SettingsError, ClipError, LoRAFileError before work starts; TrainingError when the loss is not finite or
     memory runs out (the checkpoint stays); TrainingAbortedError when the callback asked for it (nothing stays).
@@ -74,7 +84,7 @@ def train_absorber(
     settings: TrainSettings,
     *,
     callback: Callback | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Absorber:
     """Only the absorber stages of `settings`: what holds the clips' look, to be reused with `train(absorber=...)`.
 
@@ -153,14 +163,15 @@ class _Run:
         stages: Sequence[Stage],
         given: Absorber | None,
         callback: Callback | None,
-        checkpoint: Path | None,
+        checkpoint: str | Path | None,
     ) -> None:
         check_run(pipeline, clips, settings, stages, given)
         self._pipeline, self._clips, self._settings = pipeline, clips, settings.resolved()
         self._stages, self._given, self._callback = stages, given, callback
         mark = fingerprint(pipeline.identity, clips, settings, given)
         names = [stage.name for stage in stages]
-        self._keeper = Keeper(checkpoint, mark, settings.with_effect(), names, pipeline.dtype)
+        folder = Path(checkpoint) if checkpoint is not None else None
+        self._keeper = Keeper(folder, mark, settings.with_effect(), names, pipeline.dtype)
         self._progress = self._keeper.open()
 
     def through_all_stages(self) -> Ending:
@@ -199,7 +210,7 @@ class _Run:
         return TrainResult(
             lora=lora,
             absorber=self.absorber(),
-            spatial=spatial_loras(results, method_stages, self._settings, len(self._clips)),
+            spatial=spatial_loras(results, method_stages, self._settings, self._pipeline, self._clips, steps),
             losses=tuple(self._progress.reports),
             ending=ending,
             settings=self._settings.with_effect(),
@@ -227,7 +238,14 @@ class _Journal:
             self._read()
         if saves:
             self._save()
-        return self._callback(self._progress.reports[-1]) if due and self._callback is not None else "continue"
+        return self._asked() if due else "continue"
+
+    def _asked(self) -> Command:
+        answer = self._callback(self._progress.reports[-1]) if self._callback is not None else "continue"
+        for command in COMMANDS:
+            if answer == command:
+                return command
+        raise SettingsError(f"The callback answered {answer!r}; it must be one of: {', '.join(COMMANDS)}.")
 
     def end_early(self, command: Command) -> Ending:
         """Do what the callback asked for; raises TrainingAbortedError for "abort"."""

@@ -65,16 +65,22 @@ def kept_lora(
 
 
 def spatial_loras(
-    results: Results, stages: Sequence[Stage], settings: TrainSettings, num_clips: int
+    results: Results,
+    stages: Sequence[Stage],
+    settings: TrainSettings,
+    pipeline: VideoPipeline,
+    clips: Sequence[Clip],
+    steps: int,
 ) -> tuple[LoRA, ...]:
-    """The spatial LoRAs of a dual path, one per clip: each clip's appearance."""
+    """The spatial LoRAs of a dual path, one per clip: each clip's appearance, with the metadata of its file."""
     found = []
-    for stage in stages:
-        for part in stage.parts if stage.name in results else ():
-            if part.per_clip:
-                alpha = part_settings(part, settings).alpha
-                names = adapter_names_of(part, num_clips)
-                found += [lora_from(part_of(results[stage.name], name), alpha) for name in names]
+    parts = [(stage, part) for stage in stages if stage.name in results for part in stage.parts if part.per_clip]
+    for stage, part in parts:
+        alpha = part_settings(part, settings).alpha
+        for clip, name in zip(clips, adapter_names_of(part, len(clips)), strict=True):
+            lora = lora_from(part_of(results[stage.name], name), alpha)
+            metadata = build_metadata(_provenance([part], settings, pipeline, [clip], steps), lora)
+            found.append(LoRA(lora.layers, metadata))
     return tuple(found)
 
 

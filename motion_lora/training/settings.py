@@ -236,7 +236,7 @@ def step_plan(settings: TrainSettings, *, absorber_given: bool = False) -> dict[
 
 def check_settings(settings: TrainSettings) -> None:
     """Raise one SettingsError that names every fault, with what is legal."""
-    faults = [*_name_faults(settings), *_number_faults(settings)]
+    faults = [*_name_faults(settings), *_number_faults(settings), *_switch_faults(settings)]
     if not faults and settings.timestep_low >= settings.timestep_high:
         low, high = settings.timestep_low, settings.timestep_high
         faults.append(f"timestep_low is {low}, it must be below timestep_high, {high}")
@@ -280,6 +280,13 @@ def _number_faults(settings: TrainSettings) -> Iterator[str]:
         if not right_kind or not math.isfinite(value) or not low <= value <= high:
             what = "a whole number" if whole else "a number"
             yield f"{name} is {value!r}, it must be {what} from {low:g} to {_shown(high)}"
+
+
+def _switch_faults(settings: TrainSettings) -> Iterator[str]:
+    for field in dataclasses.fields(settings):
+        value, kind = getattr(settings, field.name), str(field.type)
+        if kind.startswith("bool") and not (isinstance(value, bool) or (value is None and "None" in kind)):
+            yield f"{field.name} is {value!r}, it must be true or false"
 
 
 def _shown(bound: float) -> str:

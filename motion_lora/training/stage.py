@@ -134,7 +134,8 @@ class StageRun:
                 self.parameters[f"{TOKENS}|{ROWS}"] = rows
                 self._rates[TOKENS] = self.settings.token_learning_rate
         self._materials = prepare(reader, clips, self.settings, self.tokens)
-        self._reader = reader
+        # Kept only where it is used in every step: it would hold the text encoder on the device.
+        self.reader = reader if self.trains_tokens else None
         self._texts: dict[str, Tensor] = {}
         if not self.trains_tokens:
             prompts = sorted({m.prompts[a_pass.caption] for m in self._materials for a_pass in self.stage.passes})
@@ -190,7 +191,8 @@ class StageRun:
         seen = draw.one_frame() if a_pass.frames == "one" else draw
         noisy = self.schedule.add_noise(seen.latents, seen.noise, seen.timesteps)
         text = self._text(draw.clip, a_pass.caption).expand(len(noisy), -1, -1)
-        predicted = self._forward(noisy.to(self.dtype), seen.timesteps, text, return_dict=False)[0].float()
+        timesteps = seen.timesteps.to(self.device)
+        predicted = self._forward(noisy.to(self.dtype), timesteps, text, return_dict=False)[0].float()
         target = self.schedule.target(seen.latents, seen.noise, seen.timesteps)
         weights = None
         if chosen.min_snr_gamma is not None:
@@ -206,8 +208,8 @@ class StageRun:
     def _text(self, clip: int, caption: str) -> Tensor:
         """Text embeddings (1, n, d): computed once, or with a graph in each step while tokens are trained."""
         prompt = self._materials[clip].prompts[caption]
-        if self.trains_tokens:
-            return self._reader.encode_prompt([prompt], gradients=True).to(self.dtype)
+        if self.reader is not None:
+            return self.reader.encode_prompt([prompt], gradients=True).to(self.dtype)
         return self._texts[prompt]
 
     def _adapter_name(self, part: str, draw: Draw) -> str:

@@ -26,8 +26,9 @@ class StepReport:
     seconds: float
 
 
-Callback = Callable[[StepReport], Command]
-"""Called after a step; "pause" saves a checkpoint and returns, "stop" returns what there is, "abort" leaves nothing."""
+COMMANDS: tuple[Command, ...] = ("continue", "pause", "stop", "abort")
+Callback = Callable[[StepReport], str]
+"""Answers with one of COMMANDS. Called after a step; "pause" saves a checkpoint and returns, "stop" returns what there is, "abort" leaves nothing."""
 
 
 @dataclass(frozen=True, eq=False)
