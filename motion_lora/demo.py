@@ -19,17 +19,17 @@ from typing import Any
 from torch import Tensor
 
 from .clips import Clip, read_clip
-from .errors import SettingsError
+from .errors import ClipError, SettingsError
 from .files import load_lora, save_absorber, save_lora
 from .lora import LoRA
+from .metrics.trajectories import motion_fidelity
 from .pictures import contact_sheet, plot_losses, write_png, write_video
 from .pipeline import VideoPipeline
 from .playground import probe, world
-from .playground.motions import motion_fidelity
 from .sampling import SampleSettings, sample
 from .stack import AdapterStack, StackEntry
 from .storage import write_atomically
-from .training import Callback, TrainResult, TrainSettings, train
+from .training import Callback, StepReport, TrainResult, TrainSettings, train
 
 # The reference's look shares nothing with the new looks, so that whatever of it turns up in a video has leaked.
 REFERENCE_LOOK: Mapping[str, Any] = {
@@ -67,6 +67,7 @@ class DemoSettings:
     num_inference_steps: int = 20
     guidance_scale: float = 4.0
     seed: int = 0
+    reference_look: Mapping[str, Any] = field(default_factory=lambda: REFERENCE_LOOK)
     looks: tuple[Mapping[str, str], ...] = NEW_LOOKS
 
 
@@ -74,7 +75,7 @@ class DemoSettings:
 class Score:
     """How one video, or the mean of several, did; all in [0, 1] but for `motion_fidelity`, which is in [-1, 1].
 
-    motion_fidelity     with the reference clip, up to phase, shift and scale
+    motion_fidelity     with the reference clip, up to phase, shift and scale; 0 where no object is found
     text_alignment      share of colour, shape and background that are as prompted, read by the probe
     appearance_leakage  share of those that are the reference's where the prompt asks for others
     """
@@ -89,7 +90,7 @@ _SCORES = tuple(entry.name for entry in dataclasses.fields(Score))
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What came out: mean scores without and with the LoRA and every video's, seconds by phase, files by what they are."""
+    """What came out: scores without and with the LoRA, mean and by video, seconds by phase, files by what they are."""
 
     motion: str
     prompts: tuple[str, ...]
@@ -172,7 +173,7 @@ def reference_scene(settings: DemoSettings) -> world.Scene:
     """The scene of the reference clip; raises SettingsError for a motion that the world does not know."""
     if settings.motion not in world.MOTIONS:
         raise SettingsError(f"The playground has no motion {settings.motion!r}; it has: {', '.join(world.MOTIONS)}.")
-    return world.Scene(motion=settings.motion, **REFERENCE_LOOK)
+    return world.Scene(motion=settings.motion, **settings.reference_look)
 
 
 def new_scenes(settings: DemoSettings) -> list[world.Scene]:
@@ -226,15 +227,19 @@ def sample_videos(
 
 def scorer(reference: Tensor, settings: DemoSettings) -> Callable[[world.Scene, Tensor], Score]:
     """The measure of videos against a reference clip (f, h, w, 3): (scene that was prompted, video) -> Score."""
-    original, look = probe.read_clip(reference), reference_scene(settings)
+    look = reference_scene(settings)
+    original = probe.path_of(probe.read_clip(reference))
+    if original is None:
+        raise ClipError("The probe finds no object in the reference clip; its size may be too small to see one.")
 
     def score(scene: world.Scene, frames: Tensor) -> Score:
         reading = probe.read_clip(frames)
+        path = probe.path_of(reading)
         right = [getattr(reading, name) == getattr(scene, name) for name in ATTRIBUTES]
         other = [name for name in ATTRIBUTES if getattr(scene, name) != getattr(look, name)]
         leaked = [getattr(reading, name) == getattr(look, name) for name in other]
         return Score(
-            motion_fidelity=motion_fidelity(original, reading),
+            motion_fidelity=0.0 if path is None else motion_fidelity(original, path),
             text_alignment=_share(right),
             appearance_leakage=_share(leaked),
         )
@@ -255,6 +260,14 @@ def summary(report: DemoReport, output: Path) -> list[str]:
         lines.append(f"{name.replace('_', ' '):22}{before:10.2f}{after:12.2f}")
     lines += ["", f"{sum(report.seconds.values()):.0f} seconds; everything is in {output}:"]
     return [*lines, *(f"  {name}: {output / file}" for name, file in report.files.items())]
+
+
+def losses_by_stage(reports: Sequence[StepReport]) -> dict[str, list[float]]:
+    """The loss of every step, by stage in the order of training."""
+    losses: dict[str, list[float]] = {}
+    for report in reports:
+        losses.setdefault(report.stage, []).append(report.loss)
+    return losses
 
 
 def _share(hits: Sequence[bool]) -> float:
@@ -301,10 +314,7 @@ def _write_pictures(
             files[f"{name} {number + 1}"] = file
             rows.append((f"{name}: {world.caption(scene)}", made[number]))
     write_png(output / "contact_sheet.png", contact_sheet(rows, title="The motion of the first row in new videos"))
-    losses: dict[str, list[float]] = {}
-    for report in result.losses:
-        losses.setdefault(report.stage, []).append(report.loss)
-    write_png(output / "loss.png", plot_losses(losses, title="Training loss"))
+    write_png(output / "loss.png", plot_losses(losses_by_stage(result.losses), title="Training loss"))
     return {**files, "contact sheet": "contact_sheet.png", "loss plot": "loss.png"}
 
 

@@ -109,10 +109,11 @@ def substitute(caption: str, names: Sequence[str], absorb_words: str) -> str:
     if absent := missing_phrases(caption, absorb_words):
         words = ", ".join(absent)
         raise ClipError(f"The words to absorb {words!r} are not in the caption {caption!r}; use words of it.")
-    for phrase, share in zip(phrases, _shares(names, phrases), strict=True):
-        # A backslash in a name is no group reference.
-        caption = _pattern(phrase).sub(" ".join(share).replace("\\", r"\\"), caption)
-    return caption
+    shares = [" ".join(share) for share in _shares(names, phrases)]
+    # All at once and longest first, so that no phrase is looked for in another one's tokens.
+    order = sorted(range(len(phrases)), key=lambda index: len(phrases[index]), reverse=True)
+    pattern = "|".join(f"(?P<p{index}>{_pattern(phrases[index]).pattern})" for index in order)
+    return re.sub(pattern, lambda found: shares[int(str(found.lastgroup)[1:])], caption, flags=re.IGNORECASE)
 
 
 def initial_tokens(pipeline: VideoPipeline, absorb_words: Sequence[str], num_tokens: int) -> PlaceholderTokens:

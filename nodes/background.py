@@ -117,7 +117,9 @@ async def run_job(
     In the meantime the server's other work goes on. A waiting job is interrupted with ComfyUI's Cancel: it keeps a
     checkpoint, and the same node goes on from there. Raises TrainingError when the job failed.
     """
-    host.make_room_for_training()
+    known = runner().find(spec.fingerprint)
+    if retrain or known is None or known.state not in WITH_RESULT:
+        host.make_room_for_training()
     background = run == BACKGROUND
     job = await asyncio.to_thread(runner().submit, spec, inputs, retrain=retrain, background=background)
     _nodes.setdefault(job.id, {})[node_id] = workflow_id
@@ -230,6 +232,10 @@ def take_continuation(job_id: str, *, wanted: bool = True) -> dict[str, Any] | N
 
 
 def _tell(message: Mapping[str, Any]) -> None:
+    for change in message["jobs"]:
+        if change.get("deleted"):
+            _nodes.pop(change["id"], None)
+            _continuing.pop(change["id"], None)
     host.send(EVENT, {"jobs": [change if change.get("deleted") else with_host(change) for change in message["jobs"]]})
 
 

@@ -157,7 +157,10 @@ class SideBySide(io.ComfyNode):
             videos = {"reference": reference, **videos}
         with host.ordinary_tensors():
             frames = [frames[..., :3].float().cpu().clone() for frames in videos.values()]
-        images = host.to_output(grid_frames([("", frames)], list(videos)))
+        grid = grid_frames([("", frames)], list(videos))
+        # Most video encoders take even sides only.
+        even = grid[:, : grid.shape[1] // 2 * 2, : grid.shape[2] // 2 * 2]
+        images = host.to_output(even)
         return io.NodeOutput(images, shown.video(images, fps), ui=shown.playing(images, fps))
 
 

@@ -80,12 +80,8 @@ def video(frames: torch.Tensor, fps: float) -> Any:
 
 def playing(frames: torch.Tensor, fps: float) -> Any:
     """The `ui` of a node that plays a video: an mp4 in ComfyUI's temp folder, which ComfyUI empties."""
+    from ..motion_lora.jobs.previews import enlarged
+
     name = f"motion_lora_{uuid.uuid4().hex[:12]}.mp4"
-    write_video(Path(folder_paths.get_temp_directory()) / name, _enlarged(frames), fps)
+    write_video(Path(folder_paths.get_temp_directory()) / name, enlarged(frames), fps)
     return ui.PreviewVideo([ui.SavedResult(name, "", io.FolderType.temp)])
-
-
-def _enlarged(frames: torch.Tensor, least: int = 256) -> torch.Tensor:
-    """Small frames by a whole factor, without smoothing: players would blur them."""
-    factor = max(1, least // max(frames.shape[1:3]))
-    return frames.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)

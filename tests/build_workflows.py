@@ -299,6 +299,9 @@ def normalised(name: str, saved: dict[str, Any]) -> dict[str, Any]:
     for node in saved["nodes"]:
         node["pos"] = [round(value) for value in node["pos"]]
         node["size"] = [round(value) for value in node["size"]]
+        if node["type"].startswith("Preview"):
+            # What these show is no setting.
+            node.pop("widgets_values", None)
         for key in ("cnr_id", "ver", "aux_id"):
             node["properties"].pop(key, None)
         if node["type"].startswith("MotionLoRA_"):

@@ -329,6 +329,16 @@ def test_the_extension_does_not_matter(tmp_path, unet):
     assert load_any(tmp_path / "b.safetensors", unet).format == "list"
 
 
+def test_a_header_whose_length_begins_like_a_pickle(tmp_path, unet):
+    lora, path = random_lora(unet, ["conv_in"]), tmp_path / "x.safetensors"
+    kohya(path, lora)
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    wanted = next(n for n in range(length, 2**17) if n % 256 == 0x80)
+    path.write_bytes(wanted.to_bytes(8, "little") + raw[8 : 8 + length].ljust(wanted) + raw[8 + length :])
+    assert_same_change(load_any(path, unet).lora, lora)
+
+
 # Export
 
 

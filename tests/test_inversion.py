@@ -58,6 +58,8 @@ def test_tokens_stand_where_the_words_stood():
     assert substitute("a red circle over sand", tokens, "red circle") == "a <1> <2> <3> over sand"
     assert substitute("a Red  circle over sand", tokens[:2], "red circle, sand") == "a <1> over <2>"
     assert substitute("a red circle over sand", tokens, "sand, red circle") == "a <3> over <1> <2>"
+    assert substitute("a man with a look", ("<look-1>", "<look-2>"), "man, look") == "a <look-1> with a <look-2>"
+    assert substitute("red circle, red", tokens[:2], "red, red circle") == "<2>, <1>"
     assert substitute("sand on sandy sand", (r"<\1>",), "sand") == r"<\1> on sandy <\1>"
 
 

@@ -265,7 +265,8 @@ def test_wrong_sizes_are_refused_with_the_nearest(host: Host, base) -> None:
 def test_videos_side_by_side(host: Host) -> None:
     left, right = torch.zeros(4, 32, 32, 3), torch.ones(6, 64, 64, 3)
     made = host.run("MotionLoRA_SideBySide", left=left, right=right, reference=left)
-    assert made.args[0].shape[0] == 6 and made.args[0].shape[2] > made.args[0].shape[1]
+    frames, height, width, _ = made.args[0].shape
+    assert frames == 6 and width > height and height % 2 == width % 2 == 0
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

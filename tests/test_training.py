@@ -96,13 +96,14 @@ def test_the_result_is_the_temporal_lora_alone(pipeline, trained):
     assert [(report.stage, report.step) for report in result.losses] == stages
 
 
-def test_metadata_is_ready_for_the_file(pipeline, trained):
+def test_metadata_is_ready_for_the_file(pipeline, clip, trained):
     result, _ = trained
     metadata = result.lora.metadata
     assert metadata["motion_lora.method"] == "customize-a-video" and metadata["motion_lora.steps"] == "3"
     assert metadata["motion_lora.target_preset"] == "temporal-attention"
     assert metadata["motion_lora.base_weights_hash"] == pipeline.identity.weights_hash
     assert metadata["motion_lora.num_frames"] == "3" and metadata["motion_lora.height"] == "16"
+    assert metadata["motion_lora.training_fingerprint"] == fingerprint(pipeline.identity, [clip], quick(), None)
     assert TrainSettings(**result.settings).resolved().absorber == "dual"
 
 

@@ -119,6 +119,12 @@ def test_a_checkpoint_of_another_run_is_refused(pipeline, clips, tmp_path):
     assert resumed.lora.fingerprint() == train(pipeline, clips, settings).lora.fingerprint()
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_work(pipeline, clips, tmp_path):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(OutputError):
+        train(pipeline, clips, SETTINGS, callback=lambda _: pytest.fail("work had begun"), checkpoint=tmp_path / "file")
+
+
 @pytest.mark.parametrize("broken", ["index", "tensors", "missing"])
 def test_a_damaged_checkpoint_is_named(pipeline, clips, tmp_path, broken):
     settings = quick(absorber="none")

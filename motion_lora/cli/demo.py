@@ -58,7 +58,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo and print its summary."""
-    from ..demo import DemoSettings, run_demo, summary, train_settings
+    from ..demo import DemoSettings, reference_scene, run_demo, summary, train_settings
     from ..training import check_settings
 
     values = gather(options, _ALL_OPTIONS)
@@ -67,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
     settings = dataclasses.replace(
         DemoSettings(), **{option.name: values[option.name] for option in DEMO_OPTIONS if option.name in values}
     )
+    reference_scene(settings)
     pipeline = load_base(values)
     check_settings(train_settings(pipeline, settings))
     note(f"Learning the motion {settings.motion!r} on {pipeline.identity.name} ({pipeline.device}).")

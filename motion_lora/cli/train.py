@@ -255,21 +255,16 @@ def _save(values: Mapping[str, Any], output: Path, result: TrainResult) -> dict[
 
         files["absorber"] = str(save_absorber(values["save_absorber"], result.absorber, overwrite=overwrite))
     if "plot" in values:
+        from ..demo import losses_by_stage
         from ..pictures import plot_losses, write_png
 
         files["plot"] = str(write_png(values["plot"], plot_losses(losses_by_stage(result.losses))))
     return files
 
 
-def losses_by_stage(reports: Sequence[StepReport]) -> dict[str, list[float]]:
-    """The loss of every step, by stage in the order of training."""
-    losses: dict[str, list[float]] = {}
-    for report in reports:
-        losses.setdefault(report.stage, []).append(report.loss)
-    return losses
-
-
 def _report(options: argparse.Namespace, result: TrainResult, files: Mapping[str, str]) -> None:
+    from ..demo import losses_by_stage
+
     stages = {
         stage: {"steps": len(losses), "last_loss": sum(losses[-10:]) / len(losses[-10:])}
         for stage, losses in losses_by_stage(result.losses).items()

@@ -356,4 +356,4 @@ class _Guard:
             message = f"{type(error).__name__}: {first_line}"
             _LOG.error("Motion LoRA job %s failed", self._entry.id, exc_info=error)
         self._board.conclude(self._entry, records.FAILED, message)
-        return isinstance(error, Exception)
+        return True

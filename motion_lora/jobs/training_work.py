@@ -20,10 +20,7 @@ from ..errors import MotionLoRAError, TrainingError
 from ..files import load_absorber, load_lora, save_absorber, save_lora
 from ..inversion import Absorber
 from ..lora import LoRA
-from ..pictures import write_video
 from ..pipeline import VideoPipeline
-from ..sampling import SampleSettings, sample
-from ..stack import AdapterStack, StackEntry
 from ..storage import free_path, path_inside, read_tensors, serialize, write_atomically
 from ..training import (
     Command,
@@ -37,6 +34,7 @@ from ..training import (
     train_absorber,
 )
 from ..training.settings import absorber_stages
+from .previews import draw_preview
 from .records import APPEARANCE_ABSORBER, JobSpec, PreviewPlan
 from .store import CHECKPOINT, INPUTS, PREVIEWS, RESULT
 from .work import CONTINUE, PAUSE, Outcome, Reporter
@@ -197,14 +195,14 @@ def _run_motion(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: R
             break
         assert lap.preview_at is not None
         drawn |= {lap.preview_at}
-        fault = _draw_preview(spec, inputs, result.lora, lap.preview_at, folder, reporter) or fault
+        fault = _preview(spec, inputs, result.lora, lap.preview_at, folder, reporter) or fault
     if len(result.lora) == 0:
         return Outcome(finished=False, saved=False, note="the motion stage has taken no step yet; resume to go on")
     named = result.lora.with_metadata(**{"motion_lora.title": spec.name, "modelspec.title": spec.name})
     save_lora(folder / RESULT, named)
     finished = result.ending == "completed"
     if finished and spec.preview.wanted:
-        fault = _draw_preview(spec, inputs, result.lora, settings.steps, folder, reporter) or fault
+        fault = _preview(spec, inputs, result.lora, settings.steps, folder, reporter) or fault
     return Outcome(finished=finished, saved=True, note=fault)
 
 
@@ -219,25 +217,11 @@ def _run_absorber(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter:
     return Outcome(finished=lap.answer == CONTINUE, saved=True)
 
 
-def _draw_preview(
-    spec: JobSpec, inputs: TrainingInputs, lora: LoRA, step: int, folder: Path, reporter: Reporter
-) -> str:
-    """A small video with the LoRA as it is now. Why it could not be drawn, which is no reason to end the training."""
-    plan, clip = spec.preview, inputs.clips[0]
-    settings = SampleSettings(
-        plan.prompt,
-        num_frames=clip.num_frames,
-        height=clip.height,
-        width=clip.width,
-        num_inference_steps=plan.num_inference_steps,
-        guidance_scale=plan.guidance_scale,
-        seed=plan.seed,
-    )
+def _preview(spec: JobSpec, inputs: TrainingInputs, lora: LoRA, step: int, folder: Path, reporter: Reporter) -> str:
+    """Draw a preview with the LoRA as it is. Why it could not be drawn, which is no reason to end the training."""
     name = f"{step:06d}.mp4"
     try:
-        video = sample(inputs.pipeline, settings, stack=AdapterStack().add(StackEntry(lora)))[0]
-        (folder / PREVIEWS).mkdir(exist_ok=True)
-        write_video(folder / PREVIEWS / name, video.frames, clip.fps)
+        draw_preview(folder / PREVIEWS / name, inputs.pipeline, lora, spec.preview, inputs.clips[0])
     except (MotionLoRAError, OSError) as error:
         fault = f"no preview at step {step}: {error}"
         _LOG.warning("Motion LoRA: %s", fault)

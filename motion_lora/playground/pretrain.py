@@ -1,127 +1,72 @@
 """Pre-training of the playground: python -m motion_lora.playground.pretrain --work DIR [--output DIR].
 
-Four stages, each resumable from a checkpoint in the work folder and skipped once it is done, as real text-to-video
+Five stages, each resumable from a checkpoint in the work folder and skipped once it is done, as real text-to-video
 models are made of parts trained one after the other:
 
     vae      the autoencoder, on single frames; object pixels weigh more, or small objects lose their colour
     text     the text encoder, which learns to tell apart every word of the world (in place of CLIP's pre-training)
     image    the spatial layers, on single frames with every temporal layer bypassed
+    motion   all layers, on clips under so much noise that only the words say what moves where
     video    all layers, on clips and single frames in turn, the latter with the temporal layers bypassed
 
-Every batch is rendered on the fly from a generator seeded by stage and step, so that a resumed run sees the
-batches that an uninterrupted one would have seen.
+Every batch is drawn from a generator seeded by stage and step, so that a resumed run sees the batches that an
+uninterrupted one would have seen.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..axes import unfold_frames
 from ..bypass import temporal_bypass, temporal_layers
 from . import world
+from .architecture import (
+    SCHEDULER_CONFIG,
+    TEXT_WIDTH,
+    FrozenParts,
+    build_text_encoder,
+    build_unet,
+    build_vae,
+    to_pixels,
+    tokenize,
+    write_model,
+    write_tokenizer,
+)
+from .optimise import StagePlan, run_stage
 
 logger = logging.getLogger(__name__)
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
-MAX_TOKENS = 24
-TEXT_WIDTH = 64
 OBJECT_WEIGHT = 8.0
 KL_WEIGHT = 1e-6
 LATENT_OBJECT_WEIGHT = 2.0
-PREDICTION_TYPE = "v_prediction"
-DROP_CAPTION = 0.1
-IMAGE_SHARE = 0.25
+IMAGE_SHARE = 0.15
 POOL_SIZE = 4096
-HIGH_NOISE = 0.75
-HIGH_NOISE_SHARE = 0.5
-
-# Stable Diffusion's schedule but for its end: with 0.012 an 8 x 8 latent still shows where the object is at the last
-# step, so the words that say how it moves go unheeded in training and are missed in sampling.
-SCHEDULER_CONFIG: dict[str, Any] = {
-    "_class_name": "DDIMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.02,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "prediction_type": PREDICTION_TYPE,
-}
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """How long and how fast one stage trains; the learning rate warms up, stays, and falls to zero in the last quarter."""
-
-    name: str
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup: int = 100
-    cooldown: float = 0.25
-    ema_decay: float = 0.999
-
 
 PLANS: dict[str, StagePlan] = {
-    "vae": StagePlan("vae", steps=1300, batch_size=32, learning_rate=2e-3, warmup=50, cooldown=0.4, ema_decay=0.99),
-    "text": StagePlan("text", steps=500, batch_size=64, learning_rate=1e-3, warmup=50, ema_decay=0.99),
-    "image": StagePlan("image", steps=4000, batch_size=64, learning_rate=1e-3, cooldown=0.1),
-    "video": StagePlan("video", steps=6000, batch_size=8, learning_rate=8e-4, cooldown=0.3),
+    "vae": StagePlan(
+        "vae", seed=0, steps=1300, batch_size=32, learning_rate=2e-3, warmup=50, cooldown=0.4, ema_decay=0.99
+    ),
+    "text": StagePlan("text", seed=1, steps=500, batch_size=64, learning_rate=1e-3, warmup=50, ema_decay=0.99),
+    "image": StagePlan("image", seed=2, steps=2000, batch_size=64, learning_rate=1e-3, cooldown=0.1),
+    "motion": StagePlan("motion", seed=3, steps=1000, batch_size=8, learning_rate=8e-4, cooldown=0.1),
+    "video": StagePlan("video", seed=4, steps=3000, batch_size=8, learning_rate=8e-4, cooldown=0.4),
 }
-
-
-def learning_rate_factor(plan: StagePlan, step: int) -> float:
-    """Linear warm-up, constant, linear fall to 2 % of the rate."""
-    fall = int(plan.steps * plan.cooldown)
-    rise = min(1.0, (step + 1) / max(plan.warmup, 1))
-    left = (plan.steps - step) / max(fall, 1)
-    return rise * min(1.0, max(left, 0.02))
-
-
-def build_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        block_out_channels=(16, 32, 64, 64),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=8,
-        sample_size=world.CANVAS,
-    )
-
-
-def build_unet() -> UNet3DConditionModel:
-    return UNet3DConditionModel(
-        sample_size=world.CANVAS // 8,
-        block_out_channels=(48, 96),
-        down_block_types=("CrossAttnDownBlock3D", "CrossAttnDownBlock3D"),
-        up_block_types=("CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
-        layers_per_block=1,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=16,
-        norm_num_groups=8,
-    )
 
 
 def random_scenes(generator: torch.Generator, count: int) -> list[world.Scene]:
@@ -142,10 +87,6 @@ def coverage_of(scenes: Sequence[world.Scene], centres: Tensor) -> Tensor:
     return world.coverage(scenes, centres)[:, None]
 
 
-def to_pixels(frames: Tensor) -> Tensor:
-    return frames.movedim(-1, 1) * 2 - 1
-
-
 # Stage 1 ------------------------------------------------------------------------------------------------------------
 
 
@@ -161,74 +102,6 @@ def vae_loss(vae: AutoencoderKL, generator: torch.Generator, batch_size: int) ->
 
 
 # Stage 2 ------------------------------------------------------------------------------------------------------------
-
-
-def vocabulary() -> list[str]:
-    """Every word that the world's captions can hold, held-out motions included, in a fixed order."""
-    words: list[str] = ["a", "over", "striped", *world.SHAPES, *world.COLOURS, *world.BACKGROUNDS]
-    for phrase in world.MOTIONS.values():
-        words += phrase.split()
-    return list(dict.fromkeys(words))
-
-
-def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer of the world's words: characters, the merges that build each word, one token per word.
-
-    Words outside the vocabulary fall back to characters, as CLIP falls back to byte pairs.
-    """
-    characters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    tokens = characters + [f"{character}</w>" for character in characters]
-    merges: list[tuple[str, str]] = []
-    for word in vocabulary():
-        pieces = _merge([*word[:-1], f"{word[-1]}</w>"], merges)
-        while len(pieces) > 1:
-            merges.append((pieces[0], pieces[1]))
-            tokens.append(pieces[0] + pieces[1])
-            pieces = [pieces[0] + pieces[1], *pieces[2:]]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    vocab = {token: index for index, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    special = {
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-    }
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2), encoding="utf-8")
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "do_lower_case": True, **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    return CLIPTokenizer.from_pretrained(str(folder))
-
-
-def _merge(pieces: list[str], merges: Sequence[tuple[str, str]]) -> list[str]:
-    """Byte-pair encoding: apply the merges in their order. What an earlier word's merges leave of a later word shows here."""
-    for first, second in merges:
-        index = 0
-        while index < len(pieces) - 1:
-            if pieces[index] == first and pieces[index + 1] == second:
-                pieces = [*pieces[:index], first + second, *pieces[index + 2 :]]
-            index += 1
-    return pieces
-
-
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=2 * TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            projection_dim=TEXT_WIDTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
 
 
 class WordProbes(nn.Module):
@@ -249,12 +122,6 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "fill": world.FILLS,
     "motion": ("", *world.KNOWN_MOTIONS),
 }
-
-
-def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
-    batch = tokenizer(list(prompts), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-    ids: Tensor = batch["input_ids"]
-    return ids
 
 
 def scene_captions(generator: torch.Generator, scenes: Sequence[world.Scene], motion: bool) -> list[str]:
@@ -291,6 +158,23 @@ def _said(scene: world.Scene, text: str, attribute: str) -> str:
 # Stages 3 and 4 -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Emphasis:
+    """Which timesteps are drawn: `share` of them from `low` (0 clean, 1 pure noise) upwards, the others from all.
+
+    What the words decide, colour and motion, is settled while the object cannot yet be seen through the noise. Drawn
+    evenly, those steps are too few: the words for opposite directions were not told apart after 2,250 steps, and were
+    after 250 steps of `ONLY_WORDS`.
+    """
+
+    low: float
+    share: float
+
+
+BALANCED = Emphasis(low=0.75, share=0.5)
+ONLY_WORDS = Emphasis(low=0.85, share=1.0)
+
+
 class Diffusion:
     """The forward process: noise, and the target that the network learns (Salimans and Ho 2022 for v)."""
 
@@ -302,12 +186,10 @@ class Diffusion:
         self.signal = alphas.sqrt().float()
         self.noise = (1 - alphas).sqrt().float()
 
-    def corrupt(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def corrupt(self, latents: Tensor, generator: torch.Generator, emphasis: Emphasis) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents, timesteps (b,), and the v target, all shaped like latents (b, c, f, h, w)."""
         batch = latents.shape[0]
-        # What the words decide, colour and motion, is settled while the object cannot yet be seen through the noise:
-        # above three quarters of the steps here. Drawn evenly, those steps are too few for the words to be heeded.
-        low = torch.where(torch.rand(batch, generator=generator) < HIGH_NOISE_SHARE, HIGH_NOISE, 0.0)
+        low = torch.where(torch.rand(batch, generator=generator) < emphasis.share, emphasis.low, 0.0)
         place = low + (1 - low) * torch.rand(batch, generator=generator)
         timesteps = (place * len(self.signal)).long().clamp(max=len(self.signal) - 1)
         noise = torch.randn(latents.shape, generator=generator)
@@ -315,29 +197,8 @@ class Diffusion:
         return signal * latents + sigma * noise, timesteps, signal * noise - sigma * latents
 
 
-@dataclass
-class FrozenParts:
-    """What stages 3 and 4 take from the first two, in inference only."""
-
-    vae: AutoencoderKL
-    tokenizer: CLIPTokenizer
-    encoder: CLIPTextModel
-    scale: float
-
-    @torch.no_grad()
-    def text(self, prompts: Sequence[str], generator: torch.Generator) -> Tensor:
-        keep = torch.rand(len(prompts), generator=generator) >= DROP_CAPTION
-        said = [prompt if keep[i] else "" for i, prompt in enumerate(prompts)]
-        return self.encoder(tokenize(self.tokenizer, said)).last_hidden_state
-
-    @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (n, 3, h, w) in [-1, 1] -> scaled latents (n, c, h / 8, w / 8)."""
-        return self.vae.encode(pixels).latent_dist.mode() * self.scale
-
-
 def object_weight(coverage: Tensor) -> Tensor:
-    """Coverage (n, 1, h, w) in pixels -> loss weight per latent cell (n, 1, h / 8, w / 8); objects are small but all that matters."""
+    """Coverage (n, 1, h, w) -> loss weight of each latent cell (n, 1, h / 8, w / 8): small objects are what matters."""
     return 1 + LATENT_OBJECT_WEIGHT * F.max_pool2d(coverage, 8)
 
 
@@ -351,7 +212,7 @@ def frame_loss(
     """Denoising loss of single frames with the temporal layers bypassed."""
     scenes, pixels, coverage = random_frames(generator, batch_size)
     latents = parts.encode(pixels)[:, :, None]
-    noisy, timesteps, target = diffusion.corrupt(latents, generator)
+    noisy, timesteps, target = diffusion.corrupt(latents, generator, BALANCED)
     text = parts.text(scene_captions(generator, scenes, motion=False), generator)
     with temporal_bypass(unet):
         predicted = unet(noisy, timesteps, text).sample
@@ -392,22 +253,33 @@ def _encode_scene(parts: FrozenParts, scene: world.Scene) -> tuple[Tensor, Tenso
 
 
 def clip_loss(
-    unet: UNet3DConditionModel, parts: FrozenParts, pool: Pool, diffusion: Diffusion, generator: torch.Generator, batch_size: int
+    unet: UNet3DConditionModel,
+    parts: FrozenParts,
+    pool: Pool,
+    diffusion: Diffusion,
+    generator: torch.Generator,
+    batch_size: int,
+    emphasis: Emphasis,
 ) -> Tensor:
     """Denoising loss of clips, all layers at work."""
     drawn = torch.randint(len(pool.scenes), (batch_size,), generator=generator)
-    noisy, timesteps, target = diffusion.corrupt(pool.latents[drawn], generator)
+    noisy, timesteps, target = diffusion.corrupt(pool.latents[drawn], generator, emphasis)
     text = parts.text([world.caption(pool.scenes[i]) for i in drawn.tolist()], generator)
     return weighted_loss(unet(noisy, timesteps, text).sample, target, pool.weight[drawn])
 
 
 def pooled_frame_loss(
-    unet: UNet3DConditionModel, parts: FrozenParts, pool: Pool, diffusion: Diffusion, generator: torch.Generator, batch_size: int
+    unet: UNet3DConditionModel,
+    parts: FrozenParts,
+    pool: Pool,
+    diffusion: Diffusion,
+    generator: torch.Generator,
+    batch_size: int,
 ) -> Tensor:
     """`frame_loss` on single frames of the pool's clips."""
     drawn = torch.randint(len(pool.scenes), (batch_size,), generator=generator)
     frames = torch.randint(world.NUM_FRAMES, (batch_size,), generator=generator)
-    noisy, timesteps, target = diffusion.corrupt(pool.latents[drawn, :, frames][:, :, None], generator)
+    noisy, timesteps, target = diffusion.corrupt(pool.latents[drawn, :, frames][:, :, None], generator, BALANCED)
     scenes = [pool.scenes[i] for i in drawn.tolist()]
     text = parts.text(scene_captions(generator, scenes, motion=False), generator)
     with temporal_bypass(unet):
@@ -416,71 +288,6 @@ def pooled_frame_loss(
 
 
 # The loop -----------------------------------------------------------------------------------------------------------
-
-
-def run_stage(plan: StagePlan, modules: dict[str, nn.Module], loss: Callable[[torch.Generator], Tensor], work: Path) -> None:
-    """Train one stage to its end, from its checkpoint where there is one; leaves the averaged weights in the modules."""
-    checkpoint = work / f"{plan.name}.safetensors"
-    named = {f"{key}.{name}": p for key, module in modules.items() for name, p in module.named_parameters() if p.requires_grad}
-    average = {name: p.detach().clone() for name, p in named.items()}
-    optimizer = torch.optim.AdamW(named.values(), lr=plan.learning_rate, weight_decay=1e-2, betas=(0.9, 0.99))
-    start = _restore(checkpoint, named, average, optimizer)
-    log = work / f"{plan.name}.log.csv"
-    began, recent = time.monotonic(), 0.0
-    for step in range(start, plan.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * learning_rate_factor(plan, step)
-        generator = torch.Generator().manual_seed(1_000_003 * list(PLANS).index(plan.name) + step)
-        torch.manual_seed(step)
-        optimizer.zero_grad(set_to_none=True)
-        value = loss(generator)
-        value.backward()
-        nn.utils.clip_grad_norm_(named.values(), 1.0)
-        optimizer.step()
-        decay = min(plan.ema_decay, (step + 1) / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.values()), list(named.values()), 1 - decay)
-        value = value.detach()
-        recent = float(value) if step == start else 0.98 * recent + 0.02 * float(value)
-        if (step + 1) % 50 == 0:
-            rate = (time.monotonic() - began) / (step + 1 - start)
-            logger.info("%s %d/%d loss %.4f %.2f s/step", plan.name, step + 1, plan.steps, recent, rate)
-            with log.open("a", encoding="utf-8") as file:
-                file.write(f"{step + 1},{recent:.6f},{rate:.3f}\n")
-        if (step + 1) % 250 == 0 or step + 1 == plan.steps:
-            _save(checkpoint, named, average, optimizer, step + 1)
-    with torch.no_grad():
-        for name, p in named.items():
-            p.copy_(average[name])
-
-
-def _save(path: Path, named: dict[str, nn.Parameter], average: dict[str, Tensor], optimizer: torch.optim.AdamW, step: int) -> None:
-    tensors: dict[str, Tensor] = {f"weight.{name}": p.detach() for name, p in named.items()}
-    tensors |= {f"average.{name}": t for name, t in average.items()}
-    for name, p in named.items():
-        state = optimizer.state[p]
-        tensors[f"m.{name}"], tensors[f"v.{name}"] = state["exp_avg"], state["exp_avg_sq"]
-    temporary = path.with_suffix(".tmp")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, str(temporary), metadata={"step": str(step)})
-    os.replace(temporary, path)
-
-
-def _restore(path: Path, named: dict[str, nn.Parameter], average: dict[str, Tensor], optimizer: torch.optim.AdamW) -> int:
-    if not path.exists():
-        return 0
-    tensors = load_file(str(path))
-    with safe_open(str(path), framework="pt") as file:
-        step = int(file.metadata()["step"])
-    with torch.no_grad():
-        for name, p in named.items():
-            p.copy_(tensors[f"weight.{name}"])
-            average[name].copy_(tensors[f"average.{name}"])
-            optimizer.state[p] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": tensors[f"m.{name}"],
-                "exp_avg_sq": tensors[f"v.{name}"],
-            }
-    return step
 
 
 def run_vae(work: Path, plan: StagePlan) -> AutoencoderKL:
@@ -507,7 +314,9 @@ def latent_scale(vae: AutoencoderKL) -> float:
     return 1.0 / float(vae.encode(pixels).latent_dist.mode().std())
 
 
-def run_unet(work: Path, parts: FrozenParts, image: StagePlan, video: StagePlan) -> UNet3DConditionModel:
+def run_unet(
+    work: Path, parts: FrozenParts, image: StagePlan, motion: StagePlan, video: StagePlan
+) -> UNet3DConditionModel:
     torch.manual_seed(2)
     diffusion = Diffusion()
     unet = build_unet()
@@ -522,36 +331,20 @@ def run_unet(work: Path, parts: FrozenParts, image: StagePlan, video: StagePlan)
         p.requires_grad_(True)
 
     pool = build_pool(work, parts, POOL_SIZE)
+    run_stage(
+        motion,
+        {"unet": unet},
+        lambda g: clip_loss(unet, parts, pool, diffusion, g, motion.batch_size, ONLY_WORDS),
+        work,
+    )
 
     def joint(generator: torch.Generator) -> Tensor:
         if float(torch.rand((), generator=generator)) < IMAGE_SHARE:
             return pooled_frame_loss(unet, parts, pool, diffusion, generator, video.batch_size * world.NUM_FRAMES // 2)
-        return clip_loss(unet, parts, pool, diffusion, generator, video.batch_size)
+        return clip_loss(unet, parts, pool, diffusion, generator, video.batch_size, BALANCED)
 
     run_stage(video, {"unet": unet}, joint, work)
     return unet.requires_grad_(False)
-
-
-def write_model(output: Path, parts: FrozenParts, unet: UNet3DConditionModel) -> None:
-    """The finished model as a diffusers folder of fp16 safetensors, in the layout of ModelScope's release."""
-    parts.vae.register_to_config(scaling_factor=parts.scale)
-    for name, module in (("vae", parts.vae), ("unet", unet), ("text_encoder", parts.encoder)):
-        module.half().save_pretrained(str(output / name), safe_serialization=True)
-    write_tokenizer(output / "tokenizer")
-    scheduler = output / "scheduler"
-    scheduler.mkdir(parents=True, exist_ok=True)
-    (scheduler / "scheduler_config.json").write_text(json.dumps(SCHEDULER_CONFIG, indent=2), encoding="utf-8")
-    index = {
-        "_class_name": "TextToVideoSDPipeline",
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet3DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    about = {"name": "playground", "num_frames": world.NUM_FRAMES, "fps": world.FPS}
-    (output / "motion_lora.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
-    (output / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def pretrain(work: Path, output: Path, plans: dict[str, StagePlan]) -> None:
@@ -560,7 +353,7 @@ def pretrain(work: Path, output: Path, plans: dict[str, StagePlan]) -> None:
     vae = run_vae(work, plans["vae"])
     tokenizer, encoder = run_text(work, plans["text"])
     parts = FrozenParts(vae, tokenizer, encoder, latent_scale(vae))
-    unet = run_unet(work, parts, plans["image"], plans["video"])
+    unet = run_unet(work, parts, plans["image"], plans["motion"], plans["video"])
     write_model(output, parts, unet)
 
 
@@ -569,7 +362,7 @@ def export(work: Path, output: Path) -> None:
     vae = _averaged(work / "vae.safetensors", "vae", build_vae())
     tokenizer = write_tokenizer(work / "tokenizer")
     encoder = _averaged(work / "text.safetensors", "encoder", build_text_encoder(tokenizer))
-    newest = work / "video.safetensors" if (work / "video.safetensors").exists() else work / "image.safetensors"
+    newest = next(path for name in ("video", "motion", "image") if (path := work / f"{name}.safetensors").exists())
     unet = _averaged(newest, "unet", build_unet())
     write_model(output, FrozenParts(vae, tokenizer, encoder, latent_scale(vae)), unet)
 
@@ -584,12 +377,16 @@ def _averaged(checkpoint: Path, key: str, module: AnyModule) -> AnyModule:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m motion_lora.playground.pretrain", description=__doc__.split("\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoints and logs; a run resumes from it")
+    parser = argparse.ArgumentParser(
+        prog="python -m motion_lora.playground.pretrain", description="Pre-train the playground."
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder of checkpoints and logs; a run resumes from it"
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "weights", help="model folder to write")
     for plan in PLANS.values():
         parser.add_argument(f"--{plan.name}-steps", type=int, default=plan.steps, help="default: %(default)s")
-    parser.add_argument("--export", action="store_true", help="write the model from the checkpoints there are, and stop")
+    parser.add_argument("--export", action="store_true", help="write the model from the checkpoints, and stop")
     parser.add_argument("--only", choices=tuple(PLANS), help="stop after this stage and write no model")
     return parser.parse_args(arguments)
 

@@ -62,7 +62,9 @@ def measure_quality(
     held_out = [world.sample_scene(generator, tuple(world.HELD_OUT_MOTIONS)) for _ in range(max(prompts // 4, 1))]
     clips = _sample(pipeline, [*known, *held_out], seed, num_inference_steps, guidance_scale)
     readings = [read_clip(clip.frames) for clip in clips]
-    right = {name: _share([getattr(r, name) == getattr(s, name) for r, s in _pairs(readings, known)]) for name in ATTRIBUTES}
+    right = {
+        name: _share([getattr(r, name) == getattr(s, name) for r, s in _pairs(readings, known)]) for name in ATTRIBUTES
+    }
     return Quality(
         prompts=len(known),
         **right,
@@ -100,7 +102,9 @@ def _sample(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m motion_lora.playground.quality", description=__doc__)
-    parser.add_argument("--model", type=Path, default=PLAYGROUND_FOLDER, help="model folder (default: the built-in one)")
+    parser.add_argument(
+        "--model", type=Path, default=PLAYGROUND_FOLDER, help="model folder (default: the built-in one)"
+    )
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--steps", type=int, default=NUM_INFERENCE_STEPS)
     parser.add_argument("--guidance", type=float, default=GUIDANCE_SCALE)

@@ -69,7 +69,7 @@ _BACKGROUND_TONES: dict[str, tuple[tuple[float, float, float], tuple[float, floa
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that determines a clip. `centre` is the middle of the path; `scale` its half extent; both in canvas sides."""
+    """What determines a clip. `centre` is the middle of the path, `scale` half its extent, in canvas sides."""
 
     shape: str
     colour: str
@@ -193,7 +193,9 @@ def _object_words(scene: Scene) -> str:
 
 
 def sample_scene(
-    generator: torch.Generator, motions: Sequence[str] = tuple(KNOWN_MOTIONS), **fixed: str | float | tuple[float, float]
+    generator: torch.Generator,
+    motions: Sequence[str] = tuple(KNOWN_MOTIONS),
+    **fixed: str | float | tuple[float, float],
 ) -> Scene:
     """A random scene whose whole path stays on the canvas; `fixed` pins any field of `Scene`."""
 

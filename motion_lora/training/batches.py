@@ -7,7 +7,7 @@ that is seeded by the run's seed, the stage and the step, on the CPU: the same o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -64,25 +64,37 @@ def words_to_absorb(clip: Clip, settings: TrainSettings, tokens: PlaceholderToke
     return clip.absorb_words or shared_phrases(clip.caption, clip.appearance_caption, limit)
 
 
-def prompts_of(clip: Clip, settings: TrainSettings, tokens: PlaceholderTokens | None) -> dict[str, str]:
-    """The clip's two captions, with `tokens` in the place of its words to absorb. Raises ClipError without these."""
-    captions = {"full": clip.caption, "appearance": clip.appearance_caption}
+def prompts_of(
+    clip: Clip, settings: TrainSettings, tokens: PlaceholderTokens | None, kinds: Iterable[str]
+) -> dict[str, str]:
+    """The clip's captions of these kinds, "full" and "appearance", with `tokens` in the place of its words to absorb.
+
+    Raises ClipError when a caption does not hold the words.
+    """
+    captions = {kind: clip.caption if kind == "full" else clip.appearance_caption for kind in kinds}
     if tokens is None:
         return captions
     words = words_to_absorb(clip, settings, tokens)
     names = tokens.names_for(words)
-    return {kind: substitute(caption, names, words) if caption else "" for kind, caption in captions.items()}
+    return {kind: substitute(caption, names, words) for kind, caption in captions.items()}
 
 
 def prepare(
-    pipeline: VideoPipeline, clips: Sequence[Clip], settings: TrainSettings, tokens: PlaceholderTokens | None
+    pipeline: VideoPipeline,
+    clips: Sequence[Clip],
+    settings: TrainSettings,
+    tokens: PlaceholderTokens | None,
+    kinds: Iterable[str],
 ) -> list[Material]:
-    """Encode the clips; `pipeline` knows `tokens`. Raises ClipError for a caption that the text encoder would cut."""
+    """Encode the clips; `pipeline` knows `tokens`, `kinds` are the captions that will be read.
+
+    Raises ClipError for tokens in a caption that the text encoder would cut.
+    """
     materials = []
     for clip in clips:
-        prompts = prompts_of(clip, settings, tokens)
-        if tokens is not None:
-            check_length(pipeline, prompts["full"])
+        prompts = prompts_of(clip, settings, tokens, kinds)
+        for prompt in prompts.values() if tokens is not None else ():
+            check_length(pipeline, prompt)
         # A host may hand over tensors of inference mode, which autograd refuses; a copy is a plain tensor.
         frames = clip.frames.clone()
         flipped = pipeline.encode_frames(frames.flip(2)) if settings.horizontal_flip > 0 else None

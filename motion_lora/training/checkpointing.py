@@ -24,8 +24,10 @@ CHECKPOINTED = (Transformer2DModel, TransformerTemporalModel, TemporalConvLayer,
 def gradient_checkpointing(unet: nn.Module, enabled: bool = True) -> Iterator[None]:
     """Inside the context the transformers, temporal convolutions and residual blocks of `unet` are checkpointed.
 
-    Enter it before `temporal_bypass`, which replaces the same methods and puts them back. Whatever changes what a
-    layer computes (strengths, dropout seeds) must stay as it is from a forward pass to the end of its backward pass.
+    For a network in evaluation mode, where only adapters drop anything, which repeat themselves by their seed: no
+    random state is kept and brought back. Enter it before `temporal_bypass`, which replaces the same methods and puts
+    them back. Whatever changes what a layer computes (strengths, seeds) must stay as it is from a forward pass to the
+    end of its backward pass.
     """
     layers = [module for module in unet.modules() if isinstance(module, CHECKPOINTED)] if enabled else []
     former = [module.__dict__.get("forward") for module in layers]
@@ -45,6 +47,6 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     return run

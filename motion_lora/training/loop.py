@@ -168,10 +168,10 @@ class _Run:
         check_run(pipeline, clips, settings, stages, given)
         self._pipeline, self._clips, self._settings = pipeline, clips, settings.resolved()
         self._stages, self._given, self._callback = stages, given, callback
-        mark = fingerprint(pipeline.identity, clips, settings, given)
+        self._mark = fingerprint(pipeline.identity, clips, settings, given)
         names = [stage.name for stage in stages]
         folder = Path(checkpoint) if checkpoint is not None else None
-        self._keeper = Keeper(folder, mark, settings.with_effect(), names, pipeline.dtype)
+        self._keeper = Keeper(folder, self._mark, settings.with_effect(), names, pipeline.dtype)
         self._progress = self._keeper.open()
 
     def through_all_stages(self) -> Ending:
@@ -193,6 +193,9 @@ class _Run:
         idle = self._settings.offload_encoders and not run.trains_tokens and run.device.type != "cpu"
         with run.prepared(), self._pipeline.offload_encoders() if idle else nullcontext():
             ending = fit(run, self._keeper, self._progress, self._callback)
+        if ending == "stopped" and stage is self._stages[-1] and self._progress.step == run.steps:
+            # Stopped when there was nothing left to do.
+            ending = "completed"
         if ending == "completed" or self._progress.step > 0:
             self._progress.results[stage.name] = results_of(run.parameters)
         if ending == "completed":
@@ -206,11 +209,11 @@ class _Run:
     def result(self, ending: Ending) -> TrainResult:
         method_stages = main_stages(self._settings)
         results, steps = self._progress.results, self._progress.step
-        lora = kept_lora(results, method_stages, self._settings, self._pipeline, self._clips, steps)
+        about = (self._settings, self._pipeline, self._clips, steps, self._mark)
         return TrainResult(
-            lora=lora,
+            lora=kept_lora(results, method_stages, *about),
             absorber=self.absorber(),
-            spatial=spatial_loras(results, method_stages, self._settings, self._pipeline, self._clips, steps),
+            spatial=spatial_loras(results, method_stages, *about),
             losses=tuple(self._progress.reports),
             ending=ending,
             settings=self._settings.with_effect(),

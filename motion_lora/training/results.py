@@ -51,8 +51,12 @@ def kept_lora(
     pipeline: VideoPipeline,
     clips: Sequence[Clip],
     steps: int,
+    mark: str,
 ) -> LoRA:
-    """What the method keeps, with the metadata of its file; without layers when no motion stage took a step."""
+    """What the method keeps, with the metadata of its file; without layers when no motion stage took a step.
+
+    `mark` is the fingerprint of the run.
+    """
     keeps = find_method(settings.method).keeps
     layers: dict[str, LoRALayer] = {}
     kept = [part for stage in stages if stage.name in results for part in stage.parts if part.name in keeps]
@@ -61,7 +65,9 @@ def kept_lora(
             alpha = part_settings(part, settings).alpha
             layers.update(lora_from(part_of(results.get(stage.name, {}), part.name), alpha).layers)
     lora = LoRA(layers)
-    return LoRA(layers, build_metadata(_provenance(kept, settings, pipeline, clips, steps), lora)) if kept else lora
+    if not kept:
+        return lora
+    return LoRA(layers, build_metadata(_provenance(kept, settings, pipeline, clips, steps, mark), lora))
 
 
 def spatial_loras(
@@ -71,6 +77,7 @@ def spatial_loras(
     pipeline: VideoPipeline,
     clips: Sequence[Clip],
     steps: int,
+    mark: str,
 ) -> tuple[LoRA, ...]:
     """The spatial LoRAs of a dual path, one per clip: each clip's appearance, with the metadata of its file."""
     found = []
@@ -79,13 +86,18 @@ def spatial_loras(
         alpha = part_settings(part, settings).alpha
         for clip, name in zip(clips, adapter_names_of(part, len(clips)), strict=True):
             lora = lora_from(part_of(results[stage.name], name), alpha)
-            metadata = build_metadata(_provenance([part], settings, pipeline, [clip], steps), lora)
+            metadata = build_metadata(_provenance([part], settings, pipeline, [clip], steps, mark), lora)
             found.append(LoRA(lora.layers, metadata))
     return tuple(found)
 
 
 def _provenance(
-    kept: Sequence[Part], settings: TrainSettings, pipeline: VideoPipeline, clips: Sequence[Clip], steps: int
+    kept: Sequence[Part],
+    settings: TrainSettings,
+    pipeline: VideoPipeline,
+    clips: Sequence[Clip],
+    steps: int,
+    mark: str,
 ) -> Provenance:
     first = clips[0]
     chosen = [part_settings(part, settings) for part in kept]
@@ -105,6 +117,7 @@ def _provenance(
         seed=settings.seed,
         settings=settings.with_effect(),
         clips=[clip.fingerprint() for clip in clips],
+        training_fingerprint=mark,
         prediction_type=pipeline.prediction_type,
     )
 

@@ -133,12 +133,13 @@ class StageRun:
             if self.trains_tokens:
                 self.parameters[f"{TOKENS}|{ROWS}"] = rows
                 self._rates[TOKENS] = self.settings.token_learning_rate
-        self._materials = prepare(reader, clips, self.settings, self.tokens)
+        kinds = sorted({a_pass.caption for a_pass in self.stage.passes})
+        self._materials = prepare(reader, clips, self.settings, self.tokens, kinds)
         # Kept only where it is used in every step: it would hold the text encoder on the device.
         self.reader = reader if self.trains_tokens else None
         self._texts: dict[str, Tensor] = {}
         if not self.trains_tokens:
-            prompts = sorted({m.prompts[a_pass.caption] for m in self._materials for a_pass in self.stage.passes})
+            prompts = sorted({prompt for material in self._materials for prompt in material.prompts.values()})
             self._texts = {prompt: reader.encode_prompt([prompt]).to(self.dtype) for prompt in prompts}
 
     def groups(self) -> list[dict[str, Any]]:

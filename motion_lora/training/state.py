@@ -108,9 +108,13 @@ class Keeper:
         """The progress in the folder, or none yet.
 
         Raises SettingsError, saying which settings differ, when the checkpoint belongs to another run, TrainingError
-        when it is damaged.
+        when it is damaged, OutputError when the folder cannot be written: before work starts, not at its first save.
         """
-        if self.folder is None or not self.exists:
+        if self.folder is None:
+            return Progress()
+        probe = write_atomically(self.folder / "writable", b"")
+        probe.unlink()
+        if not self.exists:
             return Progress()
         try:
             index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))

@@ -28,7 +28,8 @@ class StepReport:
 
 COMMANDS: tuple[Command, ...] = ("continue", "pause", "stop", "abort")
 Callback = Callable[[StepReport], str]
-"""Answers with one of COMMANDS. Called after a step; "pause" saves a checkpoint and returns, "stop" returns what there is, "abort" leaves nothing."""
+"""Called after a step, answers with one of COMMANDS: "pause" saves a checkpoint and returns, "stop" returns what there
+is, "abort" leaves nothing."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,39 @@
+"""Previews: small videos that show what a LoRA does while it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ..clips import Clip
+from ..lora import LoRA
+from ..pictures import write_video
+from ..pipeline import VideoPipeline
+from ..sampling import SampleSettings, sample
+from ..stack import AdapterStack, StackEntry
+from .records import PreviewPlan
+
+_LEAST_SIDE = 256
+
+
+def draw_preview(path: Path, pipeline: VideoPipeline, lora: LoRA, plan: PreviewPlan, clip: Clip) -> None:
+    """Sample the plan's prompt with the LoRA, in the clip's size and length, into an mp4. Raises MotionLoRAError."""
+    settings = SampleSettings(
+        plan.prompt,
+        num_frames=clip.num_frames,
+        height=clip.height,
+        width=clip.width,
+        num_inference_steps=plan.num_inference_steps,
+        guidance_scale=plan.guidance_scale,
+        seed=plan.seed,
+    )
+    video = sample(pipeline, settings, stack=AdapterStack().add(StackEntry(lora)))[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, enlarged(video.frames), clip.fps)
+
+
+def enlarged(frames: Tensor) -> Tensor:
+    """Small frames (f, h, w, 3) by a whole factor, without smoothing: players would blur them."""
+    factor = max(1, _LEAST_SIDE // max(frames.shape[1:3]))
+    return frames.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)

@@ -1,0 +1,122 @@
+"""The shipped workflows as files: sound links, values that fit the nodes, nothing of the machine they were made on.
+
+`test_host.py` loads and runs them in the real front end.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from build_workflows import WORKFLOWS
+from comfy_double import hosted
+from PIL import Image
+
+FOLDER = Path(__file__).resolve().parents[1] / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+CORE = {"MarkdownNote", "LoadVideo", "SaveVideo", "PreviewImage", "PreviewAny"}
+# Combos whose values are files of a user's machine.
+FILES = {"model", "lora_name", "absorber_name"}
+
+
+@pytest.fixture(scope="module")
+def infos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    with hosted(tmp_path_factory.mktemp("comfyui")) as host:
+        yield {node_id: node.info() for node_id, node in host.nodes.items()}
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def widgets(info: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(name, type, options) of every widget in the order in which a workflow saves their values."""
+    found = []
+    for name, (kind, options) in {**info["input"]["required"], **info["input"].get("optional", {})}.items():
+        if kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
+            found.append((name, kind, options))
+        if options.get("control_after_generate"):
+            found.append(("control_after_generate", "CONTROL", {}))
+    return found
+
+
+def test_every_story_has_its_workflow_and_nothing_else_is_there() -> None:
+    assert sorted(WORKFLOWS) == NAMES
+    assert {path.suffix for path in FOLDER.iterdir()} == {".json", ".jpg"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_are_sound(name: str) -> None:
+    graph = read(name)
+    assert graph["version"] == 0.4
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    assert len(nodes) == len(graph["nodes"]) and max(nodes) <= graph["last_node_id"]
+    for link_id, source, out, target, into, kind in graph["links"]:
+        output, slot = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
+        assert output["type"] == slot["type"] == kind, f"link {link_id}"
+        assert link_id in output["links"] and slot["link"] == link_id
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_fit_the_nodes(name: str, infos: dict[str, Any]) -> None:
+    for node in read(name)["nodes"]:
+        if node["type"] in CORE:
+            continue
+        expected = widgets(infos[node["type"]])
+        values = node["widgets_values"]
+        assert len(values) == len(expected), f"{node['type']}: {values}"
+        for (widget, kind, options), value in zip(expected, values, strict=True):
+            place = f"{node['type']}.{widget} = {value!r}"
+            if kind == "COMBO" and widget not in FILES:
+                assert value in options["options"], place
+            if kind in ("INT", "FLOAT"):
+                assert options["min"] <= value <= options["max"], place
+            if kind == "BOOLEAN":
+                assert isinstance(value, bool), place
+            if kind == "CONTROL":
+                assert value == "fixed", "the same seed for all who press Run"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_required_inputs_are_connected(name: str, infos: dict[str, Any]) -> None:
+    for node in read(name)["nodes"]:
+        if node["type"] in CORE:
+            continue
+        sockets = [n for n, (kind, _) in infos[node["type"]]["input"]["required"].items() if kind not in _WIDGET_TYPES]
+        connected = {slot["name"] for slot in node["inputs"] if slot["link"] is not None}
+        assert set(sockets) <= connected, node["type"]
+
+
+_WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_explains_itself_and_ends_in_a_video(name: str) -> None:
+    nodes = read(name)["nodes"]
+    notes = [node for node in nodes if node["type"] == "MarkdownNote"]
+    assert len(notes) == 1 and "press Run" in notes[0]["widgets_values"][0].replace("Press", "press")
+    assert any(node["type"] == "SaveVideo" for node in nodes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_personal_is_in_it(name: str) -> None:
+    text = json.dumps(read(name))
+    assert not re.search(r"[A-Za-z]:\\\\|/home/|/root/|/Users/|/tmp/|localhost|127\.0\.0\.1", text)
+    assert "undefined" not in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_has_a_thumbnail(name: str) -> None:
+    path = FOLDER / f"{name}.jpg"
+    with Image.open(path) as picture:
+        assert picture.format == "JPEG" and abs(picture.width / picture.height - 16 / 9) < 0.02
+    assert path.stat().st_size < 400_000
+
+
+def test_the_quickstart_needs_no_download() -> None:
+    (base,) = [node for node in read("1_quickstart_playground")["nodes"] if node["type"] == "MotionLoRA_LoadT2VModel"]
+    assert base["widgets_values"][0] == "playground (built-in)" and base["widgets_values"][2] is False
