@@ -27,7 +27,7 @@ def layer_of(module: str) -> Layer:
 
 @dataclass(frozen=True, eq=False)
 class LoRALayer:
-    """Low-rank change of one weight: down (r, in) and up (out, r); for convolutions down (r, in, k...) and up (out, r, 1...)."""
+    """Low-rank change of one weight: down (r, in), up (out, r); of convolutions down (r, in, k...), up (out, r, 1...)."""
 
     down: Tensor
     up: Tensor
@@ -74,7 +74,7 @@ class LoRA:
         return LoRA(self.layers, {**self.metadata, **entries})
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, scales and factor bytes: equal exactly when the change of the weights is stored equally."""
+        """SHA-256 over names, scales and factor bytes: equal when the change of the weights is stored equally."""
         digest = hashlib.sha256()
         for name in sorted(self.layers):
             layer = self.layers[name]

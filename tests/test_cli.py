@@ -122,6 +122,26 @@ def test_help_and_nothing_at_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "COMMAND" in fails(capsys)
 
 
+def test_reader_that_leaves_early_is_no_error() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LEAVE_EARLY], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stderr) == (OK, "")
+
+
+_LEAVE_EARLY = """
+import sys
+from motion_lora.cli import main
+
+class Closed:
+    def write(self, text): raise BrokenPipeError(32, "Broken pipe")
+    def flush(self): raise BrokenPipeError(32, "Broken pipe")
+
+sys.stdout = Closed()
+sys.exit(main(["targets", "--preset", "tap-k"]))
+"""
+
+
 def test_interrupt_has_its_status(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def press(*unused: object) -> None:
         raise KeyboardInterrupt

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..errors import MotionLoRAError
-from .console import one_line, quiet_libraries
+from .console import leave_closed_pipe, one_line, prepare_streams, quiet_libraries
 from .interrupt import StoppedError
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
@@ -56,9 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = build_parser().parse_args(arguments)
     except SystemExit as leaving:
         return int(leaving.code or 0)
+    prepare_streams()
     quiet_libraries(options.verbose)
     try:
         status: int = options.run(options)
+    except BrokenPipeError:
+        leave_closed_pipe()
+        return OK
     except (MotionLoRAError, OSError) as error:
         return _complain(options.command, _explain(error), USER_ERROR)
     except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -24,7 +25,7 @@ def write(text: str = "") -> None:
 
 def write_json(value: Any) -> None:
     """A result for programs: one JSON document on stdout."""
-    write(json.dumps(value, indent=2, ensure_ascii=False))
+    write(json.dumps(value, indent=2))
 
 
 def note(text: str) -> None:
@@ -50,6 +51,18 @@ def write_table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> None
 
 def _is_number(cell: str) -> bool:
     return cell.replace(",", "").replace(".", "", 1).lstrip("+-").isdigit()
+
+
+def prepare_streams() -> None:
+    """A caption in another script must not stop a command on a console that cannot show it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def leave_closed_pipe() -> None:
+    """The reader of our output has gone, as `head` does; nothing more can be written, not even at exit."""
+    sys.stdout = io.TextIOWrapper(io.BytesIO())
 
 
 def quiet_libraries(verbose: bool) -> None:

@@ -7,17 +7,20 @@ tracklets from frame k to k + 1,
     score      = (mean over tracklets a of max_b corr(a, b) + mean over tracklets b of max_a corr(a, b)) / 2
 
 halved so that it lies in [-1, 1]. Points that stand still have no direction: displacements below `STILL` of the
-diagonal are 0, k runs over the frames in which either point moves, and tracklets that hardly move at all take no part.
-Two videos without moving points score 1, one without against one with them 0.
+diagonal are 0, and k runs over the frames in which both points are seen and one of them moves, of which there must be
+`MOVING_SHARE` for full weight; tracklets that move less take no part. Two videos without moving points score 1, one
+without against one with them 0. The maximum makes chance positive: compare with what the base model scores.
 
-Tracklets come from optical flow (OpenCV's DIS, which needs no weights), chained from the middle frame both ways; any
-function with the signature of `flow_tracks` can stand in, such as a learned tracker.
+Tracklets come from sparse optical flow (OpenCV's pyramidal Lucas-Kanade on corners, which needs no weights), chained
+from the middle frame both ways. It loses what moves by much more than a tenth of the picture from one frame to the
+next. Any function with the signature of `flow_tracks` can stand in, such as a learned tracker.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,14 +31,16 @@ from torch import Tensor
 from ..errors import ClipError
 from .optional import check_frames, require
 
-# Frames (f, h, w, 3) -> points (n, f, 2) as x, y in units of the frame's diagonal, seen in every frame.
+# Frames (f, h, w, 3) -> points (n, f, 2) as x, y in units of the frame's diagonal, NaN where a point is not seen.
 Tracker = Callable[[Tensor], Tensor]
 
 STILL = 0.002
 MOVING_SHARE = 0.3
-_GRID = 24
-_SMALLEST_SIDE = 256
-_RETURN_ERROR = 0.004  # of the diagonal: how far flow forth and back may miss its start
+_MOST_POINTS = 600
+_SMALLEST_SIDE = 128
+_WINDOW = 21  # pixels around a point that are matched, at each of the halved sizes
+_HALVINGS = 4
+_RETURN_ERROR = 0.01  # of the diagonal: how far flow forth and back may miss its start
 
 
 def track_fidelity(reference: Tensor, frames: Tensor, tracker: Tracker | None = None) -> float:
@@ -54,47 +59,55 @@ def track_fidelity(reference: Tensor, frames: Tensor, tracker: Tracker | None = 
 
 def tracklet_fidelity(reference: Tensor, tracks: Tensor) -> float:
     """The score of tracklets (n, f, 2) and (m, f, 2), in units of the diagonal; the module defines it."""
-    a, b = _moving(_directions(reference)), _moving(_directions(tracks))
-    if not len(a) or not len(b):
-        return float(len(a) == len(b))
-    products = a.flatten(1) @ b.flatten(1).T
-    moves, others = (directions.square().sum(-1) for directions in (a, b))
-    either = moves.sum(1)[:, None] + others.sum(1)[None] - moves @ others.T
-    correlation = products / either.clamp(min=1)
+    a, b = _moving(reference), _moving(tracks)
+    if not len(a.steps) or not len(b.steps):
+        return float(len(a.steps) == len(b.steps))
+    products = a.steps.flatten(1) @ b.steps.flatten(1).T
+    either_moves = a.seen @ b.seen.T - (a.seen - a.moves) @ (b.seen - b.moves).T
+    correlation = products / either_moves.clamp(min=MOVING_SHARE * a.seen.shape[1])
     return float((correlation.amax(dim=1).mean() + correlation.amax(dim=0).mean()) / 2)
 
 
 def flow_tracks(frames: Tensor) -> Tensor:
-    """Points of a regular grid on the middle frame, followed by optical flow: (n, f, 2) in units of the diagonal.
+    """Corners of the middle frame, followed both ways by optical flow: (n, f, 2) in units of the diagonal.
 
-    Points whose flow does not lead back to where it came from, or out of the picture, are dropped.
+    A point whose flow does not lead back to where it came from is NaN from there on.
     """
     cv2 = require("cv2", "opencv-python-headless", "Tracking points")
     pictures = _grey(frames)
-    height, width = pictures[0].shape
-    diagonal = float(np.hypot(height, width))
+    diagonal = float(np.hypot(*pictures[0].shape))
     middle = len(pictures) // 2
-    start = _grid(height, width)
-    forth, good_forth = _follow(cv2, pictures[middle:], start, diagonal)
-    back, good_back = _follow(cv2, pictures[middle::-1], start, diagonal)
-    points = torch.cat([back.flip(0)[:-1], forth])
-    return points[:, good_forth & good_back].movedim(0, 1) / diagonal
+    corners = cv2.goodFeaturesToTrack(pictures[middle], _MOST_POINTS, 0.01, max(3.0, 0.02 * diagonal))
+    if corners is None:
+        return torch.zeros(0, len(pictures), 2)
+    start = np.asarray(corners, dtype=np.float32).reshape(-1, 2)
+    forth = _follow(cv2, pictures[middle:], start, diagonal)
+    back = _follow(cv2, pictures[middle::-1], start, diagonal)
+    points = np.concatenate([back[::-1][:-1], forth])
+    return torch.from_numpy(points).movedim(0, 1) / diagonal
 
 
-def _directions(tracks: Tensor) -> Tensor:
-    """Unit displacements (n, f - 1, 2); zero where a point stands still."""
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """Tracklets' unit displacements (n, f - 1, 2), 0 where still or unseen; where they are seen, and where they move."""
+
+    steps: Tensor
+    seen: Tensor
+    moves: Tensor
+
+
+def _moving(tracks: Tensor) -> _Steps:
     steps = tracks.float().diff(dim=1)
-    length = steps.norm(dim=-1, keepdim=True)
-    return torch.where(length > STILL, steps / length.clamp(min=1e-9), torch.zeros_like(steps))
-
-
-def _moving(directions: Tensor) -> Tensor:
-    share = directions.square().sum(-1).mean(dim=1)
-    return directions[share >= MOVING_SHARE]
+    seen = steps.isfinite().all(dim=-1)
+    length = steps.norm(dim=-1)
+    moves = seen & (length > STILL)
+    units = torch.where(moves[..., None], steps / length[..., None], torch.zeros_like(steps))
+    kept = moves.float().mean(dim=1) >= MOVING_SHARE
+    return _Steps(units[kept], seen[kept].float(), moves[kept].float())
 
 
 def _grey(frames: Tensor) -> list[np.ndarray]:
-    """Brightness as uint8; small pictures enlarged, or a point would move by fractions of a pixel."""
+    """Brightness as uint8; small pictures enlarged, or the window would hold all of them."""
     images = (frames @ frames.new_tensor([0.299, 0.587, 0.114]))[:, None]
     scale = max(1.0, _SMALLEST_SIDE / min(images.shape[2:]))
     if scale > 1:
@@ -102,31 +115,20 @@ def _grey(frames: Tensor) -> list[np.ndarray]:
     return list((images[:, 0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
 
 
-def _grid(height: int, width: int) -> Tensor:
-    step = max(height, width) / _GRID
-    y, x = torch.meshgrid(torch.arange(step / 2, height, step), torch.arange(step / 2, width, step), indexing="ij")
-    return torch.stack([x, y], dim=-1).view(-1, 2)
+def _follow(cv2: Any, pictures: list[np.ndarray], start: np.ndarray, diagonal: float) -> np.ndarray:
+    """Points (f, n, 2) through the pictures from `start` (n, 2) in the first; NaN once lost."""
 
+    def flow(before: np.ndarray, after: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        moved, status, _ = cv2.calcOpticalFlowPyrLK(
+            before, after, points[:, None], None, winSize=(_WINDOW, _WINDOW), maxLevel=_HALVINGS
+        )
+        return moved.reshape(-1, 2), status.reshape(-1) > 0
 
-def _follow(cv2: Any, pictures: list[np.ndarray], start: Tensor, diagonal: float) -> tuple[Tensor, Tensor]:
-    """Points (f, n, 2) through the pictures from `start` in the first, and which could be followed to the end (n,)."""
-    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    points, good = [start], torch.ones(len(start), dtype=torch.bool)
-    height, width = pictures[0].shape
+    points, here, good = [start], start, np.ones(len(start), dtype=bool)
     for before, after in itertools.pairwise(pictures):
-        forth, back = estimator.calc(before, after, None), estimator.calc(after, before, None)
-        moved = points[-1] + _sample(forth, points[-1])
-        miss = (moved + _sample(back, moved) - points[-1]).norm(dim=-1)
-        inside = (moved >= 0).all(dim=-1) & (moved[:, 0] <= width - 1) & (moved[:, 1] <= height - 1)
-        good = good & inside & (miss < _RETURN_ERROR * diagonal)
-        points.append(moved)
-    return torch.stack(points), good
-
-
-def _sample(flow: np.ndarray, points: Tensor) -> Tensor:
-    """Flow (h, w, 2) at points (n, 2) in pixels, bilinear."""
-    field = torch.from_numpy(np.ascontiguousarray(flow, dtype=np.float32)).movedim(-1, 0)[None]
-    height, width = flow.shape[:2]
-    place = points / points.new_tensor([max(width - 1, 1), max(height - 1, 1)]) * 2 - 1
-    sampled = F.grid_sample(field, place.view(1, 1, -1, 2), align_corners=True, padding_mode="border")
-    return sampled[0, :, 0].T
+        there, forth = flow(before, after, here)
+        again, back = flow(after, before, there)
+        good = good & forth & back & (np.linalg.norm(again - here, axis=-1) < _RETURN_ERROR * diagonal)
+        points.append(np.where(good[:, None], there, np.float32(np.nan)))
+        here = there
+    return np.stack(points)
