@@ -48,7 +48,7 @@ def base(pos: tuple[int, int], model: str = PLAYGROUND) -> Node:
 
 def sample(key: str, pos: tuple[int, int], prompt: str, stack: str = "", title: str = "", **widgets: Any) -> Node:
     links = {"base_model": ("base", "base_model"), **({"stack": (stack, "stack")} if stack else {})}
-    return Node(key, "MotionLoRA_SampleVideo", pos, {"prompt": prompt, "seed": 7, **widgets}, links, (400, 620), title)
+    return Node(key, "MotionLoRA_SampleVideo", pos, {"prompt": prompt, "seed": 7, **widgets}, links, (400, 1000), title)
 
 
 def stack(key: str, pos: tuple[int, int], lora: str, before: str = "", strength: float = 1.0) -> Node:
@@ -120,7 +120,7 @@ twice.
         beside(
             (1880, 0), "plain", "moved", ("clip", "frames"), left_label="base model", right_label="with motion LoRA"
         ),
-        save("save", (1880, 480), "beside", "video/motion_lora_quickstart"),
+        save("save", (2340, 480), "beside", "video/motion_lora_quickstart"),
     ],
     "2_customize_a_video": [
         note(

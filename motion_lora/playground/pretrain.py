@@ -338,6 +338,15 @@ def run_unet(
         work,
     )
 
+    return train_video(work, parts, unet, pool, video)
+
+
+def train_video(
+    work: Path, parts: FrozenParts, unet: UNet3DConditionModel, pool: Pool, video: StagePlan
+) -> UNet3DConditionModel:
+    """The last stage: clips and single frames in turn, all layers."""
+    diffusion = Diffusion()
+
     def joint(generator: torch.Generator) -> Tensor:
         if float(torch.rand((), generator=generator)) < IMAGE_SHARE:
             return pooled_frame_loss(unet, parts, pool, diffusion, generator, video.batch_size * world.NUM_FRAMES // 2)
@@ -355,6 +364,20 @@ def pretrain(work: Path, output: Path, plans: dict[str, StagePlan]) -> None:
     parts = FrozenParts(vae, tokenizer, encoder, latent_scale(vae))
     unet = run_unet(work, parts, plans["image"], plans["motion"], plans["video"])
     write_model(output, parts, unet)
+
+
+def go_on(start: Path, work: Path, output: Path, plans: dict[str, StagePlan]) -> None:
+    """The last stage again, from a finished model folder: its parts, its UNet, a fresh optimiser."""
+    work.mkdir(parents=True, exist_ok=True)
+    vae = AutoencoderKL.from_pretrained(str(start / "vae"), torch_dtype=torch.float32).requires_grad_(False)
+    encoder = CLIPTextModel.from_pretrained(str(start / "text_encoder"), torch_dtype=torch.float32).requires_grad_(
+        False
+    )
+    tokenizer = CLIPTokenizer.from_pretrained(str(start / "tokenizer"))
+    parts = FrozenParts(vae.eval(), tokenizer, encoder.eval(), float(vae.config["scaling_factor"]))
+    unet = UNet3DConditionModel.from_pretrained(str(start / "unet"), torch_dtype=torch.float32).eval()
+    pool = build_pool(work, parts, POOL_SIZE)
+    write_model(output, parts, train_video(work, parts, unet, pool, plans["video"]))
 
 
 def export(work: Path, output: Path) -> None:
@@ -386,6 +409,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "weights", help="model folder to write")
     for plan in PLANS.values():
         parser.add_argument(f"--{plan.name}-steps", type=int, default=plan.steps, help="default: %(default)s")
+    parser.add_argument("--start-from", type=Path, help="model folder whose UNet takes the video stage once more")
     parser.add_argument("--export", action="store_true", help="write the model from the checkpoints, and stop")
     parser.add_argument("--only", choices=tuple(PLANS), help="stop after this stage and write no model")
     return parser.parse_args(arguments)
@@ -395,6 +419,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = _parse(arguments)
     plans = {name: replace(plan, steps=getattr(options, f"{name}_steps")) for name, plan in PLANS.items()}
+    if options.start_from is not None:
+        go_on(options.start_from, options.work, options.output, plans)
+        return
     if options.export:
         export(options.work, options.output)
         return
