@@ -19,13 +19,13 @@ from typing import Any
 from torch import Tensor
 
 from .clips import Clip, read_clip
-from .errors import ClipError, SettingsError
+from .errors import SettingsError
 from .files import load_lora, save_absorber, save_lora
 from .lora import LoRA
-from .metrics.trajectories import motion_fidelity
 from .pictures import contact_sheet, plot_losses, write_png, write_video
 from .pipeline import VideoPipeline
 from .playground import probe, world
+from .playground.scores import score_clip
 from .sampling import SampleSettings, sample
 from .stack import AdapterStack, StackEntry
 from .storage import write_atomically
@@ -47,7 +47,6 @@ NEW_LOOKS: tuple[Mapping[str, str], ...] = (
     {"shape": "triangle", "colour": "yellow", "background": "night", "fill": "plain"},
     {"shape": "cross", "colour": "purple", "background": "sand", "fill": "plain"},
 )
-ATTRIBUTES = ("colour", "shape", "background")
 # Small clips are enlarged in the files, for eyes and because video codecs halve the resolution of colour.
 _SIDE_IN_FILES = 256
 
@@ -73,11 +72,11 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class Score:
-    """How one video, or the mean of several, did; all in [0, 1] but for `motion_fidelity`, which is in [-1, 1].
+    """How one video, or the mean of several, did; `playground.scores` defines each in full.
 
-    motion_fidelity     with the reference clip, up to phase, shift and scale; 0 where no object is found
-    text_alignment      share of colour, shape and background that are as prompted, read by the probe
-    appearance_leakage  share of those that are the reference's where the prompt asks for others
+    motion_fidelity     with the reference clip, up to phase, shift and scale, in [-1, 1]
+    text_alignment      share of background, colour, shape and fill that are as prompted
+    appearance_leakage  share of frames that show the reference's look where the prompt asks for another
     """
 
     motion_fidelity: float
@@ -148,7 +147,7 @@ def run_demo(
             for name, stack in stacks.items()
         }
     with clock.phase("measuring"):
-        scores = {name: tuple(map(scorer(clip.frames, settings), scenes, made)) for name, made in videos.items()}
+        scores = {name: tuple(map(scorer(clip.frames), scenes, made)) for name, made in videos.items()}
     with clock.phase("writing"):
         files = _write_pictures(output, clip, result, scenes, videos)
     report = DemoReport(
@@ -225,24 +224,13 @@ def sample_videos(
     return [one.frames for one in sample(pipeline, wanted, stack=stack, callback=callback)]
 
 
-def scorer(reference: Tensor, settings: DemoSettings) -> Callable[[world.Scene, Tensor], Score]:
+def scorer(reference: Tensor) -> Callable[[world.Scene, Tensor], Score]:
     """The measure of videos against a reference clip (f, h, w, 3): (scene that was prompted, video) -> Score."""
-    look = reference_scene(settings)
-    original = probe.path_of(probe.read_clip(reference))
-    if original is None:
-        raise ClipError("The probe finds no object in the reference clip; its size may be too small to see one.")
+    reading = probe.read_clip(reference)
 
     def score(scene: world.Scene, frames: Tensor) -> Score:
-        reading = probe.read_clip(frames)
-        path = probe.path_of(reading)
-        right = [getattr(reading, name) == getattr(scene, name) for name in ATTRIBUTES]
-        other = [name for name in ATTRIBUTES if getattr(scene, name) != getattr(look, name)]
-        leaked = [getattr(reading, name) == getattr(look, name) for name in other]
-        return Score(
-            motion_fidelity=0.0 if path is None else motion_fidelity(original, path),
-            text_alignment=_share(right),
-            appearance_leakage=_share(leaked),
-        )
+        measured = score_clip(frames, scene, reading)
+        return Score(measured.fidelity, measured.alignment, measured.mean_leakage)
 
     return score
 
@@ -268,10 +256,6 @@ def losses_by_stage(reports: Sequence[StepReport]) -> dict[str, list[float]]:
     for report in reports:
         losses.setdefault(report.stage, []).append(report.loss)
     return losses
-
-
-def _share(hits: Sequence[bool]) -> float:
-    return sum(hits) / max(len(hits), 1)
 
 
 def _ignore(stage: str, step: int, total: int) -> None:

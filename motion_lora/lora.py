@@ -27,7 +27,7 @@ def layer_of(module: str) -> Layer:
 
 @dataclass(frozen=True, eq=False)
 class LoRALayer:
-    """Low-rank change of one weight: down (r, in), up (out, r); of a convolution down (r, in, k..), up (out, r, 1..)."""
+    """Low-rank change of one weight: down (r, in), up (out, r); of a convolution down (r, in, k), up (out, r, 1)."""
 
     down: Tensor
     up: Tensor

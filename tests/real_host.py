@@ -214,7 +214,6 @@ class Browser:
     def __init__(self, playwright: Any, server: RealComfyUI, folder: Path) -> None:
         self.server, self.folder = server, folder
         self.problems: list[str] = []
-        self.messages: list[tuple[float, dict[str, Any]]] = []
         self.profile = folder / f"profile-{uuid.uuid4().hex[:6]}"
         self.context = playwright.chromium.launch_persistent_context(
             str(self.profile),
@@ -227,7 +226,6 @@ class Browser:
         self.page.set_default_timeout(30_000)
         self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self._note(f"page error: {error}"))
-        self.page.on("websocket", lambda socket: socket.on("framereceived", self._receive))
 
     def open(self) -> Browser:
         self.page.goto(self.server.url, wait_until="domcontentloaded", timeout=120_000)
@@ -250,13 +248,6 @@ class Browser:
     def _note(self, line: str) -> None:
         if not any(noise in line for noise in self.NOISE):
             self.problems.append(line)
-
-    def _receive(self, payload: Any) -> None:
-        if isinstance(payload, str):
-            try:
-                self.messages.append((time.monotonic(), json.loads(payload)))
-            except ValueError:
-                return
 
     def shot(self, name: str) -> Path:
         path = self.folder / "shots" / f"{name}.png"

@@ -116,7 +116,7 @@ def test_new_looks_share_nothing_with_the_reference() -> None:
 def test_score_of_known_videos(motion: str) -> None:
     settings = DemoSettings(motion=motion)
     reference = reference_scene(settings)
-    score = scorer(world.render(reference, 16), settings)
+    score = scorer(world.render(reference, 16))
     wanted = world.Scene(motion=motion, radius=0.17, scale=0.2, phase=0.0, **NEW_LOOKS[0])
     perfect = score(wanted, world.render(wanted, 16))
     assert (perfect.text_alignment, perfect.appearance_leakage) == (1.0, 0.0)
@@ -131,7 +131,7 @@ def test_score_of_known_videos(motion: str) -> None:
 
 def test_score_without_an_object() -> None:
     settings = DemoSettings()
-    score = scorer(world.render(reference_scene(settings), 8), settings)
+    score = scorer(world.render(reference_scene(settings), 8))
     empty = world.background("snow").expand(8, -1, -1, -1)
     assert score(new_scenes(settings)[0], empty).motion_fidelity == 0.0
 

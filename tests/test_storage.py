@@ -99,7 +99,7 @@ DAMAGED = {
     "one offset": {"a": entry(offsets=(0,))},
     "offsets swapped": {"a": entry(offsets=(16, 0))},
     "beyond the end": {"a": entry(shape=(2, 4), offsets=(0, 32))},
-    "hole": {"a": entry(offsets=(4, 20))},
+    "hole": {"a": entry(shape=(2, 1), offsets=(8, 16))},
     "overlap": {"a": entry(), "b": entry(offsets=(8, 24))},
     "shape and size differ": {"a": entry(shape=(2, 3))},
     "overflow": {"a": entry(shape=(2**62, 4), offsets=(0, 16))},

@@ -44,10 +44,12 @@ function mayGoOn(job, sawItRun) {
 function goOnSoon(job) {
   claimed.add(job.id)
   const own = job.continues === api.clientId
-  setTimeout(
-    () => goOn(job).catch((error) => toast('error', 'Motion LoRA', `${job.name}: ${error.message}`)),
-    own ? 0 : OTHER_PAGE_WAITS
-  )
+  const begin = () => {
+    // Meanwhile another page may have taken it, or the user deleted the job.
+    if (typeof jobs.byId.get(job.id)?.continues !== 'string') return
+    goOn(job).catch((error) => toast('error', 'Motion LoRA', `${job.name}: ${error.message}`))
+  }
+  setTimeout(begin, own ? 0 : OTHER_PAGE_WAITS)
 }
 
 function announce(job, before) {
@@ -73,17 +75,11 @@ function addStyle() {
   document.head.append(link)
 }
 
-function activeCount() {
-  const count = jobs.all.filter((job) => ACTIVE.includes(job.state)).length
-  return count ? String(count) : null
-}
-
 function addTab() {
   let panel = null
   const tab = {
     id: TAB,
     icon: 'pi pi-video',
-    iconBadge: activeCount,
     title: 'Motion LoRA',
     label: 'Motion',
     tooltip: 'Motion LoRA trainings',

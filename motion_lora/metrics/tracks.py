@@ -7,20 +7,20 @@ tracklets from frame k to k + 1,
     score      = (mean over tracklets a of max_b corr(a, b) + mean over tracklets b of max_a corr(a, b)) / 2
 
 halved so that it lies in [-1, 1]. Points that stand still have no direction: displacements below `STILL` of the
-diagonal are 0, and k runs over the frames in which both points are seen and one of them moves, of which there must be
-`MOVING_SHARE` for full weight; tracklets that move less take no part. Two videos without moving points score 1, one
-without against one with them 0. The maximum makes chance positive: compare with what the base model scores.
+diagonal are 0, k runs over the frames in which either point moves, and tracklets that move in less than `MOVING_SHARE`
+of the frames take no part. Two videos in which nothing moves score 1, one against a moving one 0. The maximum makes
+chance positive: compare with what the base model scores.
 
 Tracklets come from sparse optical flow (OpenCV's pyramidal Lucas-Kanade on corners, which needs no weights), chained
-from the middle frame both ways. It loses what moves by much more than a tenth of the picture from one frame to the
-next. Any function with the signature of `flow_tracks` can stand in, such as a learned tracker.
+from the middle frame both ways; those that are lost on the way are left out. It loses what moves by more than about a
+twentieth of the diagonal from one frame to the next. Any function with the signature of `flow_tracks` can stand in,
+such as a learned tracker.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from torch import Tensor
 from ..errors import ClipError
 from .optional import check_frames, require
 
-# Frames (f, h, w, 3) -> points (n, f, 2) as x, y in units of the frame's diagonal, NaN where a point is not seen.
+# Frames (f, h, w, 3) -> points (n, f, 2) as x, y in units of the frame's diagonal, seen in every frame.
 Tracker = Callable[[Tensor], Tensor]
 
 STILL = 0.002
@@ -58,20 +58,26 @@ def track_fidelity(reference: Tensor, frames: Tensor, tracker: Tracker | None = 
 
 
 def tracklet_fidelity(reference: Tensor, tracks: Tensor) -> float:
-    """The score of tracklets (n, f, 2) and (m, f, 2), in units of the diagonal; the module defines it."""
-    a, b = _moving(reference), _moving(tracks)
-    if not len(a.steps) or not len(b.steps):
-        return float(len(a.steps) == len(b.steps))
-    products = a.steps.flatten(1) @ b.steps.flatten(1).T
-    either_moves = a.seen @ b.seen.T - (a.seen - a.moves) @ (b.seen - b.moves).T
-    correlation = products / either_moves.clamp(min=MOVING_SHARE * a.seen.shape[1])
+    """The score of tracklets (n, f, 2) and (m, f, 2), in units of the diagonal; the module defines it.
+
+    Raises ClipError where the reference has none: nothing can be said of it.
+    """
+    if not len(reference):
+        raise ClipError("No point of the reference clip can be followed: it has no corners, or moves too fast.")
+    a, b = _moving(_directions(reference)), _moving(_directions(tracks))
+    if not len(a) or not len(b):
+        return float(len(a) == len(b) and len(tracks) > 0)
+    products = a.flatten(1) @ b.flatten(1).T
+    moves, others = (directions.square().sum(-1) for directions in (a, b))
+    either_moves = moves.sum(1)[:, None] + others.sum(1)[None] - moves @ others.T
+    correlation = products / either_moves.clamp(min=1)
     return float((correlation.amax(dim=1).mean() + correlation.amax(dim=0).mean()) / 2)
 
 
 def flow_tracks(frames: Tensor) -> Tensor:
     """Corners of the middle frame, followed both ways by optical flow: (n, f, 2) in units of the diagonal.
 
-    A point whose flow does not lead back to where it came from is NaN from there on.
+    A point whose flow once does not lead back to where it came from is dropped.
     """
     cv2 = require("cv2", "opencv-python-headless", "Tracking points")
     pictures = _grey(frames)
@@ -81,29 +87,22 @@ def flow_tracks(frames: Tensor) -> Tensor:
     if corners is None:
         return torch.zeros(0, len(pictures), 2)
     start = np.asarray(corners, dtype=np.float32).reshape(-1, 2)
-    forth = _follow(cv2, pictures[middle:], start, diagonal)
-    back = _follow(cv2, pictures[middle::-1], start, diagonal)
-    points = np.concatenate([back[::-1][:-1], forth])
+    forth, held_forth = _follow(cv2, pictures[middle:], start, diagonal)
+    back, held_back = _follow(cv2, pictures[middle::-1], start, diagonal)
+    points = np.concatenate([back[::-1][:-1], forth])[:, held_forth & held_back]
     return torch.from_numpy(points).movedim(0, 1) / diagonal
 
 
-@dataclass(frozen=True, eq=False)
-class _Steps:
-    """Tracklets' unit displacements (n, f - 1, 2), 0 where still or unseen; where they are seen, and where they move."""
-
-    steps: Tensor
-    seen: Tensor
-    moves: Tensor
-
-
-def _moving(tracks: Tensor) -> _Steps:
+def _directions(tracks: Tensor) -> Tensor:
+    """Unit displacements (n, f - 1, 2); zero where a point stands still."""
     steps = tracks.float().diff(dim=1)
-    seen = steps.isfinite().all(dim=-1)
-    length = steps.norm(dim=-1)
-    moves = seen & (length > STILL)
-    units = torch.where(moves[..., None], steps / length[..., None], torch.zeros_like(steps))
-    kept = moves.float().mean(dim=1) >= MOVING_SHARE
-    return _Steps(units[kept], seen[kept].float(), moves[kept].float())
+    length = steps.norm(dim=-1, keepdim=True)
+    return torch.where(length > STILL, steps / length.clamp(min=1e-9), torch.zeros_like(steps))
+
+
+def _moving(directions: Tensor) -> Tensor:
+    share = directions.square().sum(-1).mean(dim=1)
+    return directions[share >= MOVING_SHARE]
 
 
 def _grey(frames: Tensor) -> list[np.ndarray]:
@@ -115,8 +114,8 @@ def _grey(frames: Tensor) -> list[np.ndarray]:
     return list((images[:, 0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
 
 
-def _follow(cv2: Any, pictures: list[np.ndarray], start: np.ndarray, diagonal: float) -> np.ndarray:
-    """Points (f, n, 2) through the pictures from `start` (n, 2) in the first; NaN once lost."""
+def _follow(cv2: Any, pictures: list[np.ndarray], start: np.ndarray, diagonal: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points (f, n, 2) through the pictures from `start` (n, 2) in the first, and which were held to the end (n,)."""
 
     def flow(before: np.ndarray, after: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         moved, status, _ = cv2.calcOpticalFlowPyrLK(
@@ -124,11 +123,10 @@ def _follow(cv2: Any, pictures: list[np.ndarray], start: np.ndarray, diagonal: f
         )
         return moved.reshape(-1, 2), status.reshape(-1) > 0
 
-    points, here, good = [start], start, np.ones(len(start), dtype=bool)
+    points, held = [start], np.ones(len(start), dtype=bool)
     for before, after in itertools.pairwise(pictures):
-        there, forth = flow(before, after, here)
+        there, forth = flow(before, after, points[-1])
         again, back = flow(after, before, there)
-        good = good & forth & back & (np.linalg.norm(again - here, axis=-1) < _RETURN_ERROR * diagonal)
-        points.append(np.where(good[:, None], there, np.float32(np.nan)))
-        here = there
-    return np.stack(points)
+        held = held & forth & back & (np.linalg.norm(again - points[-1], axis=-1) < _RETURN_ERROR * diagonal)
+        points.append(there)
+    return np.stack(points), held

@@ -162,7 +162,10 @@ export class JobCard {
       }, 4000)
       return
     }
-    button.disabled = true
+    // A button that is really disabled would lose the focus.
+    if (this.busy) return
+    this.busy = true
+    button.setAttribute('aria-disabled', 'true')
     show(this.problem, false)
     try {
       await this.act(command, this.job)
@@ -170,7 +173,8 @@ export class JobCard {
       setText(this.problem, error.message)
       show(this.problem, true)
     } finally {
-      button.disabled = false
+      this.busy = false
+      button.removeAttribute('aria-disabled')
     }
   }
 

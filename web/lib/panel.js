@@ -22,7 +22,7 @@ export class Panel {
       })
     )
     this.active = this.#section('Running and waiting')
-    this.finished = this.#section('Finished and stopped')
+    this.finished = this.#section('Paused and finished')
     this.element = el(
       'div',
       { class: 'mlora-panel' },

@@ -1,0 +1,485 @@
+"""Metrics with known answers: identical, delayed, mirrored, reversed, recoloured and degraded clips, and intervals.
+
+The metrics of natural video that need more than torch are tested where their library is installed; clips of real
+video are read from the folder that MOTION_LORA_TEST_CLIPS names.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from motion_lora.clips import read_frames
+from motion_lora.errors import ClipError, ModelError, SettingsError
+from motion_lora.metrics import (
+    ClipScorer,
+    Perceptual,
+    appearance_leakage,
+    appearance_similarity,
+    bootstrap_interval,
+    clip_temporal_consistency,
+    lpips_diversity,
+    lpips_temporal_consistency,
+    match_motion,
+    mean_interval,
+    motion_fidelity,
+    share_interval,
+    text_alignment,
+    track_fidelity,
+    tracklet_fidelity,
+)
+from motion_lora.metrics.appearance import colour_histogram, excess, texture_histogram
+from motion_lora.metrics.intervals import student_quantile
+from motion_lora.metrics.optional import require
+from motion_lora.metrics.trajectories import STILL, path_speed
+from motion_lora.playground import world
+
+# Motion of one object -----------------------------------------------------------------------------------------------
+
+
+def paths(motion: str, count: int, seed: int = 0) -> list[Tensor]:
+    """Paths of a motion in random phases, places and sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    return [world.trajectory(world.sample_scene(generator, (motion,))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("motion", world.MOTIONS)
+def test_an_identical_motion_scores_one(motion: str) -> None:
+    path = paths(motion, 1)[0]
+    match = match_motion(path, path)
+    assert match.fidelity == pytest.approx(1) and match.rotation_free_fidelity == pytest.approx(1)
+    assert match.trajectory_error == pytest.approx(0, abs=1e-5) and match.speed_ratio == pytest.approx(1)
+
+
+@pytest.mark.parametrize("motion", [name for name in world.MOTIONS if name != "spiral"])
+def test_phase_place_and_size_do_not_count(motion: str) -> None:
+    references, others = paths(motion, 6, seed=0), paths(motion, 6, seed=1)
+    assert min(motion_fidelity(a, b) for a in references for b in others) >= 0.9
+
+
+def test_the_phase_of_a_spiral_turns_it() -> None:
+    references, others = paths("spiral", 6, seed=0), paths("spiral", 6, seed=1)
+    matches = [match_motion(a, b) for a in references for b in others]
+    assert min(match.rotation_free_fidelity for match in matches) >= 0.99
+    assert min(match.fidelity for match in matches) < 0.8
+
+
+def test_other_motions_score_clearly_lower() -> None:
+    drawn = {motion: paths(motion, 4) for motion in world.MOTIONS}
+    highest = {
+        (a, b): max(motion_fidelity(p, q) for p in drawn[a] for q in drawn[b]) for a in drawn for b in drawn if a != b
+    }
+    assert max(highest.values()) < 0.88
+    close = {frozenset(pair) for pair, score in highest.items() if score > 0.8}
+    assert close <= {frozenset({"orbit", "spiral"})}, "one and a quarter turns, growing: alike in truth"
+
+
+@pytest.mark.parametrize("delay", [0.5, 1, 2.25, 3])
+def test_a_delay_is_found(delay: float) -> None:
+    t = torch.arange(8) / 7
+    turn = lambda phase: torch.stack([torch.cos(phase), torch.sin(phase)], dim=-1) * 0.2  # noqa: E731
+    match = match_motion(turn(2 * math.pi * t), turn(2 * math.pi * (t - delay / 7)))
+    assert match.fidelity == pytest.approx(1, abs=1e-3) and match.shift == pytest.approx(delay, abs=0.07)
+
+
+def test_reversed_mirrored_static_and_opposite() -> None:
+    orbit, right, spiral = (paths(name, 1)[0] for name in ("orbit", "right", "spiral"))
+    mirror = torch.tensor([-1.0, 1.0])
+    assert motion_fidelity(orbit, orbit.flip(0)) < 0.3
+    assert motion_fidelity(orbit, orbit * mirror) < 0.3
+    assert match_motion(orbit, orbit * mirror).rotation_free_fidelity < 0.3
+    assert motion_fidelity(spiral, spiral * mirror) < 0.5
+    assert motion_fidelity(right, right.flip(0)) == pytest.approx(-1)
+    assert motion_fidelity(right, right[:1].expand(8, 2)) == 0
+    assert motion_fidelity(right[:1].expand(8, 2), right) == 0
+    assert motion_fidelity(right[:1].expand(8, 2), orbit[:1].expand(8, 2)) == 1
+
+
+def test_a_turned_motion_is_the_same_only_for_the_rotation_free_form() -> None:
+    bounce = paths("bounce", 1)[0]
+    turned = bounce.flip(1)
+    assert match_motion(bounce, turned).rotation_free_fidelity > 0.98
+    assert motion_fidelity(bounce, turned) < 0.2
+
+
+def test_trembling_is_not_motion() -> None:
+    orbit = paths("orbit", 1)[0]
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(8, 2, generator=generator) for _ in range(50)]
+    trembling = [motion_fidelity(orbit, 0.1 * STILL * points) for points in noise]
+    assert max(trembling) < 0.15
+    wandering = [motion_fidelity(orbit, 10 * STILL * points.cumsum(0)) for points in noise]
+    assert 0.2 < sum(wandering) / 50 < 0.5, "chance is not 0: the maximum over shifts makes it positive"
+
+
+def test_fidelity_falls_with_noise() -> None:
+    eight = paths("eight", 1)[0]
+    noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
+    scores = [motion_fidelity(eight, eight + amount * noise) for amount in (0, 0.02, 0.05, 0.1)]
+    assert scores == sorted(scores, reverse=True) and scores[-1] < 0.9
+
+
+def test_speed_and_trajectory_error() -> None:
+    path = paths("zigzag", 1)[0]
+    half = match_motion(path, path * 0.5)
+    assert half.speed_ratio == pytest.approx(0.5) and half.fidelity == pytest.approx(1)
+    assert half.trajectory_error == pytest.approx(0, abs=1e-5)
+    assert match_motion(path, paths("bounce", 1)[0]).trajectory_error > 0.7
+    assert path_speed(torch.tensor([[0.0, 0.0], [0.3, 0.4], [0.3, 0.4]])) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("reference", "path", "message"),
+    [
+        (torch.zeros(8, 2), torch.zeros(7, 2), "8 frames and the path 7"),
+        (torch.zeros(8, 3), torch.zeros(8, 2), r"reference has shape \(8, 3\)"),
+        (torch.zeros(8, 2), torch.full((8, 2), torch.nan), "path has gaps"),
+        (torch.zeros(2, 2), torch.zeros(2, 2), "3 frames or more"),
+    ],
+)
+def test_paths_that_cannot_be_compared(reference: Tensor, path: Tensor, message: str) -> None:
+    with pytest.raises(ClipError, match=message):
+        match_motion(reference, path)
+
+
+# Intervals ----------------------------------------------------------------------------------------------------------
+
+
+def test_student_quantiles_are_those_of_the_tables() -> None:
+    table = {(0.975, 1): 12.706, (0.975, 4): 2.776, (0.975, 30): 2.042, (0.995, 2): 9.925, (0.95, 9): 1.833}
+    for (probability, freedom), value in table.items():
+        assert student_quantile(probability, freedom) == pytest.approx(value, abs=1e-3)
+
+
+def test_mean_interval() -> None:
+    interval = mean_interval([1, 2, 3, 4, 5])
+    assert interval.estimate == 3 and interval.count == 5
+    assert interval.half_width == pytest.approx(2.776 * math.sqrt(2.5 / 5), abs=1e-3)
+    assert mean_interval([0.5]).low == -math.inf
+    for nothing in ([], [1.0, math.nan]):
+        with pytest.raises(SettingsError):
+            mean_interval(nothing)
+
+
+def test_mean_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(1000, 4, generator=generator, dtype=torch.float64)
+    quantile = student_quantile(0.975, 3)
+    reach = quantile * draws.std(dim=1) / 2
+    assert 0.93 < float((draws.mean(dim=1).abs() <= reach).double().mean()) < 0.97
+    first = mean_interval(draws[0].tolist())
+    assert first.half_width == pytest.approx(float(reach[0]))
+
+
+def test_share_interval_is_wilsons() -> None:
+    interval = share_interval(9, 10)
+    assert (interval.low, interval.high) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    assert share_interval(0, 10).low == 0 and share_interval(10, 10).high == 1
+    with pytest.raises(SettingsError):
+        share_interval(3, 2)
+
+
+def test_bootstrap_interval() -> None:
+    values = torch.randn(200, generator=torch.Generator().manual_seed(0)).tolist()
+    boot, student = bootstrap_interval(values, resamples=500), mean_interval(values)
+    assert (boot.low, boot.high) == pytest.approx((student.low, student.high), abs=0.03)
+    assert bootstrap_interval(values, resamples=50) == bootstrap_interval(values, resamples=50)
+    skewed = [0.0] * 15 + [1.0] * 5
+    assert bootstrap_interval(skewed, max, resamples=100).high == 1.0
+
+
+# Appearance ---------------------------------------------------------------------------------------------------------
+
+
+def clip_of(colour: str, background: str, motion: str = "orbit", shape: str = "circle") -> Tensor:
+    return world.render(world.Scene(shape, colour, background, motion, radius=0.2))
+
+
+def test_histograms_sum_to_one_and_know_their_clip() -> None:
+    frames = clip_of("red", "sand")
+    for histogram in (colour_histogram(frames), texture_histogram(frames)):
+        assert float(histogram.sum()) == pytest.approx(1, abs=1e-5) and float(histogram.min()) >= 0
+    assert appearance_similarity(frames, frames) == pytest.approx(1, abs=1e-5)
+
+
+def test_motion_size_and_order_are_not_appearance() -> None:
+    frames = clip_of("red", "sand")
+    assert appearance_similarity(frames, frames.flip(0)) == pytest.approx(1, abs=1e-5)
+    assert appearance_similarity(frames, clip_of("red", "sand", "zigzag")) > 0.97
+    larger = F.interpolate(frames.movedim(-1, 1), scale_factor=2, mode="nearest").movedim(1, -1)
+    assert appearance_similarity(frames, larger) > 0.85
+
+
+def test_leakage_grows_with_what_leaks() -> None:
+    """Blue over snow was asked for; more and more of the reference, red over sand, shows instead."""
+    reference, neutral = clip_of("red", "sand"), clip_of("blue", "snow")
+    mixes = [torch.cat([neutral[n:], reference[:n]]) for n in (0, 2, 4, 6, 8)]
+    leaks = [appearance_leakage(mix, reference, neutral) for mix in mixes]
+    assert leaks == sorted(leaks) and leaks[0] == 0 and leaks[-1] == pytest.approx(1)
+    object_only, all_of_it = clip_of("red", "snow"), clip_of("red", "sand", shape="square")
+    assert 0 < appearance_leakage(object_only, reference, neutral) < 0.3
+    assert appearance_leakage(all_of_it, reference, neutral) > 0.8
+
+
+def test_what_the_prompt_explains_is_no_leakage() -> None:
+    reference = clip_of("red", "sand")
+    assert appearance_leakage(clip_of("blue", "sand", "zigzag"), reference, clip_of("blue", "sand")) < 0.1
+    assert excess(0.2, 0.5) == 0 and excess(0.75, 0.5) == pytest.approx(0.5) and excess(1.0, 1.0) == 0
+
+
+# CLIP ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP with random weights: its scores mean nothing, but all that holds for any CLIP holds for it."""
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = tiny.tiny_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {
+        **sizes,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 16,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {**sizes, "image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scorer(clip_folder: Path) -> ClipScorer:
+    return ClipScorer.load(clip_folder, device="cpu")
+
+
+def test_clip_vectors_are_unit_and_follow_their_input(scorer: ClipScorer) -> None:
+    frames = clip_of("red", "sand")
+    vectors = scorer.embed_frames(frames)
+    assert vectors.shape == (8, 16)
+    assert vectors.norm(dim=-1).tolist() == pytest.approx([1.0] * 8, abs=1e-5)
+    assert torch.allclose(scorer.embed_frames(frames[3:4])[0], vectors[3], atol=1e-5)
+    assert scorer.embed_texts(["a red circle", "a blue square " * 20]).shape == (2, 16)
+
+
+def test_clip_preprocessing_crops_the_middle(scorer: ClipScorer) -> None:
+    frames = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    wide = torch.cat([torch.zeros(1, 32, 10, 3), frames, torch.ones(1, 32, 10, 3)], dim=2)
+    assert torch.allclose(scorer.embed_frames(wide), scorer.embed_frames(frames), atol=1e-5)
+
+
+def test_text_alignment_is_the_mean_of_the_frames(scorer: ClipScorer) -> None:
+    frames = torch.rand(4, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    prompt = "a red circle"
+    cosines = scorer.embed_frames(frames) @ scorer.embed_texts([prompt])[0]
+    assert text_alignment(frames, prompt, scorer) == pytest.approx(100 * float(cosines.clamp(min=0).mean()), abs=1e-4)
+
+
+def test_clip_consistency_orders_clips(scorer: ClipScorer) -> None:
+    frames = torch.rand(8, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    static = frames[:1].expand(8, -1, -1, -1)
+    drifting = static + torch.linspace(0, 0.3, 8)[:, None, None, None] * frames
+    scores = [clip_temporal_consistency(clip, scorer) for clip in (static, drifting.clamp(0, 1), frames)]
+    assert scores[0] == pytest.approx(100, abs=1e-3) and scores == sorted(scores, reverse=True)
+    with pytest.raises(ClipError, match="2 or more"):
+        clip_temporal_consistency(frames[:1], scorer)
+
+
+def test_folders_that_hold_no_clip(tmp_path: Path, clip_folder: Path) -> None:
+    for message, prepare in (
+        ("is not a folder", lambda folder: None),
+        ("no config.json", lambda folder: folder.mkdir()),
+        (
+            "pickled weights are never read",
+            lambda folder: (folder / "config.json").write_text('{"model_type": "clip"}'),
+        ),
+        ("type 't5', not 'clip'", lambda folder: _other_model(folder)),
+    ):
+        prepare(tmp_path / "model")
+        with pytest.raises(ModelError, match=message) as caught:
+            ClipScorer.load(tmp_path / "model")
+        assert "\n" not in str(caught.value)
+
+
+def _other_model(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
+    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
+
+
+# LPIPS --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def perceptual(tmp_path_factory: pytest.TempPathFactory) -> Perceptual:
+    """LPIPS over AlexNet with random weights, which is a distance too."""
+    pytest.importorskip("lpips", reason="the optional package lpips is not installed", exc_type=ImportError)
+    return Perceptual.load(_random_alexnet(tmp_path_factory.mktemp("lpips")), device="cpu")
+
+
+def _random_alexnet(folder: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
+    weights = {}
+    for layer, shape in shapes.items():
+        spread = math.sqrt(2 / math.prod(shape[1:]))
+        weights[f"features.{layer}.weight"] = spread * torch.randn(shape, generator=generator)
+        weights[f"features.{layer}.bias"] = torch.zeros(shape[0])
+    path = folder / "alexnet.safetensors"
+    save_file(weights, path)
+    return path
+
+
+def test_lpips_orders_clips(perceptual: Perceptual) -> None:
+    frames = clip_of("red", "sand", "still")
+    noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
+    scores = [
+        lpips_temporal_consistency((frames + amount * noise).clamp(0, 1), perceptual) for amount in (0, 0.05, 0.2)
+    ]
+    assert scores[0] == pytest.approx(0, abs=1e-6) and scores == sorted(scores)
+
+
+def test_lpips_diversity_is_the_mean_over_pairs(perceptual: Perceptual) -> None:
+    a, b, c = clip_of("red", "sand"), clip_of("blue", "sand"), clip_of("blue", "night")
+    assert lpips_diversity([a, a], perceptual) == pytest.approx(0, abs=1e-6)
+    pairs = [float(perceptual.distance(x, y).mean()) for x, y in ((a, b), (a, c), (b, c))]
+    assert lpips_diversity([a, b, c], perceptual) == pytest.approx(sum(pairs) / 3, rel=1e-4)
+    with pytest.raises(SettingsError, match="two or more"):
+        lpips_diversity([a], perceptual)
+    with pytest.raises(ClipError, match="equal shapes"):
+        perceptual.distance(a, b[:4])
+
+
+def test_weights_that_are_missing_or_another_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(ModelError, match=r"put the file alexnet-\*\.pth into"):
+        Perceptual.load()
+    with pytest.raises(SettingsError, match="must be one of: alex, vgg, squeeze"):
+        Perceptual.load(backbone="resnet")
+    pytest.importorskip("lpips", reason="the optional package lpips is not installed", exc_type=ImportError)
+    with pytest.raises(ModelError, match=r"lacks features\.0\.weight"):
+        save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+        Perceptual.load(tmp_path / "x.safetensors")
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match="cannot be read"):
+        Perceptual.load(tmp_path / "bad.pth")
+
+
+def test_a_missing_library_is_named() -> None:
+    with pytest.raises(SettingsError, match="Tracking needs some-package, which is not installed"):
+        require("no_such_module_here", "some-package", "Tracking")
+
+
+# Tracked points -----------------------------------------------------------------------------------------------------
+
+
+def straight(direction: tuple[float, float], count: int = 5, frames: int = 9, speed: float = 0.02) -> Tensor:
+    """Tracklets (n, f, 2) that all move the same way."""
+    start = torch.rand(count, 1, 2, generator=torch.Generator().manual_seed(0))
+    return start + speed * torch.arange(frames)[None, :, None] * torch.tensor(direction)
+
+
+def test_tracklet_scores_of_known_motions() -> None:
+    right, left, down, still = (straight(d) for d in ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, 0.0)))
+    assert tracklet_fidelity(right, right) == pytest.approx(1)
+    assert tracklet_fidelity(right, straight((1.0, 0.0), 3, speed=0.05)) == pytest.approx(1), "speed does not count"
+    assert tracklet_fidelity(right, left) == pytest.approx(-1)
+    assert tracklet_fidelity(right, down) == pytest.approx(0, abs=1e-6)
+    assert tracklet_fidelity(right, still) == 0 and tracklet_fidelity(still, still) == 1
+    assert tracklet_fidelity(torch.cat([right, still]), right) == pytest.approx(1), "what stands still takes no part"
+    # Half of the tracklets find their like: (1 + mean(1, -1)) / 2.
+    assert tracklet_fidelity(torch.cat([right, left]), right) == pytest.approx(0.5)
+    # Moving half of the time in the right direction.
+    pausing = torch.cat([right[:, :5], right[:, 4:5].expand(-1, 4, -1)], dim=1)
+    assert tracklet_fidelity(right, pausing) == pytest.approx(0.5)
+    assert tracklet_fidelity(right, right[:0]) == 0
+    with pytest.raises(ClipError, match="No point of the reference"):
+        tracklet_fidelity(right[:0], right)
+
+
+def test_any_tracker_can_stand_in() -> None:
+    tracker = lambda frames: straight((1.0, 0.0)) if float(frames.mean()) > 0.5 else straight((-1.0, 0.0))  # noqa: E731
+    bright, dark = torch.ones(9, 8, 8, 3), torch.zeros(9, 8, 8, 3)
+    assert track_fidelity(bright, dark, tracker) == pytest.approx(-1)
+    with pytest.raises(ClipError, match="9 frames and the video 4"):
+        track_fidelity(bright, dark[:4], tracker)
+
+
+def textured(size: int, grain: int, generator: torch.Generator) -> Tensor:
+    noise = torch.rand(1, 3, size // grain, size // grain, generator=generator)
+    return F.interpolate(noise, size=(size, size), mode="bicubic").clamp(0, 1)
+
+
+def moving_patch(motion: str, seed: int, frames: int = 24, size: int = 128) -> Tensor:
+    """A textured disc over a textured background, both of their own per seed."""
+    generator = torch.Generator().manual_seed(seed)
+    back, face = textured(size, 8, generator), textured(size, 4, generator)
+    scene = world.Scene("circle", "red", "sand", motion, scale=0.12 if motion != "right" else 0.25)
+    pictures = []
+    for centre in world.trajectory(scene, frames):
+        shift = (2 * (0.5 - centre)).tolist()
+        grid = F.affine_grid(
+            torch.tensor([[[1, 0, shift[0]], [0, 1, shift[1]]]]), [1, 3, size, size], align_corners=False
+        )
+        disc = world.object_mask("circle", centre[None], torch.tensor([0.25]), size)[:, None]
+        pictures.append(back * (1 - disc) + F.grid_sample(face, grid, align_corners=False) * disc)
+    return torch.cat(pictures).movedim(1, -1)
+
+
+def test_tracked_fidelity_of_rendered_clips() -> None:
+    pytest.importorskip("cv2", reason="the optional package opencv-python-headless is not installed")
+    reference = moving_patch("right", 0)
+    assert track_fidelity(reference, reference) == pytest.approx(1)
+    assert track_fidelity(reference, moving_patch("right", 1)) > 0.8, "another look, the same motion"
+    assert track_fidelity(reference, reference[..., [2, 0, 1]]) > 0.8
+    assert track_fidelity(reference, moving_patch("left", 1)) < 0.2
+    assert track_fidelity(reference, moving_patch("up", 1)) < 0.5
+    assert track_fidelity(reference, reference.flip(0)) < 0.2
+    assert track_fidelity(reference, reference[:1].expand_as(reference)) == 0
+    orbit = moving_patch("orbit", 0)
+    assert track_fidelity(orbit, moving_patch("orbit", 1)) > track_fidelity(orbit, moving_patch("right", 1)) + 0.3
+
+
+# Real video ---------------------------------------------------------------------------------------------------------
+
+CLIPS = os.environ.get("MOTION_LORA_TEST_CLIPS", "")
+REAL = sorted(Path(CLIPS).glob("*.mp4")) if CLIPS else []
+
+
+def _blurred(frames: Tensor) -> Tensor:
+    return F.avg_pool2d(frames.movedim(-1, 1), 5, stride=1, padding=2, count_include_pad=False).movedim(1, -1)
+
+
+@pytest.mark.skipif(not REAL, reason="MOTION_LORA_TEST_CLIPS names no folder with clips of real video")
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
+def test_metrics_order_copies_of_real_video(path: Path) -> None:
+    pytest.importorskip("cv2", reason="the optional package opencv-python-headless is not installed")
+    frames, _ = read_frames(path, num_frames=8, fps=8, height=192, width=192)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    change: dict[str, Callable[[Tensor], Tensor]] = {
+        "same": lambda f: f,
+        "blurred": _blurred,
+        "recoloured": lambda f: f[..., [2, 0, 1]],
+        "reversed": lambda f: f.flip(0),
+        "shuffled": lambda f: f[order],
+        "static": lambda f: f[:1].expand_as(f),
+    }
+    copies = {name: alter(frames) for name, alter in change.items()}
+    motion = {name: track_fidelity(frames, copy) for name, copy in copies.items()}
+    assert motion["same"] == pytest.approx(1)
+    assert min(motion["blurred"], motion["recoloured"]) > 0.85
+    assert max(motion["reversed"], motion["shuffled"]) < 0.85
+    assert motion["static"] == 0
+    look = {name: appearance_similarity(copy, frames) for name, copy in copies.items()}
+    assert min(look[name] for name in ("same", "reversed", "shuffled")) == pytest.approx(1, abs=1e-4)
+    assert max(look["recoloured"], look["blurred"]) < min(look["static"], 0.97)
