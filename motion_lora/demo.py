@@ -42,7 +42,7 @@ REFERENCE_LOOK: Mapping[str, Any] = {
     "phase": 0.0,
     "centre": (0.5, 0.5),
 }
-NEW_LOOKS: tuple[Mapping[str, str], ...] = (
+NEW_LOOKS: tuple[Mapping[str, Any], ...] = (
     {"shape": "square", "colour": "blue", "background": "snow", "fill": "plain"},
     {"shape": "triangle", "colour": "yellow", "background": "night", "fill": "plain"},
     {"shape": "cross", "colour": "purple", "background": "sand", "fill": "plain"},
@@ -67,7 +67,7 @@ class DemoSettings:
     guidance_scale: float = 4.0
     seed: int = 0
     reference_look: Mapping[str, Any] = field(default_factory=lambda: REFERENCE_LOOK)
-    looks: tuple[Mapping[str, str], ...] = NEW_LOOKS
+    looks: tuple[Mapping[str, Any], ...] = NEW_LOOKS
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_the_phase_of_a_spiral_turns_it() -> None:
 
 
 def test_other_motions_score_clearly_lower() -> None:
-    drawn = {motion: paths(motion, 4) for motion in world.MOTIONS}
+    drawn = {motion: paths(motion, 3) for motion in world.MOTIONS}
     highest = {
         (a, b): max(motion_fidelity(p, q) for p in drawn[a] for q in drawn[b]) for a in drawn for b in drawn if a != b
     }

@@ -60,7 +60,8 @@ class ClipScorer:
             raise ModelError(f"{folder} cannot be loaded as a CLIP model: {str(error).splitlines()[0]}") from error
         model.eval().requires_grad_(False).to(target)
         mean, std = _normalisation(folder)
-        size = int(model.config.vision_config.image_size)
+        vision: Any = model.config.vision_config
+        size = int(vision.image_size)
         return cls(model, tokenizer, folder.name, size, mean, std, target)
 
     def embed_frames(self, frames: Tensor) -> Tensor:

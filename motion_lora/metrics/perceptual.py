@@ -14,9 +14,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -97,7 +99,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         # weights_only keeps a pickle from running code.
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be read as network weights: {str(error).splitlines()[0]}") from error
     if not isinstance(content, Mapping):
         raise ModelError(f"{path} holds no weights by name, but {type(content).__name__}.")

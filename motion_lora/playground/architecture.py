@@ -165,8 +165,9 @@ class FrozenParts:
 def write_model(output: Path, parts: FrozenParts, unet: UNet3DConditionModel) -> None:
     """The finished model as a diffusers folder of fp16 safetensors, in the layout of ModelScope's release."""
     parts.vae.register_to_config(scaling_factor=parts.scale)
-    for name, module in (("vae", parts.vae), ("unet", unet), ("text_encoder", parts.encoder)):
-        module.to(torch.float16).save_pretrained(str(output / name), safe_serialization=True)
+    modules: dict[str, Any] = {"vae": parts.vae, "unet": unet, "text_encoder": parts.encoder}
+    for name, module in modules.items():
+        module.half().save_pretrained(str(output / name), safe_serialization=True)
     write_tokenizer(output / "tokenizer")
     scheduler = output / "scheduler"
     scheduler.mkdir(parents=True, exist_ok=True)
