@@ -64,7 +64,7 @@ class DemoSettings:
     absorber_steps: int | None = None
     token_steps: int | None = None
     num_inference_steps: int = 20
-    guidance_scale: float = 4.0
+    guidance_scale: float = 2.5
     seed: int = 0
     reference_look: Mapping[str, Any] = field(default_factory=lambda: REFERENCE_LOOK)
     looks: tuple[Mapping[str, Any], ...] = NEW_LOOKS

@@ -30,7 +30,7 @@ DEMO_OPTIONS = (
     Option("absorber_steps", int, "steps of the spatial-LoRA absorber"),
     Option("token_steps", int, "steps of the textual-inversion absorber"),
     Option("num_inference_steps", int, "denoising steps of the videos (default: 20)"),
-    Option("guidance_scale", float, "classifier-free guidance (default: 4)"),
+    Option("guidance_scale", float, "classifier-free guidance (default: 2.5)"),
     Option("seed", int, "of training and of the first video (default: 0)"),
 )
 _OUTPUT = Option("output", Path, "folder to write into (default: out/demo)", metavar="FOLDER")

@@ -136,12 +136,14 @@ def read_frames(
     path = Path(path).expanduser()
     check_sizes(path.name, height, width, multiple)
     request = Request(num_frames, fps, start)
-    if is_image_folder(path):
-        frames, rate = read_images(path, request, images_fps)
-    else:
-        frames, rate = read_video(path, request)
-    _warn_repeats(path.name, frames, rate)
-    return fit(frames, height, width, multiple, path.name), rate
+    # A host in inference mode would get frames that can never take part in training.
+    with torch.inference_mode(False):
+        if is_image_folder(path):
+            frames, rate = read_images(path, request, images_fps)
+        else:
+            frames, rate = read_video(path, request)
+        _warn_repeats(path.name, frames, rate)
+        return fit(frames, height, width, multiple, path.name), rate
 
 
 def clip_from_frames(
@@ -175,7 +177,7 @@ def clip_from_frames(
     if skipped >= len(frames):
         raise ClipError(f"{name} is {len(frames) / source_fps:.2f} s long and start is {start:g} s.")
     indices, rate = pick(Timeline.regular(len(frames) - skipped, source_fps), request, name)
-    # Frames from a host in inference mode could never take part in training; a copy made outside of it can.
+    # The same goes for frames that a host in inference mode made; a copy made outside of it is an ordinary tensor.
     with torch.inference_mode(False):
         taken = frames.detach().to("cpu", torch.float32)[torch.tensor(indices) + skipped].clone()
         taken = fit(taken.clamp(0, 1), height, width, multiple, name)

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 ATTRIBUTES = ("colour", "shape", "background", "fill")
 NUM_INFERENCE_STEPS = 20
-GUIDANCE_SCALE = 4.0
+GUIDANCE_SCALE = 2.5
 
 
 @dataclass(frozen=True)
