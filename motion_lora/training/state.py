@@ -112,8 +112,12 @@ class Keeper:
         """
         if self.folder is None:
             return Progress()
+        was_there = self.folder.exists()
         probe = write_atomically(self.folder / "writable", b"")
         probe.unlink()
+        if not was_there:
+            # A run that fails before its first save leaves no empty folder behind.
+            self.folder.rmdir()
         if not self.exists:
             return Progress()
         try:
