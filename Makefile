@@ -22,7 +22,7 @@ setup: $(STAMP)
 # The stamp is newer than the files it depends on exactly when the environment is up to date; pip is not asked again.
 $(STAMP): $(INPUTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy -e ".[dev,metrics]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy -e ".[dev]"
 	touch $@
 
 demo: $(STAMP)

@@ -295,11 +295,19 @@ class VideoPipeline:
         _moved(module, torch.device("cpu") if self._place.offloaders else self.device)
 
 
+def _accelerator() -> torch.device | None:
+    """The machine's accelerator, or None. Before torch 2.6 the question is there but not public."""
+    if hasattr(torch, "accelerator"):
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    private: Any = torch._C
+    device: torch.device = private._get_accelerator()
+    return None if device.type == "cpu" else device
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """The device of that name; "auto" is the machine's accelerator, else the CPU. Raises SettingsError if absent."""
     if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
+        return _accelerator() or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

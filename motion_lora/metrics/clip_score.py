@@ -54,7 +54,7 @@ class ClipScorer:
         target = pick_device(device)
         try:
             with torch.inference_mode(False):
-                model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+                model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
                 tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ModelError(f"{folder} cannot be loaded as a CLIP model: {str(error).splitlines()[0]}") from error

@@ -40,6 +40,7 @@ def to_pixels(frames: Tensor) -> Tensor:
 
 
 def build_vae() -> AutoencoderKL:
+    """The autoencoder, untrained: pixels (n, 3, 64, 64) to latents (n, 4, 8, 8)."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -54,6 +55,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet3DConditionModel:
+    """The video network, untrained: two levels, both with spatial and temporal attention."""
     return UNet3DConditionModel(
         sample_size=world.CANVAS // 8,
         block_out_channels=(48, 96),
@@ -118,6 +120,7 @@ def _merge(pieces: list[str], merges: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The text encoder, untrained, for the tokens of `tokenizer`."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -135,6 +138,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
+    """Token ids (b, MAX_TOKENS), padded and cut to length."""
     batch = tokenizer(list(prompts), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
     ids: Tensor = batch["input_ids"]
     return ids
