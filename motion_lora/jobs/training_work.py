@@ -164,7 +164,7 @@ class _Lap:
         self.answer: str = CONTINUE
         self.preview_at: int | None = None
 
-    def __call__(self, report: StepReport) -> Command:
+    def __call__(self, report: StepReport) -> str:
         self.answer = self._reporter.step(report)
         motion = list(self._spec.plan)[-1:] == [report.stage]
         plan = self._spec.preview
@@ -172,7 +172,7 @@ class _Lap:
         if self.answer == CONTINUE and due and report.step < report.total:
             self.preview_at = report.step
             return PAUSE
-        return self.answer  # type: ignore[return-value]
+        return self.answer
 
 
 def _run_motion(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> Outcome:

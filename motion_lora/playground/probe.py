@@ -25,7 +25,7 @@ from . import world
 ATTRIBUTES = ("background", "colour", "shape", "fill")
 
 # Below this share of explained energy around the object nothing in a frame counts as the object.
-FOUND_EXPLAINED = 0.5
+FOUND_EXPLAINED = 0.35
 # Squared colour distance at which a pixel counts as foreign to a background, whatever its distance beyond.
 _FOREIGN = 0.25
 _SALIENT = (0.12, 0.27)
