@@ -13,7 +13,7 @@ import inspect
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -283,18 +283,24 @@ class Host:
 
     def run(self, node_id: str, *, unique_id: str = "1", prompt: Any = None, **inputs: Any) -> NodeOutput:
         """Execute a node as ComfyUI does: in inference mode, widgets that are not given at their defaults."""
-        return asyncio.run(self.run_async(node_id, unique_id=unique_id, prompt=prompt, **inputs))
+        return self.run_prompt(self.run_async(node_id, unique_id=unique_id, prompt=prompt, **inputs))
+
+    def run_prompt(self, prompt: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine over `run_async` in inference mode, which has to be around the whole loop: it is a state of
+        the thread, and tasks that entered it one after the other would leave it in the wrong order."""
+        with torch.inference_mode():
+            return asyncio.run(prompt)
 
     async def run_async(self, node_id: str, *, unique_id: str = "1", prompt: Any = None, **inputs: Any) -> NodeOutput:
+        """One node of a prompt; see `run_prompt`."""
         node = self.nodes[node_id]
         defaults = {i.id: i.options["default"] for i in node.define_schema().inputs if "default" in i.options}
         clone = type(node.__name__, (node,), {})
         clone.hidden = types.SimpleNamespace(unique_id=unique_id, prompt=prompt or {}, extra_pnginfo={"workflow": {}})
         self.server.prompt_queue.running.append(unique_id)
         try:
-            with torch.inference_mode():
-                made = clone.execute(**{**defaults, **inputs})
-                return await made if inspect.isawaitable(made) else made
+            made = clone.execute(**{**defaults, **inputs})
+            return await made if inspect.isawaitable(made) else made
         finally:
             self.server.prompt_queue.running.remove(unique_id)
 

@@ -15,6 +15,5 @@ def gradients_stay_on() -> Iterator[None]:
     The nodes' training tests (test_nodes_training.py) leave their thread with gradients off: several coroutines enter
     and leave inference mode in turn, as in ComfyUI's executor.
     """
-    torch.set_grad_enabled(True)
-    yield
-    torch.set_grad_enabled(True)
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

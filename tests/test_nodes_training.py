@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from comfy_double import ExecutionBlocker, Host, InterruptProcessingException, hosted
 from tiny import write_tiny_folder
 
@@ -35,6 +36,13 @@ def material(host: Host) -> dict:
     cut = {"num_frames": 3, "width": 32, "height": 32, "absorb_words": "red circle"}
     clips = host.run("MotionLoRA_ReferenceClip", images=images, **words, **cut).args[0]
     return {"base_model": base, "clips": clips}
+
+
+@pytest.fixture(autouse=True)
+def ordinary_mode() -> Iterator[None]:
+    """No test may leave its thread in inference mode."""
+    yield
+    assert not torch.is_inference_mode_enabled()
 
 
 @pytest.fixture
@@ -195,7 +203,7 @@ def test_a_failing_neighbour_stops_the_wait(host: Host, material: dict, seed: in
             await train
 
     began = time.monotonic()
-    asyncio.run(prompt())
+    host.run_prompt(prompt())
     assert time.monotonic() - began < 60
     runner = host.module("background").runner()
     assert runner.wait(newest(host).id, timeout=30).state == "interrupted"
@@ -208,7 +216,7 @@ def test_two_train_nodes_in_one_prompt_queue_up(host: Host, material: dict, seed
         return await asyncio.gather(*both)
 
     count = len(jobs(host))
-    first, second = asyncio.run(prompt())
+    first, second = host.run_prompt(prompt())
     assert len(jobs(host)) == count + 2 and first.args[0].fingerprint() != second.args[0].fingerprint()
 
 
@@ -218,7 +226,7 @@ def test_the_same_node_twice_in_one_prompt_is_one_job(host: Host, material: dict
         return await asyncio.gather(*both)
 
     count = len(jobs(host))
-    first, second = asyncio.run(prompt())
+    first, second = host.run_prompt(prompt())
     assert len(jobs(host)) == count + 1 and first.args[0].fingerprint() == second.args[0].fingerprint()
     assert {node["id"] for node in host.module("background").describe(newest(host).id)["nodes"]} == {"1", "2"}
 

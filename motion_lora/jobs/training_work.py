@@ -23,7 +23,6 @@ from ..lora import LoRA
 from ..pipeline import VideoPipeline
 from ..storage import free_path, path_inside, read_tensors, serialize, write_atomically
 from ..training import (
-    Command,
     StepReport,
     TrainingAbortedError,
     TrainingPausedError,
