@@ -72,7 +72,7 @@ def beside(
 PROMPT = "a blue square circling around over snow"
 
 WORKFLOWS: dict[str, list[Node]] = {
-    "1_quickstart_playground": [
+    "01_quickstart_playground": [
         note(
             "note",
             (0, 0),
@@ -122,7 +122,7 @@ twice.
         ),
         save("save", (2340, 480), "beside", "video/motion_lora_quickstart"),
     ],
-    "2_customize_a_video": [
+    "02_customize_a_video": [
         note(
             "note",
             (0, 0),
@@ -167,7 +167,7 @@ Little memory? Switch gradient_checkpointing on in the training node, or make th
         sample("moved", (1440, 190), "a panda is skateboarding on a beach", "stack", num_frames=16),
         save("save", (1900, 0), "moved", "video/motion_lora"),
     ],
-    "3_sample_shared_lora": [
+    "03_sample_shared_lora": [
         note(
             "note",
             (0, 0),
@@ -190,7 +190,7 @@ Little memory? Switch gradient_checkpointing on in the training node, or make th
         beside((1380, 0), "plain", "moved"),
         save("save", (1380, 480), "beside", "video/motion_lora_compare"),
     ],
-    "4_stack_motions_and_look": [
+    "04_stack_motions_and_look": [
         note(
             "note",
             (0, 0),
@@ -222,7 +222,7 @@ A stack is a list of LoRAs with strengths; the order changes nothing.
         sample("moved", (920, 0), "a panda is skateboarding on a beach", "highway"),
         save("save", (1380, 0), "moved", "video/motion_lora_stack"),
     ],
-    "5_train_in_background": [
+    "05_train_in_background": [
         note(
             "note",
             (0, 0),

@@ -358,7 +358,7 @@ def test_a_workflow_loads_unchanged(browser: Browser, name: str) -> None:
 
 
 def test_the_quickstart_runs_by_pressing_run(browser: Browser, server: RealComfyUI, tmp_path: Path) -> None:
-    load_on_test_base(browser, "1_quickstart_playground")
+    load_on_test_base(browser, "01_quickstart_playground")
     record = server.finished(browser.run(), 400)
     assert status_of(record) == "success", record["status"]
     browser.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
@@ -371,7 +371,7 @@ def test_the_quickstart_runs_by_pressing_run(browser: Browser, server: RealComfy
 
 
 def test_a_video_file_is_trained_on(browser: Browser, server: RealComfyUI) -> None:
-    load_on_test_base(browser, "2_customize_a_video")
+    load_on_test_base(browser, "02_customize_a_video")
     browser.set_widget("MotionLoRA_ReferenceClip", "caption", "a red circle over sand circling")
     browser.set_widget("MotionLoRA_ReferenceClip", "appearance_caption", "a red circle over sand")
     browser.set_widget("MotionLoRA_ReferenceClip", "absorb_words", "red circle")
@@ -381,7 +381,7 @@ def test_a_video_file_is_trained_on(browser: Browser, server: RealComfyUI) -> No
     browser.shot("customize_a_video")
 
 
-@pytest.mark.parametrize("name", ["3_sample_shared_lora", "4_stack_motions_and_look"])
+@pytest.mark.parametrize("name", ["03_sample_shared_lora", "04_stack_motions_and_look"])
 def test_a_shared_lora_is_sampled_with(browser: Browser, server: RealComfyUI, seed: int, name: str) -> None:
     assert status_of(server.finished(server.queue(graph(seed, sampled=False, name="shared")))) == "success"
     lora = job_of(server, seed)["published"]
@@ -393,7 +393,7 @@ def test_a_shared_lora_is_sampled_with(browser: Browser, server: RealComfyUI, se
 
 
 def test_the_background_workflow_goes_on_by_itself(browser: Browser, server: RealComfyUI) -> None:
-    load_on_test_base(browser, "5_train_in_background")
+    load_on_test_base(browser, "05_train_in_background")
     known = set(server.call("/history")[1])
     first = browser.run()
     assert status_of(server.finished(first)) == "success"
@@ -412,7 +412,7 @@ def test_the_background_workflow_goes_on_by_itself(browser: Browser, server: Rea
 
 def test_the_panel_from_start_to_save(browser: Browser, server: RealComfyUI) -> None:
     """Start, pause, resume, reload, crash of the server, resume, stop and save, add to graph, delete: by mouse."""
-    load_on_test_base(browser, "5_train_in_background")
+    load_on_test_base(browser, "05_train_in_background")
     for widget, value in (("steps", 4000), ("seed", 90_001), ("name", "by mouse"), ("preview_every", 3)):
         browser.set_widget(TRAIN, widget, value)
     panel = browser.open_panel()

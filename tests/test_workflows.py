@@ -118,5 +118,5 @@ def test_it_has_a_thumbnail(name: str) -> None:
 
 
 def test_the_quickstart_needs_no_download() -> None:
-    (base,) = [node for node in read("1_quickstart_playground")["nodes"] if node["type"] == "MotionLoRA_LoadT2VModel"]
+    (base,) = [node for node in read("01_quickstart_playground")["nodes"] if node["type"] == "MotionLoRA_LoadT2VModel"]
     assert base["widgets_values"][0] == "playground (built-in)" and base["widgets_values"][2] is False
