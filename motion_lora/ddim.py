@@ -9,16 +9,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import SettingsError
-from .pipeline import VideoPipeline, no_gradients
+from .pipeline import BaseIdentity, VideoPipeline, no_gradients
 from .schedulers import make_scheduler
 
 MAX_SIDE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class InvertedClip:
+    """A clip's noise (1, c, f, h, w) float32 on CPU, and the base, prompt and steps that it belongs to."""
+
+    noise: Tensor
+    base: BaseIdentity
+    prompt: str = ""
+    num_inference_steps: int = 50
+
+    def check(self, pipeline: VideoPipeline) -> None:
+        """Raise SettingsError unless the noise is of this base: on another one it leads back to nothing."""
+        if self.base.weights_hash and self.base.weights_hash != pipeline.identity.weights_hash:
+            raise SettingsError(
+                f"the noise was inverted on {self.base.name}, not on {pipeline.identity.name}; invert the clip on the "
+                "base that samples."
+            )
 
 
 def invert(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AddedToken
 
 from .errors import ClipError, LoRAFileError, SettingsError
-from .lora import LoRA
+from .lora import SPATIAL, LoRA, layer_of
 from .pipeline import VideoPipeline
 
 _SMALL_WORDS = frozenset(("a", "an", "the", "and", "or", "of", "on", "over", "in", "at", "with", "under", "by", "is"))
@@ -57,13 +57,14 @@ class Absorber:
 
     `spatial` is a LoRA on spatial layers, `tokens` learned tokens; both together are the paper's dual absorber. A
     third-party absorber is a `spatial` LoRA from anywhere that fits, or `weights`: spatial weights of a network that
-    was fine-tuned on the look, by parameter name (see `spatial_weights`).
+    was fine-tuned on the look, by parameter name (see `spatial_weights`), read from the file or folder `source`.
     """
 
     spatial: LoRA | None = None
     tokens: PlaceholderTokens | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    source: str = ""
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that has an effect."""
@@ -172,6 +173,32 @@ def check_length(pipeline: VideoPipeline, prompt: str) -> None:
             f"The caption {prompt!r} has {count} tokens and {pipeline.identity.name} reads {pipeline.max_tokens}; "
             "shorten it or use fewer tokens."
         )
+
+
+def spatial_weights(tuned: Mapping[str, Tensor], unet: nn.Module) -> dict[str, Tensor]:
+    """The weights of a fine-tuned image or video network that fit the spatial layers of `unet`, by parameter name.
+
+    For `Absorber.weights`: a network tuned on a subject, as by DreamBooth, used in place of a trained absorber
+    (Customize-A-Video section 5). An image network of Stable Diffusion 2.1's layout has these names. Raises
+    LoRAFileError when nothing fits or a spatial weight has another shape.
+    """
+    known = {name: p.shape for name, p in unet.named_parameters() if layer_of(name) == SPATIAL}
+    found = {name: weight for name, weight in tuned.items() if name in known}
+    wrong = [name for name, weight in found.items() if weight.shape != known[name]]
+    if wrong or not found:
+        what = f"{wrong[0]} has another shape" if wrong else "none of its weights has a name of this base"
+        raise LoRAFileError(f"The fine-tuned network does not fit: {what}; use one of the base's own layout.")
+    return found
+
+
+@torch.no_grad()
+def install_weights(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a replica other weights for some parameters; the storage shared with the base is left alone."""
+    for name, weight in weights.items():
+        module, _, leaf = name.rpartition(".")
+        owner = unet.get_submodule(module)
+        former = getattr(owner, leaf)
+        setattr(owner, leaf, nn.Parameter(weight.to(former.device, former.dtype, copy=True), requires_grad=False))
 
 
 class _ExtendedTable(nn.Module):

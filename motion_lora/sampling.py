@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .ddim import InvertedClip, noise_prior
 from .errors import SettingsError
 from .highway import appearance_highway, plan_highway
 from .pipeline import VideoPipeline, no_gradients
 from .schedulers import SCHEDULERS, make_scheduler
 from .stack import AdapterStack, AppliedStack, applied, applied_to_text_encoder, require_fit
 
-__all__ = ["SCHEDULERS", "Sample", "SampleSettings", "resolve", "sample", "start_noise"]
+__all__ = ["SCHEDULERS", "Sample", "SampleSettings", "prior_noise", "resolve", "sample", "start_noise"]
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +133,20 @@ def start_noise(pipeline: VideoPipeline, settings: SampleSettings) -> Tensor:
     """The noise (1, c, f, h, w) on CPU that these settings start from."""
     resolved = resolve(pipeline, settings)
     return torch.randn(_shape(pipeline, resolved), generator=_generator(resolved))
+
+
+def prior_noise(pipeline: VideoPipeline, settings: SampleSettings, inverted: InvertedClip, p: float) -> Tensor:
+    """Start noise (1, c, f, h, w) in the size of `settings` with share `p` of an inverted clip; see `noise_prior`.
+
+    The fresh part is that of the seed, so p = 0 is the noise that these settings start from anyway. Raises
+    SettingsError for p outside [0, 1] or noise of another base.
+    """
+    inverted.check(pipeline)
+    resolved = resolve(pipeline, settings, editing=True)
+    _, channels, *sides = _shape(pipeline, resolved)
+    if inverted.noise.ndim != 5 or inverted.noise.shape[:2] != (1, channels):
+        raise SettingsError(f"the noise has shape {tuple(inverted.noise.shape)}; it must be (1, {channels}, f, h, w).")
+    return noise_prior(inverted.noise, p, _generator(resolved), *sides)
 
 
 # Checks -------------------------------------------------------------------------------------------------------------

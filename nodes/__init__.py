@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import clips, folders, load, routes, sample, save, stack, train
+from . import absorbers, advanced, clips, curves, files, folders, load, noise, routes, sample, save, stack, train
 from .sockets import ComfyExtension, io
 
 NODES: list[type[io.ComfyNode]] = [
@@ -13,13 +13,24 @@ NODES: list[type[io.ComfyNode]] = [
     train.TrainAppearanceAbsorber,
     sample.PreviewAbsorber,
     load.LoadAbsorber,
+    absorbers.AbsorberFromLoRA,
+    absorbers.AbsorberFromModel,
     save.SaveAbsorber,
     train.TrainMotionLoRA,
+    advanced.TrainingOptions,
     load.LoadMotionLoRA,
     save.SaveMotionLoRA,
     stack.MotionLoRAStack,
     stack.AppearanceLoRA,
     stack.AppearanceHighway,
+    files.LoadAnyLoRA,
+    files.InspectLoRA,
+    files.ConvertLoRA,
+    files.MergeLoRAs,
+    files.ResizeLoRA,
+    curves.StrengthScheduleNode,
+    curves.FrameStrengthNode,
+    noise.InvertClip,
     sample.SampleVideo,
     sample.DecodeVideo,
     sample.SideBySide,

@@ -52,7 +52,9 @@ class ReferenceClip(io.ComfyNode):
                     tooltip="Words of both captions that say what it looks like, which the absorber's tokens stand in "
                     "for: man, street.",
                 ),
-                io.Int.Input("num_frames", default=16, min=2, max=1024, tooltip="Frames to train on."),
+                io.Int.Input(
+                    "num_frames", default=16, min=0, max=1024, tooltip="Frames to train on. 0: all there are."
+                ),
                 io.Float.Input(
                     "fps",
                     default=8.0,
@@ -86,6 +88,7 @@ class ReferenceClip(io.ComfyNode):
     ) -> io.NodeOutput:
         if (video is None) == (images is None):
             raise ClipError("a reference clip needs either a video or images: connect one of the two")
+        cut["num_frames"] = cut["num_frames"] or None
         with host.ordinary_tensors():
             clip = _from_images(images, images_fps, cut) if images is not None else _from_video(video, cut)
         return _clip_output(clip, cls)
@@ -195,8 +198,8 @@ def _from_video(video: Any, cut: dict[str, Any]) -> Clip:
     if isinstance(source, str):
         return read_clip(source, **cut)
     if hasattr(video, "as_trimmed"):
-        # Half a second more than asked, so that the last frame has a neighbour to be nearest to.
-        seconds = cut["num_frames"] / cut["fps"] + 0.5
+        # Half a second more than asked, so that the last frame has a neighbour to be nearest to; 0 is all of it.
+        seconds = cut["num_frames"] / cut["fps"] + 0.5 if cut["num_frames"] else 0
         video = video.as_trimmed(cut["start"], seconds)
         if video is None:
             raise ClipError(f"the video ends before second {cut['start']:g}, where the clip should start")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..motion_lora.errors import LoRAFileError
+from ..motion_lora.errors import LoRAFileError, ModelError
 from ..motion_lora.storage import free_path, path_inside
 
 OWN = "motion_lora"
@@ -16,21 +16,23 @@ ABSORBERS = "motion_lora_absorbers"
 # Within ComfyUI's loras folders, ours have a subfolder of their own, so that image LoRAs stay out of the lists.
 SUBFOLDER = "motion"
 _SUFFIX = ".safetensors"
+# What other tools write LoRAs to; a name says nothing of the content, which the importer looks at.
+_FOREIGN = {_SUFFIX, ".pt", ".pth", ".bin", ".ckpt"}
 NONE_FOUND = "(none found)"
 
 
 def register() -> None:
     """Make our folders known to ComfyUI; called once, at load. extra_model_paths.yaml can add to them."""
-    _add(OWN, Path(folder_paths.models_dir) / OWN)
-    _add(ABSORBERS, Path(folder_paths.models_dir) / ABSORBERS)
-    _add(ABSORBERS, absorber_folder())
+    _add(OWN, Path(folder_paths.models_dir) / OWN, _FOREIGN)
+    _add(ABSORBERS, Path(folder_paths.models_dir) / ABSORBERS, {_SUFFIX})
+    _add(ABSORBERS, absorber_folder(), {_SUFFIX})
 
 
-def _add(name: str, path: Path) -> None:
+def _add(name: str, path: Path, suffixes: set[str]) -> None:
     folder_paths.add_model_folder_path(name, str(path))
     paths, _ = folder_paths.folder_names_and_paths[name]
     # A new name lists every file; only these are ours to offer.
-    folder_paths.folder_names_and_paths[name] = (paths, {_SUFFIX})
+    folder_paths.folder_names_and_paths[name] = (paths, suffixes)
 
 
 def lora_folder() -> Path:
@@ -51,14 +53,18 @@ def diffusers_folders() -> list[Path]:
 
 
 def lora_names() -> list[str]:
-    """Motion LoRAs: the subfolder of the loras folders, and all of our own folder under its name."""
-    shared = [name for name in _listed("loras") if name.startswith(f"{SUBFOLDER}/") and name.endswith(_SUFFIX)]
-    return sorted(shared + [f"{OWN}/{name}" for name in _listed(OWN)])
+    """Motion LoRAs: the subfolder of the loras folders, and our own folder under its name; safetensors only."""
+    shared = [name for name in _listed("loras") if name.startswith(f"{SUBFOLDER}/")]
+    return sorted(name for name in {*shared, *_own_names()} if name.endswith(_SUFFIX))
 
 
 def all_lora_names() -> list[str]:
-    """Every LoRA that ComfyUI knows, and ours."""
-    return sorted({*_listed("loras"), *lora_names()})
+    """Every LoRA that ComfyUI knows, and ours, of any kind of file."""
+    return sorted({*_listed("loras"), *_own_names()})
+
+
+def _own_names() -> list[str]:
+    return [f"{OWN}/{name}" for name in _listed(OWN)]
 
 
 def absorber_names() -> list[str]:
@@ -66,9 +72,13 @@ def absorber_names() -> list[str]:
 
 
 def lora_path(name: str) -> Path:
-    """The file of a listed LoRA. Raises LoRAFileError for a name that is not listed."""
-    if name.startswith(f"{OWN}/"):
-        return _find(OWN, name.removeprefix(f"{OWN}/"))
+    """The file of a listed LoRA. Raises LoRAFileError for a name that is not listed.
+
+    A loras folder may have a subfolder with the name of our own folder; where both hold the file, ours is meant.
+    """
+    own = name.removeprefix(f"{OWN}/")
+    if own != name and (own in _listed(OWN) or name not in _listed("loras")):
+        return _find(OWN, own)
     return _find("loras", name)
 
 
@@ -85,6 +95,29 @@ def new_file(folder: Path, name: str) -> Path:
 def listed_name(path: Path) -> str:
     """The name under which a file below `lora_folder` is listed."""
     return path.relative_to(lora_folder()).as_posix()
+
+
+def network_names() -> list[str]:
+    """Folders below models/diffusers with an image or video network of diffusers' layout, by their path."""
+    return sorted(_networks())
+
+
+def network_path(name: str) -> Path:
+    """The folder of a listed network. Raises ModelError for a name that is not listed."""
+    networks = _networks()
+    if name not in networks:
+        places = ", ".join(_shown(str(root)) for root in diffusers_folders())
+        raise ModelError(f"there is no model {name!r}: put its diffusers folder into {places}, then press R")
+    return networks[name]
+
+
+def _networks() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in diffusers_folders():
+        for path in subfolders(root):
+            if (path / "unet" / "config.json").is_file():
+                found.setdefault(path.relative_to(root).as_posix(), path)
+    return found
 
 
 def choices(names: list[str]) -> list[str]:

@@ -91,6 +91,12 @@ def send(event: str, data: object) -> None:
     PromptServer.instance.send_sync(event, data)
 
 
+def tell_node(node_id: str | None, text: str) -> None:
+    """A line of text in the node that is running, in every open browser."""
+    if node_id is not None:
+        PromptServer.instance.send_progress_text(text, node_id)
+
+
 def metadata_allowed() -> bool:
     """Whether the user lets files say how they were made."""
     return not args.disable_metadata

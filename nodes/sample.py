@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..motion_lora.errors import SettingsError
 from ..motion_lora.pictures import grid_frames
 from ..motion_lora.stack import AdapterStack
 from . import host, shown
 from .choices import SCHEDULERS
-from .sockets import CATEGORY, MAX_SEED, Absorber, Base, ExecutionBlocker, Stack, io
+from .sockets import CATEGORY, MAX_SEED, Absorber, Base, ExecutionBlocker, Noise, Stack, io
 
 if TYPE_CHECKING:
+    from ..motion_lora.ddim import InvertedClip
     from ..motion_lora.inversion import Absorber as AbsorberValue
     from ..motion_lora.pipeline import VideoPipeline
     from ..motion_lora.sampling import SampleSettings
@@ -62,6 +64,35 @@ class SampleVideo(io.ComfyNode):
                     default=True,
                     tooltip="Off: only latents, for Decode Video; the other outputs are left out.",
                 ),
+                Noise.Input(
+                    "noise",
+                    optional=True,
+                    tooltip="From Invert Clip: noise that remembers a clip. Frames and size at 0 are then its own.",
+                ),
+                io.Float.Input(
+                    "noise_prior",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Share of the connected noise, the rest is the seed's: 1 comes back to the clip, 0 forgets "
+                    "it. MotionDirector advises 0.1 to 0.5 for a LoRA of one clip, 0 for one of several.",
+                ),
+                io.Image.Input(
+                    "source",
+                    optional=True,
+                    tooltip="Frames of a video to edit: denoising starts from them. Frames at 0 are then their number.",
+                ),
+                io.Float.Input(
+                    "edit_strength",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Share of the steps that are run on the connected source: 1 leaves little of it, 0.3 most.",
+                ),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images", tooltip="The frames."),
@@ -72,12 +103,30 @@ class SampleVideo(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, base_model: VideoPipeline, decode: bool, stack: AdapterStack | None = None, **widgets: Any
+        cls,
+        base_model: VideoPipeline,
+        decode: bool,
+        stack: AdapterStack | None = None,
+        noise: InvertedClip | None = None,
+        noise_prior: float = 0.5,
+        source: torch.Tensor | None = None,
+        edit_strength: float = 0.6,
+        **widgets: Any,
     ) -> io.NodeOutput:
-        from ..motion_lora.sampling import SampleSettings, resolve, sample
+        from ..motion_lora.sampling import SampleSettings, prior_noise, resolve, sample
 
-        settings = resolve(base_model, SampleSettings(**_own_values(widgets)))
-        made = sample(base_model, settings, stack=stack, callback=host.progress(), decode=decode)[0]
+        edit = {} if source is None else {"edit_strength": edit_strength}
+        wanted = SampleSettings(**_own_values(widgets, _given_sizes(base_model, noise, source)), **edit)
+        settings = resolve(base_model, wanted, editing=source is not None)
+        made = sample(
+            base_model,
+            settings,
+            stack=stack,
+            latents=None if noise is None else prior_noise(base_model, settings, noise, noise_prior),
+            source=None if source is None else _encoded(base_model, source, settings),
+            callback=host.progress(),
+            decode=decode,
+        )[0]
         latents = {"samples": made.latents / base_model.scaling_factor}
         if not decode:
             return io.NodeOutput(ExecutionBlocker(None), ExecutionBlocker(None), latents)
@@ -216,11 +265,12 @@ class PreviewAbsorber(io.ComfyNode):
 def _drawn(base: VideoPipeline, absorber: AbsorberValue, settings: SampleSettings) -> torch.Tensor:
     """Pictures (n, h, w, 3): the frames of a video whose temporal layers are bypassed, so none sees another."""
     from ..motion_lora.bypass import temporal_bypass
-    from ..motion_lora.inversion import missing_phrases, substitute, with_tokens
+    from ..motion_lora.inversion import install_weights, missing_phrases, substitute, with_tokens
     from ..motion_lora.sampling import sample
     from ..motion_lora.stack import StackEntry
 
     draft = base.replica()
+    install_weights(draft.unet, absorber.weights)
     if absorber.tokens is not None:
         draft, _ = with_tokens(draft, absorber.tokens)
         for words in dict.fromkeys(absorber.tokens.words):
@@ -235,9 +285,29 @@ def _drawn(base: VideoPipeline, absorber: AbsorberValue, settings: SampleSetting
         return sample(draft, settings, stack=stack, callback=host.progress())[0].frames
 
 
-def _own_values(widgets: dict[str, Any]) -> dict[str, Any]:
-    """Zero stands for the base model's own value, which the library writes as None."""
-    return {**widgets, **{name: widgets[name] or None for name in ("num_frames", "height", "width", "fps")}}
+def _own_values(widgets: dict[str, Any], given: dict[str, int]) -> dict[str, Any]:
+    """Zero stands for what connected noise or frames have, else for the base model's own: None in the library."""
+    sizes = {name: widgets[name] or given.get(name) for name in ("num_frames", "height", "width")}
+    return {**widgets, **sizes, "fps": widgets["fps"] or None}
+
+
+def _given_sizes(base: VideoPipeline, noise: InvertedClip | None, source: torch.Tensor | None) -> dict[str, int]:
+    if noise is not None:
+        _, _, frames, height, width = noise.noise.shape
+        return {"num_frames": frames, "height": height * base.vae_factor, "width": width * base.vae_factor}
+    return {} if source is None else {"num_frames": len(source)}
+
+
+def _encoded(base: VideoPipeline, source: torch.Tensor, settings: SampleSettings) -> torch.Tensor:
+    """Frames of an IMAGE as latents (1, c, f, h, w) in the size that is sampled."""
+    from ..motion_lora.clips.sizes import fit
+
+    count = settings.num_frames or len(source)
+    if len(source) < count:
+        raise SettingsError(f"the source has {len(source)} frames and num_frames is {count}: set it to 0 or lower")
+    with host.ordinary_tensors():
+        frames = source[:count, ..., :3].float().cpu().clone()
+        return base.encode_frames(fit(frames, settings.height, settings.width, base.size_multiple, "The source"))
 
 
 def _steps(default: int) -> io.Int.Input:

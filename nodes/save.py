@@ -14,7 +14,7 @@ from .sockets import CATEGORY, Absorber, MotionLoRA, io
 if TYPE_CHECKING:
     from ..motion_lora.inversion import Absorber as AbsorberValue
 
-_PRECISIONS = {"as trained": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {"as trained": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class SaveMotionLoRA(io.ComfyNode):
@@ -40,7 +40,7 @@ class SaveMotionLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=list(_PRECISIONS),
+                    options=list(PRECISIONS),
                     default="as trained",
                     tooltip="fp16 and bf16 halve the file and round the numbers.",
                 ),
@@ -55,7 +55,7 @@ class SaveMotionLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, motion_lora: LoRA, filename: str, precision: str) -> io.NodeOutput:
         path = folders.new_file(folders.lora_folder(), filename)
-        save_lora(path, motion_lora, metadata=host.metadata_allowed(), dtype=_PRECISIONS[precision], overwrite=False)
+        save_lora(path, motion_lora, metadata=host.metadata_allowed(), dtype=PRECISIONS[precision], overwrite=False)
         return io.NodeOutput(folders.listed_name(path))
 
 

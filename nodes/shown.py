@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..motion_lora.curves import Curve
 from ..motion_lora.errors import MotionLoRAError
 from ..motion_lora.jobs.losses import LossPoint
-from ..motion_lora.pictures import plot_losses, write_video
+from ..motion_lora.pictures import Line, draw_table, plot_lines, plot_losses, write_video
 from .sockets import InputImpl, Types, io, ui
+
+_CURVE_POINTS = 240
 
 
 def file_mark(find: Callable[[str], Path], name: str) -> str:
@@ -56,6 +59,21 @@ def picture(image: Image.Image) -> torch.Tensor:
 def in_node(images: torch.Tensor, node: type[io.ComfyNode]) -> Any:
     """The `ui` of a node that shows pictures."""
     return ui.PreviewImage(images, cls=node)
+
+
+def curve_plot(curve: Curve, along: str) -> torch.Tensor:
+    """A strength over a relative position, drawn with the area below it, as IMAGE."""
+    places = [place / _CURVE_POINTS for place in range(_CURVE_POINTS + 1)]
+    factors = [curve.value(place) for place in places]
+    line = Line("", places, factors, low=[0.0] * len(factors), high=factors)
+    return picture(plot_lines([line], x_label=along, y_label="times the strength"))
+
+
+def report_table(facts: Mapping[str, Any]) -> torch.Tensor:
+    """The report of `formats.inspect` as IMAGE: its facts, and a table of its blocks."""
+    from ..motion_lora.formats.inspection import BLOCK_COLUMNS, block_rows, summary
+
+    return picture(draw_table(block_rows(facts), BLOCK_COLUMNS, facts=summary(facts)))
 
 
 def loss_plot(points: Sequence[LossPoint]) -> torch.Tensor:

@@ -14,20 +14,32 @@ __all__ = [
     "Clips",
     "ComfyExtension",
     "ExecutionBlocker",
+    "FrameStrength",
     "InputImpl",
     "MotionLoRA",
+    "Noise",
     "Stack",
+    "StrengthSchedule",
+    "TextPart",
+    "TrainOptions",
     "Types",
     "io",
     "ui",
 ]
 
-# What travels on them: VideoPipeline, a tuple of Clip, Absorber, LoRA, AdapterStack.
+# What travels on them: VideoPipeline, a tuple of Clip, Absorber, LoRA, AdapterStack, Schedule, FrameCurve, and the
+# text-encoder part of an image LoRA as a LoRA, or None where the file has none.
 Base = io.Custom("MOTION_LORA_BASE")
 Clips = io.Custom("MOTION_LORA_CLIPS")
 Absorber = io.Custom("MOTION_LORA_ABSORBER")
 MotionLoRA = io.Custom("MOTION_LORA")
 Stack = io.Custom("MOTION_LORA_STACK")
+StrengthSchedule = io.Custom("MOTION_LORA_SCHEDULE")
+FrameStrength = io.Custom("MOTION_LORA_FRAME_CURVE")
+TextPart = io.Custom("MOTION_LORA_TEXT_PART")
+# InvertedClip, and the settings of advanced.Options.
+Noise = io.Custom("MOTION_LORA_NOISE")
+TrainOptions = io.Custom("MOTION_LORA_TRAIN_OPTIONS")
 
 CATEGORY = "MotionLoRA"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..motion_lora.curves import FrameCurve, Schedule
 from ..motion_lora.lora import LoRA
-from ..motion_lora.stack import AdapterStack, StackEntry
-from . import folders, shown
+from ..motion_lora.spelling import block_strengths_from
+from ..motion_lora.stack import AdapterStack, StackEntry, block_of
+from . import files, folders, host, shown
 from .choices import HIGHWAY_PRESETS, MAX_HIGHWAY_SCALE
-from .sockets import CATEGORY, Base, MotionLoRA, Stack, io
+from .sockets import CATEGORY, Base, FrameStrength, MotionLoRA, Stack, StrengthSchedule, TextPart, io
 
 if TYPE_CHECKING:
     from ..motion_lora.pipeline import VideoPipeline
@@ -18,15 +20,37 @@ _STACK_IN = "An earlier stack; nothing for the first. The order of a stack chang
 _STACK_OUT = "For Sample Video, or for the next node of the stack."
 
 
-def _strength(what: str) -> io.Float.Input:
+def _strength(what: str, name: str = "strength", *, optional: bool = False) -> io.Float.Input:
     return io.Float.Input(
-        "strength",
+        name,
         default=1.0,
         min=-_MAX_STRENGTH,
         max=_MAX_STRENGTH,
         step=0.05,
-        tooltip=f"How strongly the {what} acts: 1 as trained, 0 not at all, negative the other way round.",
+        optional=optional,
+        tooltip=f"How strongly {what} acts: 1 as trained, 0 not at all, negative the other way round.",
     )
+
+
+def _schedule() -> io.Input:
+    return StrengthSchedule.Input(
+        "schedule", optional=True, tooltip="From Strength Schedule; nothing: the same in all sampling steps."
+    )
+
+
+def _block_strengths() -> io.String.Input:
+    return io.String.Input(
+        "block_strengths",
+        default="",
+        optional=True,
+        tooltip="Strengths of single blocks, times the strength: down_blocks.0=0.5, mid_block=0. Blocks that are not "
+        "named stay at 1; Inspect LoRA lists them.",
+    )
+
+
+def _blocks(text: str, lora: LoRA) -> dict[str, float]:
+    """The block strengths of a widget; a block that the LoRA lacks is refused, as it would do nothing in silence."""
+    return block_strengths_from(text, list(dict.fromkeys(block_of(module) for module in lora)))
 
 
 class MotionLoRAStack(io.ComfyNode):
@@ -43,15 +67,48 @@ class MotionLoRAStack(io.ComfyNode):
             inputs=[
                 MotionLoRA.Input("motion_lora", tooltip="From Train Motion LoRA or Load Motion LoRA."),
                 Stack.Input("stack", optional=True, tooltip=_STACK_IN),
-                _strength("motion"),
+                _strength("the motion"),
+                _schedule(),
+                FrameStrength.Input(
+                    "frame_curve", optional=True, tooltip="From Frame Strength; nothing: the same in all frames."
+                ),
+                _strength("its temporal part", "temporal_strength", optional=True),
+                _strength("its spatial part", "spatial_strength", optional=True),
+                _block_strengths(),
+                TextPart.Input(
+                    "text_part",
+                    optional=True,
+                    tooltip="From Load LoRA (any format): the text-encoder part, applied with the same strength.",
+                ),
             ],
             outputs=[Stack.Output("stack_out", display_name="stack", tooltip=_STACK_OUT)],
         )
 
     @classmethod
-    def execute(cls, motion_lora: LoRA, strength: float, stack: AdapterStack | None = None) -> io.NodeOutput:
-        name = motion_lora.metadata.get("modelspec.title", "")
-        return io.NodeOutput((stack or AdapterStack()).add(StackEntry(motion_lora, strength, name=name)))
+    def execute(
+        cls,
+        motion_lora: LoRA,
+        strength: float,
+        stack: AdapterStack | None = None,
+        schedule: Schedule | None = None,
+        frame_curve: FrameCurve | None = None,
+        temporal_strength: float = 1.0,
+        spatial_strength: float = 1.0,
+        block_strengths: str = "",
+        text_part: LoRA | None = None,
+    ) -> io.NodeOutput:
+        entry = StackEntry(
+            motion_lora,
+            strength,
+            temporal_strength,
+            spatial_strength,
+            _blocks(block_strengths, motion_lora),
+            steps=schedule,
+            frames=frame_curve,
+            name=motion_lora.metadata.get("modelspec.title", ""),
+            text_encoder=text_part,
+        )
+        return io.NodeOutput((stack or AdapterStack()).add(entry))
 
 
 class AppearanceLoRA(io.ComfyNode):
@@ -66,6 +123,7 @@ class AppearanceLoRA(io.ComfyNode):
             description="Puts a LoRA for a look (on the spatial layers) on the stack, beside the motions. Image LoRAs "
             "for Stable Diffusion 2.1 fit ModelScope and ZeroScope; what does not fit is refused with the reason.",
             search_aliases=["spatial lora", "image lora", "style lora"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Combo.Input(
                     "lora_name",
@@ -74,13 +132,24 @@ class AppearanceLoRA(io.ComfyNode):
                 ),
                 Base.Input("base_model", tooltip="What it is going to be used on; every layer is checked against it."),
                 Stack.Input("stack", optional=True, tooltip=_STACK_IN),
-                _strength("look"),
+                _strength("the look"),
+                _schedule(),
+                io.Boolean.Input(
+                    "text_encoder",
+                    default=False,
+                    optional=True,
+                    label_on="apply it too",
+                    label_off="leave it out",
+                    tooltip="The text-encoder part that many image LoRAs have. It changes what every word means, for "
+                    "the motion LoRAs too.",
+                ),
+                _block_strengths(),
             ],
             outputs=[Stack.Output("stack_out", display_name="stack", tooltip=_STACK_OUT)],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, strength: float) -> str:
+    def fingerprint_inputs(cls, lora_name: str = "", **unused: Any) -> str:
         return shown.file_mark(folders.lora_path, lora_name)
 
     @classmethod
@@ -89,12 +158,26 @@ class AppearanceLoRA(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, lora_name: str, base_model: VideoPipeline, strength: float, stack: AdapterStack | None = None
+        cls,
+        lora_name: str,
+        base_model: VideoPipeline,
+        strength: float,
+        stack: AdapterStack | None = None,
+        schedule: Schedule | None = None,
+        text_encoder: bool = False,
+        block_strengths: str = "",
     ) -> io.NodeOutput:
-        from ..motion_lora.formats import load_any
-
-        report = load_any(folders.lora_path(lora_name), base_model.unet)
-        return io.NodeOutput((stack or AdapterStack()).add(StackEntry(report.lora, strength, name=lora_name)))
+        report, text = files.read(lora_name, base_model, text_encoder=text_encoder)
+        host.tell_node(cls.hidden.unique_id, text)
+        entry = StackEntry(
+            report.lora,
+            strength,
+            block_strengths=_blocks(block_strengths, report.lora),
+            steps=schedule,
+            name=lora_name,
+            text_encoder=report.text_encoder,
+        )
+        return io.NodeOutput((stack or AdapterStack()).add(entry))
 
 
 class AppearanceHighway(io.ComfyNode):

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 from ..motion_lora.jobs import APPEARANCE_ABSORBER, MOTION_LORA, Job, PreviewPlan
 from ..motion_lora.methods import ABSORBERS, METHODS
 from . import background, bases, shown
+from .advanced import DEFAULT, SWITCHES, Options
 from .choices import AMOUNTS, COUNTS, TEMPORAL_TARGETS
-from .sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, io
+from .sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, TrainOptions, io
 
 if TYPE_CHECKING:
     from ..motion_lora.clips import Clip
     from ..motion_lora.inversion import Absorber as AbsorberValue
+    from ..motion_lora.jobs.training_work import TrainingInputs
     from ..motion_lora.pipeline import VideoPipeline
     from ..motion_lora.training import TrainSettings
 
-DEFAULT = "default"
 _ZERO = "0: the default of this method and base model."
 _ABSORBING = [name for name in ABSORBERS if name != "none"]
 HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
@@ -87,6 +88,7 @@ class TrainMotionLoRA(io.ComfyNode):
                 _count("absorber_steps", f"Steps of the absorber's spatial LoRA. {_ZERO}", advanced=True),
                 _count("token_steps", f"Steps of the absorber's learned tokens. {_ZERO}", advanced=True),
                 _checkpointing(),
+                _options(),
             ],
             outputs=[
                 MotionLoRA.Output("motion_lora", display_name="motion_lora", tooltip="For a Motion LoRA Stack."),
@@ -156,6 +158,7 @@ class TrainAppearanceAbsorber(io.ComfyNode):
                 _seed(),
                 *_running(),
                 _checkpointing(),
+                _options(),
             ],
             outputs=[
                 Absorber.Output(
@@ -192,6 +195,7 @@ async def _train(
 
     hidden, inputs = node.hidden, TrainingInputs(*material)
     settings = settings_from(inputs.pipeline, widgets)
+    _check(kind, inputs, settings)
     spec = training_spec(
         kind,
         widgets["name"].strip() or inputs.clips[0].caption,
@@ -214,17 +218,30 @@ async def _train(
     return _outputs(job)
 
 
+def _check(kind: str, inputs: TrainingInputs, settings: TrainSettings) -> None:
+    """Whatever does not fit is said at once, and leaves no failed job behind."""
+    from ..motion_lora.training import check_run, check_settings
+    from ..motion_lora.training.settings import absorber_stages, all_stages
+
+    check_settings(settings)
+    if kind == APPEARANCE_ABSORBER:
+        stages = absorber_stages(settings)
+    else:
+        stages = all_stages(settings, absorber_given=inputs.absorber is not None)
+    check_run(inputs.pipeline, inputs.clips, settings, stages, inputs.absorber)
+
+
 def settings_from(base: VideoPipeline, widgets: dict[str, Any]) -> TrainSettings:
     """Training settings: the defaults of the method on this base, with every widget that says something of its own."""
     from ..motion_lora.training import TrainSettings
 
     numbers = {name: widgets[name] for name in (*COUNTS, *AMOUNTS) if widgets.get(name)}
-    words = {"on": True, "off": False}
     chosen = {name: widgets.get(name, DEFAULT) for name in ("absorber", "targets", "patch_crop")}
     return replace(
         TrainSettings.for_base(base, widgets.get("method", "customize-a-video")),
         **numbers,
-        **{name: words.get(value, value) for name, value in chosen.items() if value != DEFAULT},
+        **{name: SWITCHES.get(value, value) for name, value in chosen.items() if value != DEFAULT},
+        **(widgets.get("options") or Options()).settings,
         seed=widgets["seed"],
         gradient_checkpointing=widgets["gradient_checkpointing"],
         # Repeatable kernels are a switch of the whole process, which other models share.
@@ -273,6 +290,12 @@ def _checkpointing() -> io.Boolean.Input:
         default=False,
         advanced=True,
         tooltip="About a third more time for a fraction of the memory.",
+    )
+
+
+def _options() -> io.Input:
+    return TrainOptions.Input(
+        "options", optional=True, tooltip="From Advanced Training Settings; nothing: all of them are the method's own."
     )
 
 

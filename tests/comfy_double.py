@@ -248,6 +248,9 @@ class Server:
     def send_sync(self, event: str, data: Any, sid: str | None = None) -> None:
         self.sent.append((event, data))
 
+    def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None:
+        self.sent.append(("text", (node_id, text)))
+
 
 class _ProgressBar:
     seen: ClassVar[list[tuple[int, int]]] = []

@@ -37,6 +37,9 @@ The clip whose motion is learned. Connect a **video** (Load Video) or **images**
 * `appearance_caption` is the same sentence without its motion: `a man on a street`.
 * `absorb_words` are the words for the look that stand in both: `man, street`.
 
+For a method that learns a look (`motiondirector-image`), connect a batch of images and set `num_frames` to 0: all of
+them are used, in no order.
+
 Frames are taken at `fps` from `start` on, without changing the speed, then scaled and cropped at the centre. The
 node shows exactly the frames that will be trained. Two seconds of one clear motion make a good clip.
 """,
@@ -66,8 +69,57 @@ An absorber belongs to its clip and its base model; it is refused for a base tha
     "MotionLoRA_SaveAbsorber": """
 Finished absorbers are kept in `output/motion_lora_absorbers` by themselves; this node is for another name.
 """,
+    "MotionLoRA_AbsorberFromLoRA": """
+An absorber need not be trained on the clip: a LoRA of its subject or style, from anywhere, can hold the look while the
+motion is learned (Customize-A-Video, section 5). Choose a file, or connect a LoRA from another node, such as one that
+Train Motion LoRA made with the method `motiondirector-image` of photos of the subject.
+
+Its spatial layers are used, temporal ones are left out. A file that does not fit is refused with the reason. Look at
+it with **Preview Absorber**, with a prompt in the LoRA's own words: it should draw the clip's subject.
+
+The clip's caption should name the look in the words that the LoRA knows.
+""",
+    "MotionLoRA_AbsorberFromModel": """
+A model that was tuned on a subject (DreamBooth) knows its look better than any LoRA. Here its spatial weights stand in
+for the base's while the motion is learned; afterwards the motion LoRA is used on the base as ever.
+
+Put the model's folder (`unet/` with safetensors) into `models/diffusers`. It has to have the base's layout: for
+ModelScope and ZeroScope that is Stable Diffusion 2.1's, or their own. The base itself is refused, it absorbs nothing.
+
+A training in the background remembers where the model lies and not its gigabytes: leave it there until the training is
+done. For the same reason Save Appearance Absorber does not take it.
+""",
+    "MotionLoRA_TrainingOptions": """
+Connect it to Train Motion LoRA or Train Appearance Absorber. Left alone, every setting is the method's own; `default`,
+0 and -1 stand for that.
+
+* **Losses**: `debiased_loss` with any method, `min_snr_gamma`.
+* **Layers**: `spatial_targets` here, `targets` (TAP among them) on Train Motion LoRA.
+* **Noise**: `timestep_low` and `timestep_high`. Motion is decided where there is much noise, details where there is
+  little.
+* **Absorber**: rank, strength, rates, `patch_crop`. Which absorber a method has is said on Train Motion LoRA.
+* **Appearance highway in training**: `highway`, which the papers use only when sampling.
+
+Change one at a time and compare with the same seed.
+""",
+    "MotionLoRA_InvertClip": """
+Runs DDIM sampling backwards: from the clip to the noise that the base would have made it from.
+
+* **Editing**: invert with the clip's own caption; sample with the changed prompt, `noise_prior` 1, the same number of
+  `ddim` steps and little guidance. The clip's layout and motion stay.
+* **Noise prior**: invert with an empty prompt, sample with a motion LoRA and `noise_prior` 0.1 to 0.5. The new video
+  has the clip's layout roughly, the LoRA brings the motion.
+
+Other frame counts and sizes than the clip's are fine: the noise is stretched so that it stays noise. It belongs to its
+base model and is refused on another one.
+""",
     "MotionLoRA_TrainMotionLoRA": """
 Learns the motion of the clips as a small file that can be put into other videos.
+
+**Methods.** `customize-a-video` for one clip, `motiondirector` for one or several, `separate-motion-appearance` for
+less of the look at the price of more steps. `motiondirector-image` learns a look from images or frames: its result
+goes on a Motion LoRA Stack like any other, beside a motion. The rest are ablations. Everything that a method is made of
+can be changed with **Advanced Training Settings**.
 
 **Zero means default**: `steps`, `rank`, `alpha` and `learning_rate` at 0 take the values of the method on this base
 model.
@@ -98,19 +150,77 @@ precision. The file says how it was made (captions, base, settings), unless Comf
     "MotionLoRA_MotionLoRAStack": """
 A stack is a list of LoRAs with their strengths; the order changes nothing. A strength below 0 turns the learned
 change round. Stacked LoRAs cost no time: they are merged into a private copy of the weights.
+
+A layer's strength is `strength`, times `temporal_strength` or `spatial_strength`, times that of its block. Connect
+**Strength Schedule** to let the LoRA act in a part of the sampling steps, **Frame Strength** to let it act in a part
+of the video; what varies so is computed beside the weights and costs a little time.
 """,
     "MotionLoRA_AppearanceLoRA": """
 Image LoRAs for Stable Diffusion 2.1 fit the spatial layers of ModelScope and ZeroScope. The file is recognised by
 its content and every layer is checked; a file for another model is refused with a sentence that says what it is.
+
+A look is decided late, a motion early: with **Strength Schedule**, give the motion LoRA the first part of the sampling
+steps and the look the rest.
 """,
     "MotionLoRA_AppearanceHighway": """
 In the stock network a skip connection carries what the motion LoRA did to the decoder, and with it some of the
 clip's look. On the highway it starts one layer earlier, before the temporal attention. No training is needed:
 switch it on and off and compare.
 """,
+    "MotionLoRA_LoadAnyLoRA": """
+Understood are this project's own files, PEFT and diffusers (every spelling), kohya, and the lists without names that
+MotionDirector and Separate Motion from Appearance write (`.pt`). Pickles are read without running anything in them.
+
+Either all layers have their place, or the file is refused: "128 of 128 layers matched" stands in the node and in
+`report`. LoRAs for Stable Diffusion 1.5, SDXL, AnimateDiff, Wan, LTX, Flux and textual inversions are recognised and
+refused with a sentence that says what they are.
+
+Connect the base model to have that said here and not when sampling.
+""",
+    "MotionLoRA_InspectLoRA": """
+Look before you use: the node shows the format, how many layers of which block the file changes and how strongly
+(`norm` is the size of the change of the weights), its rank, the captions and the base it was made on. Prompts in the
+words of its captions work best.
+
+The names in the table are those that `block_strengths` of Motion LoRA Stack takes.
+""",
+    "MotionLoRA_ConvertLoRA": """
+Takes a LoRA from any node: Load LoRA (any format), Train Motion LoRA, Merge LoRAs, Resize LoRA. `kohya` and `peft`
+are what other tools read; in the stored precision each change of a weight comes back bit for bit, and the file is
+checked for that before it takes its name. A text-encoder part is not written.
+
+The metadata goes in too, unless ComfyUI runs with `--disable-metadata`.
+""",
+    "MotionLoRA_MergeLoRAs": """
+With `rank` 0 the result does exactly what both do on one stack; its rank is the sum of theirs. With a rank it is the
+nearest LoRA of that rank, and `report` says how much of the change was kept. To use two LoRAs together there is no
+need to merge them: chain two Motion LoRA Stacks.
+""",
+    "MotionLoRA_ResizeLoRA": """
+A rank that was chosen too high costs space and nothing else. Each layer is replaced by the nearest one of a lower
+rank; with `energy` below 1, layers that need less get less. `kept` near 1 means that nothing will be seen.
+""",
+    "MotionLoRA_StrengthSchedule": """
+The factor that the LoRA's strength is multiplied by, from the first sampling step (0) to the last (1). The coarse
+motion of a video is decided in the first steps, its look in the last ones: `end` 0.5 on a motion LoRA takes its motion
+and less of its look (phased integration).
+
+`points` draws any curve: `0:1, 0.3:1, 0.6:0` holds full strength for three tenths of the steps and is gone after six.
+""",
+    "MotionLoRA_FrameStrength": """
+The factor that the motion LoRA's strength is multiplied by, from the first frame (0) to the last (1): let a motion set
+in (`linear-in`), fade (`linear`), or hand over to another LoRA that has the opposite curve. It acts on temporal layers
+only; frames still see each other in them, so the change is softer than the curve.
+""",
     "MotionLoRA_SampleVideo": """
 Zeros stand for the base model's own frames, size and rate. The start noise depends on the seed alone, so two of
 these nodes with the same seed, one with a stack and one without, show what the LoRA does.
+
+* **`noise`** (from Invert Clip) starts from a clip's own noise: `noise_prior` is its share.
+* **`source`** edits a video: it is noised, and `edit_strength` is the share of the steps that are run on it. Connect
+  the frames of Reference Clip or Load Video.
+
+Without these two connected, `noise_prior` and `edit_strength` have no effect.
 """,
     "MotionLoRA_DecodeVideo": """
 For latents that were sampled with `decode` off, or changed in between. Latents travel unscaled, as everywhere in

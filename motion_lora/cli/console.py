@@ -13,6 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..tables import aligned
+
 _TERMINAL_INTERVAL = 0.2
 _LOG_INTERVAL = 15.0
 
@@ -40,17 +42,8 @@ def one_line(text: object) -> str:
 
 def write_table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> None:
     """Columns aligned by spaces; numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
-    numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
-    for row in [list(header), *cells]:
-        columns = zip(row, widths, numeric, strict=True)
-        parts = [cell.rjust(width) if right else cell.ljust(width) for cell, width, right in columns]
-        write("  ".join(parts).rstrip())
-
-
-def _is_number(cell: str) -> bool:
-    return cell.replace(",", "").replace(".", "", 1).lstrip("+-").isdigit()
+    for line in aligned(rows, header):
+        write(line)
 
 
 def prepare_streams() -> None:

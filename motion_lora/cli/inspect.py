@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +44,14 @@ def add(commands: Any) -> None:
 def run_inspect(options: argparse.Namespace) -> int:
     """Print the report."""
     from ..formats import inspect
+    from ..formats.inspection import report_text
 
     facts = inspect(options.file, empty_network(options.base) if options.base else None)
     layers = _layers(options.file) if options.keys and facts["kind"] == "lora" else []
     if wants_json(options):
         write_json({**facts, "keys": layers} if options.keys else facts)
         return 0
-    for name, value in _summary(facts).items():
-        write(f"{name + ':':22}{value}")
-    if facts["blocks"]:
-        write()
-        rows = [(b["block"], b["layers"], _joined(b["ranks"]), f"{b['norm']:.4f}") for b in facts["blocks"]]
-        write_table(rows, ("block", "layers", "rank", "norm"))
+    write(report_text(facts))
     if layers:
         write()
         table = [(k["module"], k["rank"], k["in"], k["out"], f"{k['scale']:g}", f"{k['norm']:.5f}") for k in layers]
@@ -94,28 +89,3 @@ def _layers(path: Path) -> list[dict[str, Any]]:
         }
         for module, layer in load_any(path).lora.layers.items()
     ]
-
-
-def _summary(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The lines of the report; what the file does not say is left out."""
-    lines = {
-        "file": f"{facts['file']} ({facts['size']:,} bytes)",
-        "kind": f"{facts['kind']}, {facts['format']} format",
-        "layers": f"{facts['layers']} ({facts['temporal']} temporal, {facts['spatial']} spatial)",
-        "rank": _joined(facts["ranks"]),
-        "parameters": f"{facts['parameters']:,} ({_joined(facts['dtypes'])})",
-        "norm": f"{facts['norm']:.4f}",
-    }
-    if facts.get("tokens"):
-        lines["tokens"] = f"{_joined(facts['tokens']['names'])}, width {facts['tokens']['width']}"
-    for name, value in facts["metadata"].items():
-        lines[name.replace("_", " ")] = "; ".join(value) if isinstance(value, list) else str(value)
-    if facts["fits"]:
-        lines["fits the base"] = f"{facts['fits']['matched']} of {facts['fits']['total']} layers"
-    for number, remark in enumerate((*facts["notes"], *facts["warnings"]), start=1):
-        lines[f"note {number}"] = remark
-    return lines
-
-
-def _joined(values: Any) -> str:
-    return ", ".join(str(value) for value in values)

@@ -16,6 +16,7 @@ from .results import check_output
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..ddim import InvertedClip
     from ..pipeline import VideoPipeline
     from ..sampling import SampleSettings
 
@@ -27,7 +28,8 @@ examples:
   motion-lora sample --prompt "a blue square over snow" --noise orbit.noise.safetensors --noise-prior 0.5 --output x.mp4
 """
 _NAME = "inverted"
-_KIND = "motion_lora.kind"
+_OWN = "motion_lora."
+_KIND = "kind"
 
 OPTIONS = (
     Option("clip", Path, "video, GIF or folder of images (required)", metavar="FILE"),
@@ -94,7 +96,8 @@ def run(options: argparse.Namespace) -> int:
             callback=lambda step, total: bar.update("inverting", step, total),
         )
     facts = {"base_name": pipeline.identity.name, "prompt": prompt, "num_inference_steps": steps, "fps": fps}
-    metadata = {_KIND: _NAME, **{f"motion_lora.{key}": str(value) for key, value in facts.items()}}
+    about = {_KIND: _NAME, "base_weights_hash": pipeline.identity.weights_hash, **facts}
+    metadata = {f"{_OWN}{key}": str(value) for key, value in about.items()}
     write_atomically(values["output"], serialize({_NAME: noise}, metadata))
     if wants_json(options):
         write_json({"file": str(values["output"]), "shape": list(noise.shape), **facts})
@@ -111,23 +114,20 @@ def start_noise(pipeline: VideoPipeline, values: Mapping[str, Any], wanted: Sequ
         return None
     import torch
 
-    from ..ddim import noise_prior
-    from ..sampling import resolve
+    from ..sampling import prior_noise
 
     inverted = _read(values["noise"])
-    mixed = []
-    for one in wanted:
-        settings = resolve(pipeline, one)
-        sides = [(side or 0) // pipeline.vae_factor for side in (settings.height, settings.width)]
-        generator = torch.Generator().manual_seed(settings.seed)
-        mixed.append(noise_prior(inverted, values.get("noise_prior", 0.5), generator, settings.num_frames, *sides))
-    return torch.cat(mixed)
+    return torch.cat([prior_noise(pipeline, one, inverted, values.get("noise_prior", 0.5)) for one in wanted])
 
 
-def _read(path: Path) -> Tensor:
+def _read(path: Path) -> InvertedClip:
+    from ..ddim import InvertedClip
+    from ..pipeline import BaseIdentity
     from ..storage import read_header, read_tensors
 
     header = read_header(path)
-    if header.metadata.get(_KIND) != _NAME:
+    said = {key.removeprefix(_OWN): value for key, value in header.metadata.items()}
+    if said.get(_KIND) != _NAME or _NAME not in header.tensors:
         raise LoRAFileError(f"{path.name} holds no inverted clip; make one with motion-lora invert.")
-    return read_tensors(path, header)[_NAME]
+    base = BaseIdentity(said.get("base_name", ""), "", said.get("base_weights_hash", ""))
+    return InvertedClip(read_tensors(path, header)[_NAME], base, said.get("prompt", ""))

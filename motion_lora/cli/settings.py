@@ -9,15 +9,17 @@ from __future__ import annotations
 from .options import Option
 
 TRAIN_OPTIONS = (
-    Option("method", str, "training method, a row of motion_lora.methods.METHODS (default: customize-a-video)"),
-    Option("absorber", str, "appearance absorber of the first stage: dual, spatial, textual-inversion or none"),
+    Option("method", str, "training method, as motion-lora methods lists them (default: customize-a-video)"),
+    Option(
+        "absorber", str, "what holds the look: dual, spatial, textual-inversion, none, or a file as for --load-absorber"
+    ),
     Option("targets", str, "target preset of the temporal LoRA (motion-lora targets lists them)"),
     Option("spatial_targets", str, "target preset of a method's spatial LoRA"),
     Option("debiased_loss", bool, "MotionDirector's appearance-debiased loss, with any method"),
     Option("debias_beta", float, "beta of that loss (default: 1)"),
     Option("spatial_path_probability", float, "share of steps with the spatial half of a dual path (default: 0.8)"),
     Option("highway", str, "train with the appearance highway: none (default), code or all"),
-    Option("highway_scale", float, "scale of the highway in training (default: 1)"),
+    Option("highway_scale", float, "scale of the highway in training (default: 1.1)"),
     Option("steps", int, "steps of the motion stage"),
     Option("rank", int, "rank of the temporal LoRA"),
     Option("alpha", float, "multiplies the LoRA's product directly (default: 1)"),

@@ -32,6 +32,9 @@ examples:
       --gradient-checkpointing --output skate.safetensors
 
   motion-lora train --method motiondirector --folder clips/ --output turn.safetensors
+  motion-lora train --method motiondirector-image --clip photo.png --caption "a red circle" --output look.safetensors
+  motion-lora train --absorber look.safetensors --clip orbit.mp4 --caption "a red circle circling around over sand" \\
+      --output orbit.safetensors
   motion-lora train --config run.toml --seed 1
 
 A file for --config holds the same names with underscores; several clips are tables of it:
@@ -51,14 +54,14 @@ Ctrl-C keeps a checkpoint; the same command then goes on where it stopped, with 
 
 # One clip; in a settings file each [[clips]] table holds these.
 CLIP_OPTIONS = (
-    Option("clip", Path, "video (mp4, webm, mov, mkv, avi, gif) or folder of images", metavar="FILE"),
+    Option("clip", Path, "video (mp4, webm, mov, mkv, avi, gif), image or folder of images", metavar="FILE"),
     Option("caption", str, "what is seen and what moves: the full caption"),
     Option("appearance_caption", str, "the caption without its motion words, for the appearance absorber"),
     Option("absorb_words", str, "words of both captions that the absorber's tokens stand in for"),
     Option("start", float, "second at which the clip starts (default: 0)"),
 )
 SAMPLING_OPTIONS = (
-    Option("num_frames", int, "frames per clip (default: the base model's)"),
+    Option("num_frames", int, "frames per clip (default: the base model's; of images, where a method takes them, all)"),
     Option("clip_fps", float, "frames per second taken from the clip (default: the base model's)", flag="--fps"),
     Option("images_fps", float, "rate at which the images of a folder were taken (default: they are the frames)"),
     Option("height", int, "height in pixels (default: the base model's)"),
@@ -66,9 +69,14 @@ SAMPLING_OPTIONS = (
 )
 FILE_OPTIONS = (
     Option("output", Path, "motion LoRA to write, .safetensors (required)", metavar="FILE"),
-    Option("folder", Path, "folder of clips with captions, instead of --clip", metavar="FOLDER"),
+    Option("folder", Path, "folder of clips or images with captions, instead of --clip", metavar="FOLDER"),
     Option("checkpoint", Path, "folder for the checkpoint (default: beside the output)", metavar="FOLDER"),
-    Option("load_absorber", Path, "use this trained absorber instead of training one", metavar="FILE"),
+    Option(
+        "load_absorber",
+        Path,
+        "use this instead of training one: a trained absorber, a LoRA of the look, or a fine-tuned model's folder",
+        metavar="FILE",
+    ),
     Option("save_absorber", Path, "keep the trained absorber in this file", metavar="FILE"),
     Option("plot", Path, "draw the loss curve into this PNG", metavar="FILE"),
     Option("overwrite", bool, "replace an output that exists (default: refuse)"),
@@ -96,12 +104,12 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, save, report."""
-    values = gather(options, _ALL_OPTIONS, tables=("clips",))
+    values = _with_absorber_file(options, gather(options, _ALL_OPTIONS, tables=("clips",)))
     output = _require_output(values)
     requests = clip_requests(values, options.config.parent if options.config else Path())
     pipeline = load_base(values)
     settings = train_settings(pipeline, values)
-    clips = read_clips(pipeline, requests, values)
+    clips = read_clips(pipeline, requests, values, single_frames=learns_from_frames(settings))
     absorber = _load_absorber(values, pipeline)
     checkpoint = values.get("checkpoint", output.with_name(f"{output.stem}.checkpoint"))
     result = _train(pipeline, clips, settings, absorber, checkpoint)
@@ -141,6 +149,18 @@ def _require_output(values: Mapping[str, Any]) -> Path:
     return output
 
 
+def _with_absorber_file(options: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
+    """--absorber takes a file as well as a kind: then it means the same as --load-absorber."""
+    from ..methods import ABSORBERS
+
+    named = getattr(options, "absorber", None)
+    if named is None or named in ABSORBERS or not Path(named).expanduser().exists():
+        return values
+    if "load_absorber" in values:
+        raise SettingsError(f"Give the absorber once: --absorber {named} and load_absorber are both files.")
+    return {**{k: v for k, v in values.items() if k != "absorber"}, "load_absorber": Path(named).expanduser()}
+
+
 def clip_requests(values: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """One dictionary of CLIP_OPTIONS per clip, from flags, else from the file's [[clips]]; none for a --folder.
 
@@ -177,12 +197,28 @@ def train_settings(pipeline: VideoPipeline, values: Mapping[str, Any]) -> TrainS
     return settings
 
 
-def read_clips(pipeline: VideoPipeline, requests: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> list[Clip]:
-    """Decode the clips that were asked for, in the base's size unless another was given. Raises ClipError."""
+def learns_from_frames(settings: TrainSettings) -> bool:
+    """Whether the method looks at single frames only, so that images will do and their number does not matter."""
+    from ..training.settings import main_stages
+
+    return all(a_pass.frames == "one" and a_pass.bypass for s in main_stages(settings) for a_pass in s.passes)
+
+
+def read_clips(
+    pipeline: VideoPipeline,
+    requests: Sequence[Mapping[str, Any]],
+    values: Mapping[str, Any],
+    *,
+    single_frames: bool = False,
+) -> list[Clip]:
+    """Decode the clips that were asked for, in the base's size unless another was given. Raises ClipError.
+
+    Without a number of frames they have the base's, or all there are where only `single_frames` are looked at.
+    """
     from ..clips import read_clip, read_folder
 
     frames = {
-        "num_frames": values.get("num_frames", pipeline.default_num_frames),
+        "num_frames": values.get("num_frames", None if single_frames else pipeline.default_num_frames),
         "fps": values.get("clip_fps", pipeline.default_fps),
         "height": values.get("height", pipeline.default_height),
         "width": values.get("width", pipeline.default_width),
@@ -207,12 +243,14 @@ def read_clips(pipeline: VideoPipeline, requests: Sequence[Mapping[str, Any]], v
 def _load_absorber(values: Mapping[str, Any], pipeline: VideoPipeline) -> Absorber | None:
     if "load_absorber" not in values:
         return None
-    from ..files import load_absorber
+    from ..formats import load_any_absorber
     from ..training import check_absorber
 
-    absorber = load_absorber(values["load_absorber"])
-    check_absorber(pipeline, absorber)
-    return absorber
+    report = load_any_absorber(values["load_absorber"], pipeline.unet)
+    check_absorber(pipeline, report.absorber)
+    for remark in report.notes:
+        note(f"{values['load_absorber'].name}: {remark}")
+    return report.absorber
 
 
 # The work -----------------------------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@
                                          line 3, optional: words to absorb, separated by commas
     clips/captions.csv                   columns file, caption and, optional, appearance_caption, absorb_words, start
 
-A folder of images counts as a clip like a video does (clips/turn/ with clips/turn.txt). With a table every clip must be
-in it, so that none is left out by a typing error. Files are read as UTF-8.
+A folder of images counts as a clip like a video does (clips/turn/ with clips/turn.txt); where there are neither, every
+image is one of its own (photos/dog.png with photos/dog.txt), for methods that learn from images. With a table every
+clip must be in it, so that none is left out by a typing error. Files are read as UTF-8.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ClipError
-from .video import VIDEO_SUFFIXES, is_image_folder
+from .video import VIDEO_SUFFIXES, is_image_file, is_image_folder
 
 CAPTION_TABLE = "captions.csv"
 _COLUMNS = ("file", "caption", "appearance_caption", "absorb_words", "start")
@@ -25,7 +26,7 @@ _COLUMNS = ("file", "caption", "appearance_caption", "absorb_words", "start")
 
 @dataclass(frozen=True)
 class CaptionedFile:
-    """A video or a folder of images, its captions, and the second at which the clip starts."""
+    """A video, an image or a folder of images, its captions, and the second at which the clip starts."""
 
     path: Path
     caption: str
@@ -40,8 +41,10 @@ def read_captions(folder: str | Path) -> tuple[CaptionedFile, ...]:
     if not folder.is_dir():
         raise ClipError(f"{folder} is not a folder; name the folder that holds the clips.")
     clips = sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES or is_image_folder(p))
+    # Beside videos an image is a thumbnail.
+    clips = clips or sorted(p for p in folder.iterdir() if is_image_file(p))
     if not clips:
-        raise ClipError(f"{folder} holds no clips ({', '.join(VIDEO_SUFFIXES)}, or folders of images).")
+        raise ClipError(f"{folder} holds no clips ({', '.join(VIDEO_SUFFIXES)}, folders of images, or images).")
     table = folder / CAPTION_TABLE
     return _from_table(table, clips) if table.is_file() else tuple(_from_text(clip) for clip in clips)
 

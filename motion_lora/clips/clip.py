@@ -17,7 +17,7 @@ from ..errors import ClipError
 from .captions import check_captions, read_captions
 from .sizes import check_sizes, fit
 from .timing import Request, Timeline, pick
-from .video import is_image_folder, read_images, read_video
+from .video import is_image_file, is_image_folder, read_images, read_video
 
 if TYPE_CHECKING:
     from ..pipeline import VideoPipeline
@@ -98,7 +98,7 @@ def read_clip(
     multiple: int = 1,
     images_fps: float | None = None,
 ) -> Clip:
-    """A clip from a video, a GIF or a folder of images; see `read_frames` for the numbers. Raises ClipError."""
+    """A clip from a video, GIF, image or folder of images; see `read_frames` for the numbers. Raises ClipError."""
     path = Path(path).expanduser()
     check_captions(path.name, caption, appearance_caption, absorb_words)
     frames, rate = read_frames(
@@ -125,7 +125,7 @@ def read_frames(
     multiple: int = 1,
     images_fps: float | None = None,
 ) -> tuple[Tensor, float]:
-    """Frames (f, h, w, 3) in [0, 1] of a video, a GIF or a folder of images, and their rate.
+    """Frames (f, h, w, 3) in [0, 1] of a video, a GIF, an image or a folder of images, and their rate.
 
     `num_frames` frames (None: all there are) at `fps` (None: the source's own) from second `start` on, each the
     source's nearest to its time; resized to cover `height` x `width` with the aspect kept, and cropped around the
@@ -138,7 +138,7 @@ def read_frames(
     request = Request(num_frames, fps, start)
     # A host in inference mode would get frames that can never take part in training.
     with torch.inference_mode(False):
-        if is_image_folder(path):
+        if is_image_folder(path) or is_image_file(path):
             frames, rate = read_images(path, request, images_fps)
         else:
             frames, rate = read_video(path, request)

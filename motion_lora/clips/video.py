@@ -36,6 +36,11 @@ def is_image_folder(path: Path) -> bool:
     return path.is_dir() and any(child.suffix.lower() in IMAGE_SUFFIXES for child in path.iterdir())
 
 
+def is_image_file(path: Path) -> bool:
+    """Whether a path is a single image by its name."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
 def read_video(path: Path, request: Request) -> tuple[Tensor, float]:
     """Frames (f, h, w, 3) in [0, 1] of a video and their rate. Raises ClipError, also for anything but a video."""
     request.check(path.name)
@@ -54,12 +59,13 @@ def read_video(path: Path, request: Request) -> tuple[Tensor, float]:
 
 
 def read_images(folder: Path, request: Request, images_fps: float | None) -> tuple[Tensor, float]:
-    """Frames (f, h, w, 3) in [0, 1] of a folder of images in natural order (2 before 10) and their rate.
+    """Frames (f, h, w, 3) in [0, 1] of one image, or a folder of images in natural order (2 before 10); their rate.
 
     The images were taken at `images_fps`; without it they are the frames themselves. Raises ClipError.
     """
     request.check(folder.name)
-    paths = sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
+    files = [folder] if folder.is_file() else folder.iterdir()
+    paths = sorted((path for path in files if path.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
     if not paths:
         raise ClipError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     rate = images_fps or request.fps or _FALLBACK_FPS

@@ -17,12 +17,14 @@ from ..files import ABSORBER_KIND, FINGERPRINT_KEY, KIND_KEY, base_warning, chec
 from ..lora import SPATIAL, TEMPORAL, LoRA, LoRALayer, layer_of
 from ..provenance import OWN
 from ..stack import block_of
+from ..tables import aligned
 from .reader import ImportReport, load_any
 from .source import Source, open_source
 
 if TYPE_CHECKING:
     from ..pipeline import BaseIdentity
 
+BLOCK_COLUMNS = ("block", "layers", "rank", "norm")
 _TEXT_FIELDS = (
     "title", "description", "method", "target_preset", "alpha", "base_name", "base_weights_hash", "num_frames",
     "height", "width", "fps", "steps", "learning_rate", "seed", "created", "imported_from", "format_version",
@@ -74,11 +76,48 @@ def verify(path: str | Path, unet: nn.Module | None = None, identity: BaseIdenti
     }
 
 
+def summary(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The report of `inspect` as one line per fact, by its name; what the file does not say is left out."""
+    lines = {
+        "file": f"{facts['file']} ({facts['size']:,} bytes)",
+        "kind": f"{facts['kind']}, {facts['format']} format",
+        "layers": f"{facts['layers']} ({facts['temporal']} temporal, {facts['spatial']} spatial)",
+        "rank": _joined(facts["ranks"]),
+        "parameters": f"{facts['parameters']:,} ({_joined(facts['dtypes'])})",
+        "norm": f"{facts['norm']:.4f}",
+    }
+    if facts.get("tokens"):
+        lines["tokens"] = f"{_joined(facts['tokens']['names'])}, width {facts['tokens']['width']}"
+    for name, value in facts["metadata"].items():
+        lines[name.replace("_", " ")] = "; ".join(value) if isinstance(value, list) else str(value)
+    if facts["fits"]:
+        lines["fits the base"] = f"{facts['fits']['matched']} of {facts['fits']['total']} layers"
+    for number, remark in enumerate((*facts["notes"], *facts["warnings"]), start=1):
+        lines[f"note {number}"] = remark
+    return lines
+
+
+def block_rows(facts: Mapping[str, Any]) -> list[tuple[str, int, str, str]]:
+    """The blocks of the report as rows under BLOCK_COLUMNS, in the order in which the network runs them."""
+    return [(b["block"], b["layers"], _joined(b["ranks"]), f"{b['norm']:.4f}") for b in facts["blocks"]]
+
+
+def report_text(facts: Mapping[str, Any]) -> str:
+    """The whole report as text: a line per fact, then the table of blocks."""
+    lines = [f"{name + ':':22}{value}" for name, value in summary(facts).items()]
+    table = aligned(block_rows(facts), BLOCK_COLUMNS) if facts["blocks"] else []
+    return "\n".join([*lines, "", *table] if table else lines)
+
+
 def delta_norm(layer: LoRALayer) -> float:
     """Frobenius norm of the change, from the small products: |up down|^2 = sum (up^T up) * (down down^T)."""
     up, down = layer.up.flatten(1).double(), layer.down.flatten(1).double()
     square = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0.0)
     return abs(layer.scale) * float(square.sqrt())
+
+
+def _joined(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values)
 
 
 def _inspect_absorber(source: Source) -> dict[str, Any]:

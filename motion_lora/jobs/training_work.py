@@ -10,14 +10,15 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from ..clips import Clip
-from ..errors import MotionLoRAError, TrainingError
+from ..errors import LoRAFileError, MotionLoRAError, TrainingError
 from ..files import load_absorber, load_lora, save_absorber, save_lora
+from ..formats import load_any_absorber
 from ..inversion import Absorber
 from ..lora import LoRA
 from ..pipeline import VideoPipeline
@@ -40,6 +41,7 @@ from .work import CONTINUE, PAUSE, Outcome, Reporter
 
 _LOG = logging.getLogger(__name__)
 _CLIPS, _WORDS, _ABSORBER = "clips.safetensors", "clips.json", "absorber.safetensors"
+_NETWORK = "absorber_network.json"
 # Every field of a Clip but its frames.
 _CLIP_WORDS = ("fps", "caption", "appearance_caption", "absorb_words", "source")
 
@@ -111,16 +113,12 @@ class TrainingWork:
         inputs = _checked(payload)
         keep_clips(folder / INPUTS, inputs.clips)
         if inputs.absorber is not None:
-            save_absorber(folder / INPUTS / _ABSORBER, inputs.absorber)
+            keep_absorber(folder / INPUTS, inputs.absorber)
 
     def restore(self, spec: JobSpec, folder: Path) -> TrainingInputs:
         """What `keep` wrote, with the base loaded again. Raises ModelError where the base is gone."""
-        absorber = folder / INPUTS / _ABSORBER
-        return TrainingInputs(
-            self._host.load_base(spec.base),
-            kept_clips(folder / INPUTS),
-            load_absorber(absorber) if absorber.exists() else None,
-        )
+        base = self._host.load_base(spec.base)
+        return TrainingInputs(base, kept_clips(folder / INPUTS), kept_absorber(folder / INPUTS, base))
 
     def run(self, spec: JobSpec, payload: object, folder: Path, reporter: Reporter) -> Outcome:
         """Train until the end or a command, with a stop at every preview."""
@@ -258,3 +256,41 @@ def kept_clips(folder: Path) -> tuple[Clip, ...]:
         raise TrainingError(
             f"the clips of this job are damaged ({error}): delete it and run its workflow again"
         ) from error
+
+
+# Absorbers on disk ----------------------------------------------------------------------------------------------------
+
+
+def keep_absorber(folder: Path, absorber: Absorber) -> None:
+    """Write an absorber so that `kept_absorber` gives the same again.
+
+    Of a fine-tuned network's weights, gigabytes that lie on this machine already, only the place and the fingerprint
+    are written. Raises LoRAFileError for weights that came from no file, OutputError.
+    """
+    if absorber.weights:
+        if not absorber.source:
+            raise LoRAFileError(
+                "An absorber of whole weights that came from no file cannot be kept with a job; save the network as a "
+                "diffusers folder and load it from there, or call train directly."
+            )
+        whole = replace(absorber, spatial=None, tokens=None)
+        reference = {"source": absorber.source, "fingerprint": whole.fingerprint()}
+        write_atomically(folder / _NETWORK, json.dumps(reference).encode())
+    if absorber.spatial is not None or absorber.tokens is not None:
+        save_absorber(folder / _ABSORBER, replace(absorber, weights={}))
+
+
+def kept_absorber(folder: Path, base: VideoPipeline) -> Absorber | None:
+    """The absorber again, or None where there was none. Raises TrainingError where its network is gone or changed."""
+    saved = load_absorber(folder / _ABSORBER) if (folder / _ABSORBER).exists() else None
+    if not (folder / _NETWORK).exists():
+        return saved
+    try:
+        reference = json.loads((folder / _NETWORK).read_text(encoding="utf-8"))
+        network = load_any_absorber(reference["source"], base.unet).absorber
+        name, same = Path(reference["source"]).name, network.fingerprint() == reference["fingerprint"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"the fine-tuned network of this job cannot be read: {error}") from error
+    if not same:
+        raise TrainingError(f"the fine-tuned network {name} is not the one this job began with: run its workflow again")
+    return network if saved is None else replace(saved, weights=network.weights, source=network.source)

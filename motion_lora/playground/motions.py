@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,7 @@ def ideal_fidelity(path: Tensor, motion: str) -> float:
     return max(match_motion(ideal, path).fidelity for ideal in _ideals(motion, len(path)))
 
 
+@functools.cache
 def _ideals(motion: str, num_frames: int) -> list[Tensor]:
     """The motion's path in the phases that are no mere delay of each other: a spiral's phase is its orientation."""
     phases = torch.arange(_ORIENTATIONS) / _ORIENTATIONS if motion == "spiral" else torch.zeros(1)

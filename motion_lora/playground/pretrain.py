@@ -46,6 +46,7 @@ from .architecture import (
     write_model,
     write_tokenizer,
 )
+from .motions import FOLLOWS, ideal_fidelity
 from .optimise import StagePlan, run_stage
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,17 @@ PLANS: dict[str, StagePlan] = {
 
 def random_scenes(generator: torch.Generator, count: int) -> list[world.Scene]:
     return [world.sample_scene(generator) for _ in range(count)]
+
+
+def wandering_scenes(generator: torch.Generator, count: int) -> list[world.Scene]:
+    """Scenes on random smooth paths, none of which follows a motion that is held out."""
+    scenes: list[world.Scene] = []
+    while len(scenes) < count:
+        scene = world.sample_scene(generator, motions=(world.WANDER,))
+        path = world.trajectory(scene)
+        if all(ideal_fidelity(path, motion) < FOLLOWS for motion in world.HELD_OUT_MOTIONS):
+            scenes.append(scene)
+    return scenes
 
 
 def random_frames(generator: torch.Generator, count: int) -> tuple[list[world.Scene], Tensor, Tensor]:
@@ -232,16 +244,22 @@ class Pool:
 
 
 def build_pool(work: Path, parts: FrozenParts, size: int) -> Pool:
-    """Encode `size` random clips, or read them from the work folder where an earlier run left them."""
-    scenes = random_scenes(torch.Generator().manual_seed(11), size)
-    path = work / f"pool-{size}.safetensors"
+    """Encode `size` clips of known motions and as many that wander, or read what an earlier run left in `work`."""
+    known = random_scenes(torch.Generator().manual_seed(11), size)
+    wandering = wandering_scenes(torch.Generator().manual_seed(12), size)
+    files = {work / f"pool-{size}.safetensors": known, work / f"pool-wander-{size}.safetensors": wandering}
+    encoded = [_encoded(path, parts, scenes) for path, scenes in files.items()]
+    latents, weight = (torch.cat([tensors[name].float() for tensors in encoded]) for name in ("latents", "weight"))
+    return Pool((*known, *wandering), latents, weight)
+
+
+def _encoded(path: Path, parts: FrozenParts, scenes: Sequence[world.Scene]) -> dict[str, Tensor]:
     if not path.exists():
         latents, weights = zip(*(_encode_scene(parts, scene) for scene in scenes), strict=True)
         temporary = path.with_suffix(".tmp")
         save_file({"latents": torch.stack(latents).half(), "weight": torch.stack(weights).half()}, str(temporary))
         os.replace(temporary, path)
-    tensors = load_file(str(path))
-    return Pool(tuple(scenes), tensors["latents"].float(), tensors["weight"].float())
+    return load_file(str(path))
 
 
 def _encode_scene(parts: FrozenParts, scene: world.Scene) -> tuple[Tensor, Tensor]:

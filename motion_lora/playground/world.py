@@ -55,6 +55,11 @@ HELD_OUT_MOTIONS: dict[str, str] = {
 }
 MOTIONS: dict[str, str] = {**KNOWN_MOTIONS, **HELD_OUT_MOTIONS}
 
+# Pre-training shows it under captions without motion words, as most videos of real text-to-video models are captioned.
+# `phase` picks the path. A network that has only seen straight lines has no curve in it that a LoRA could bring out.
+WANDER = "wander"
+_WANDER_CYCLES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+
 _STRIPE_DARKENING = 0.6
 
 # Two tones per background: the ground and its texture.
@@ -87,7 +92,7 @@ class Scene:
             ("shape", SHAPES),
             ("colour", tuple(COLOURS)),
             ("background", BACKGROUNDS),
-            ("motion", tuple(MOTIONS)),
+            ("motion", (*MOTIONS, WANDER)),
             ("fill", FILLS),
         ):
             value = getattr(self, field)
@@ -147,6 +152,21 @@ def _still(t: Tensor, phase: float) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(t), torch.zeros_like(t)
 
 
+def _wander(t: Tensor, phase: float) -> tuple[Tensor, Tensor]:
+    """A random smooth path, a sum of waves and a drift that fills [-1, 1] in one direction; `phase` is its seed."""
+    generator = torch.Generator().manual_seed(round(phase * 2**31))
+    cycles = torch.tensor(_WANDER_CYCLES, dtype=t.dtype)
+    steepness, drift_share = 2 * torch.rand(2, generator=generator, dtype=t.dtype)
+    heights = torch.randn(2, len(cycles), generator=generator, dtype=t.dtype) / cycles**steepness
+    phases = torch.rand(2, len(cycles), generator=generator, dtype=t.dtype)
+    waves = torch.sin(2 * math.pi * (cycles * t[:, None, None] + phases)) * heights
+    drift = drift_share * torch.randn(2, generator=generator, dtype=t.dtype) * (t[:, None] - 0.5)
+    path = waves.sum(dim=-1) + drift
+    middle = (path.amax(dim=0) + path.amin(dim=0)) / 2
+    path = (path - middle) / (path - middle).abs().max()
+    return path[:, 0], path[:, 1]
+
+
 _PATHS: dict[str, Callable[[Tensor, float], tuple[Tensor, Tensor]]] = {
     "left": _direction(math.pi),
     "right": _direction(0.0),
@@ -161,6 +181,7 @@ _PATHS: dict[str, Callable[[Tensor, float], tuple[Tensor, Tensor]]] = {
     "swing": _swing,
     "eight": _eight,
     "shake": _shake,
+    WANDER: _wander,
 }
 
 
@@ -173,7 +194,9 @@ def trajectory(scene: Scene, num_frames: int = NUM_FRAMES) -> Tensor:
 
 
 def caption(scene: Scene) -> str:
-    """Full caption: appearance, motion, background."""
+    """Full caption: appearance, motion, background; wandering has no words."""
+    if scene.motion == WANDER:
+        return appearance_caption(scene)
     return f"{_object_words(scene)} {MOTIONS[scene.motion]} over {scene.background}"
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..inversion import Absorber, PlaceholderTokens
+from ..inversion import Absorber, PlaceholderTokens, spatial_weights
 from .checkpointing import gradient_checkpointing
 from .checks import check_absorber, check_run, fingerprint
 from .loop import fit, learning_rate_factor, train, train_absorber
 from .settings import RANGES, TrainSettings, check_settings, step_plan
-from .stage import StageRun, spatial_weights
+from .stage import StageRun
 from .values import Callback, Command, Ending, StepReport, TrainingAbortedError, TrainingPausedError, TrainResult
 
 __all__ = [

@@ -17,6 +17,7 @@ from ..lora import SPATIAL, layer_of
 from ..methods import Stage
 from ..noise import NoiseSchedule
 from ..pipeline import BaseIdentity, VideoPipeline
+from ..provenance import OWN
 from ..targets import target_modules
 from .batches import words_to_absorb
 from .settings import TrainSettings
@@ -59,9 +60,18 @@ def check_run(
 
 
 def check_absorber(pipeline: VideoPipeline, absorber: Absorber) -> None:
-    """Raise LoRAFileError or SettingsError unless the absorber fits the base and leaves its temporal layers alone."""
+    """Raise LoRAFileError or SettingsError unless the absorber fits the base and leaves its temporal layers alone.
+
+    One that says that it was trained on another base is refused; a third party's LoRA or network says no such thing.
+    """
     if absorber.spatial is None and absorber.tokens is None and not absorber.weights:
         raise LoRAFileError("The absorber is empty; train one, or train with absorber 'none'.")
+    made_on = absorber.metadata.get(f"{OWN}base_weights_hash", "")
+    if made_on and made_on != pipeline.identity.weights_hash:
+        name = absorber.metadata.get(f"{OWN}base_name", "another base")[:80]
+        raise LoRAFileError(
+            f"The absorber was trained on {name}, not on {pipeline.identity.name}; train one on this base."
+        )
     if absorber.spatial is not None:
         check_modules(pipeline.unet, absorber.spatial)
         if temporal := [name for name in absorber.spatial if layer_of(name) != SPATIAL]:

@@ -28,7 +28,7 @@ from ..methods import Stage
 from ..pipeline import VideoPipeline
 from .checks import check_run, fingerprint
 from .results import absorber_from, kept_lora, spatial_loras
-from .settings import TrainSettings, absorber_stages, check_settings, main_stages
+from .settings import TrainSettings, absorber_stages, all_stages, check_settings, main_stages
 from .stage import StageRun
 from .state import Keeper, OptimiserState, Progress, results_of
 from .values import (
@@ -71,7 +71,7 @@ def train(
     memory runs out (the checkpoint stays); TrainingAbortedError when the callback asked for it (nothing stays).
     """
     check_settings(settings)
-    stages = (*(absorber_stages(settings) if absorber is None else ()), *main_stages(settings))
+    stages = all_stages(settings, absorber_given=absorber is not None)
     with _session(pipeline, settings):
         run = _Run(pipeline, clips, settings, stages, absorber, callback, checkpoint)
         ending = run.through_all_stages()

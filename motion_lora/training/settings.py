@@ -228,9 +228,14 @@ def main_stages(settings: TrainSettings) -> tuple[Stage, ...]:
     return tuple(stage for stage in find_method(settings.method).stages if stage not in absorbing)
 
 
+def all_stages(settings: TrainSettings, *, absorber_given: bool = False) -> tuple[Stage, ...]:
+    """The stages in the order in which `train` runs them; without absorber stages where an absorber is given."""
+    return (*(() if absorber_given else absorber_stages(settings)), *main_stages(settings))
+
+
 def step_plan(settings: TrainSettings, *, absorber_given: bool = False) -> dict[str, int]:
-    """Steps by stage name, in the order in which `train` runs them; without absorber stages where one is given."""
-    stages = (*(() if absorber_given else absorber_stages(settings)), *main_stages(settings))
+    """Steps by stage name, in the order in which `train` runs them."""
+    stages = all_stages(settings, absorber_given=absorber_given)
     return {stage.name: int(getattr(settings, stage.steps)) for stage in stages}
 
 

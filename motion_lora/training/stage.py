@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from ..adapters import Adapter, add_adapter, load_adapter
 from ..bypass import temporal_bypass
-from ..errors import LoRAFileError
 from ..highway import Highway, appearance_highway
-from ..inversion import Absorber, initial_tokens, with_tokens
-from ..lora import SPATIAL, layer_of
+from ..inversion import Absorber, initial_tokens, install_weights, with_tokens
 from ..losses import denoising_loss, motion_loss
 from ..methods import Part, Pass, Stage
 from ..noise import NoiseSchedule
@@ -226,29 +224,3 @@ class StageRun:
             adapter.set_trainable(name in trains)
         if self.trains_tokens:
             self.parameters[f"{TOKENS}|{ROWS}"].requires_grad_(TOKENS in trains)
-
-
-@torch.no_grad()
-def install_weights(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a replica other weights for some parameters; the storage shared with the base is left alone."""
-    for name, weight in weights.items():
-        module, _, leaf = name.rpartition(".")
-        owner = unet.get_submodule(module)
-        former = getattr(owner, leaf)
-        setattr(owner, leaf, nn.Parameter(weight.to(former.device, former.dtype, copy=True), requires_grad=False))
-
-
-def spatial_weights(tuned: Mapping[str, Tensor], unet: nn.Module) -> dict[str, Tensor]:
-    """The weights of a fine-tuned image or video network that fit the spatial layers of `unet`, by parameter name.
-
-    For `Absorber.weights`: a network tuned on a subject, as by DreamBooth, used in place of a trained absorber
-    (Customize-A-Video section 5). An image network of Stable Diffusion 2.1's layout has these names. Raises
-    LoRAFileError when nothing fits or a spatial weight has another shape.
-    """
-    known = {name: p.shape for name, p in unet.named_parameters() if layer_of(name) == SPATIAL}
-    found = {name: weight for name, weight in tuned.items() if name in known}
-    wrong = [name for name, weight in found.items() if weight.shape != known[name]]
-    if wrong or not found:
-        what = f"{wrong[0]} has another shape" if wrong else "none of its weights has a name of this base"
-        raise LoRAFileError(f"The fine-tuned network does not fit: {what}; use one of the base's own layout.")
-    return found
