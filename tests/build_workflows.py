@@ -203,7 +203,7 @@ A stack is a list of LoRAs with strengths; the order changes nothing.
 1. Choose two motion LoRAs and turn their strengths. Below 0 turns a motion round.
 2. **Appearance LoRA** takes an image LoRA that fits the base (Stable Diffusion 2.1 for ModelScope and ZeroScope). To do
    without, bypass the node (Ctrl+B).
-3. **Appearance Highway** keeps the motion LoRAs out of the skip connections: switch it on and off, press Run and compare.
+3. **Appearance Highway** keeps the motion LoRAs out of the skip connections: switch it, press Run and compare.
 """,
         ),
         base((0, 380), "text-to-video-ms-1.7b"),
