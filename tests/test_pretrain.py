@@ -1,0 +1,104 @@
+"""Pre-training of the playground in its parts; an interrupted stage ends with the bits of an uninterrupted one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from motion_lora.playground import world
+from motion_lora.playground.architecture import SCHEDULER_CONFIG, build_text_encoder, vocabulary, write_tokenizer
+from motion_lora.playground.optimise import StagePlan, learning_rate_factor, run_stage
+from motion_lora.playground.pretrain import (
+    BALANCED,
+    ONLY_WORDS,
+    Diffusion,
+    coverage_of,
+    object_weight,
+    random_frames,
+    scene_captions,
+    weighted_loss,
+)
+
+PLAN = StagePlan("toy", seed=5, steps=500, batch_size=4, learning_rate=1e-2, warmup=10)
+
+
+def train_toy(work: Path, plan: StagePlan, stop_at: int | None = None) -> Tensor:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    steps = 0
+
+    def loss(generator: torch.Generator) -> Tensor:
+        nonlocal steps
+        steps += 1
+        if stop_at is not None and steps > stop_at:
+            raise KeyboardInterrupt
+        data = torch.randn(plan.batch_size, 3, generator=generator)
+        return (model(data) - data.sum(dim=1, keepdim=True)).square().mean()
+
+    run_stage(plan, {"model": model}, loss, work)
+    return model.weight.detach().clone()
+
+
+def test_a_killed_stage_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    whole = train_toy(tmp_path / "whole", PLAN)
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path / "broken", PLAN, stop_at=300)
+    assert torch.equal(train_toy(tmp_path / "broken", PLAN), whole)
+    assert torch.equal(train_toy(tmp_path / "broken", PLAN, stop_at=0), whole), "a finished stage is not run again"
+    torch.testing.assert_close(whole, torch.ones(1, 3), rtol=0, atol=0.1)
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    plan = replace(PLAN, steps=100, warmup=10, cooldown=0.5)
+    assert learning_rate_factor(plan, 0) == pytest.approx(0.1)
+    assert learning_rate_factor(plan, 30) == 1.0
+    assert learning_rate_factor(plan, 75) == pytest.approx(0.5)
+    assert learning_rate_factor(plan, 99) == pytest.approx(0.02)
+
+
+def test_the_target_is_v_and_gives_the_latents_back() -> None:
+    diffusion, latents = Diffusion(), torch.randn(6, 4, 8, 2, 2)
+    noisy, timesteps, v = diffusion.corrupt(latents, torch.Generator().manual_seed(0), BALANCED)
+    signal, sigma = (table[timesteps].view(-1, 1, 1, 1, 1) for table in (diffusion.signal, diffusion.noise))
+    torch.testing.assert_close(signal * noisy - sigma * v, latents, rtol=0, atol=1e-4)
+
+
+def test_emphasis_is_on_very_noisy_clips() -> None:
+    diffusion, latents = Diffusion(), torch.zeros(2000, 1, 1, 1, 1)
+    total = SCHEDULER_CONFIG["num_train_timesteps"]
+    for emphasis, share in ((ONLY_WORDS, 1.0), (BALANCED, 0.5 + 0.5 * 0.25)):
+        _, timesteps, _ = diffusion.corrupt(latents, torch.Generator().manual_seed(0), emphasis)
+        noisy = (timesteps >= emphasis.low * total).float().mean().item()
+        assert noisy == pytest.approx(share, abs=0.04)
+
+
+def test_object_cells_weigh_more() -> None:
+    scenes = [world.Scene("circle", "red", "sand", "still")]
+    weight = object_weight(coverage_of(scenes, torch.tensor([[0.5, 0.5]])))
+    assert weight.shape == (1, 1, 8, 8) and weight[0, 0, 4, 4] == 3 and weight[0, 0, 0, 0] == 1
+    off_centre, error = torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)
+    off_centre[..., 0, 0], error[..., 4, 4] = 1, 1
+    assert weighted_loss(error, torch.zeros_like(error), weight) == pytest.approx(
+        3 * float(weighted_loss(off_centre, torch.zeros_like(error), weight))
+    )
+
+
+def test_single_frames_name_the_motion_in_half_of_the_captions() -> None:
+    scenes, pixels, coverage = random_frames(torch.Generator().manual_seed(0), 100)
+    assert pixels.shape == (100, 3, 64, 64) and coverage.shape == (100, 1, 64, 64)
+    captions = scene_captions(torch.Generator().manual_seed(0), scenes, motion=False)
+    named = sum(text == world.caption(scene) for text, scene in zip(captions, scenes, strict=True))
+    assert 30 < named < 70
+
+
+def test_each_word_is_one_token_and_the_encoder_knows_them(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path)
+    for word in vocabulary():
+        assert len(tokenizer.tokenize(word)) == 1, word
+    assert build_text_encoder(tokenizer).get_input_embeddings().num_embeddings == len(tokenizer)
