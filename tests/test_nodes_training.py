@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import threading
 import time
@@ -243,8 +244,10 @@ def test_cancelling_from_the_panel_ends_the_prompt_quietly(host: Host, material:
 
 
 def test_a_failed_training_says_why(host: Host, material: dict, seed: int) -> None:
-    with pytest.raises(host.library("errors").TrainingError, match="rank is 1000"):
-        host.run(TRAIN, **material, **QUICK, seed=seed, rank=1000)
+    (clip,) = material["clips"]
+    broken = dataclasses.replace(clip, frames=torch.full_like(clip.frames, float("nan")))
+    with pytest.raises(host.library("errors").TrainingError, match="not finite"):
+        host.run(TRAIN, **{**material, "clips": (broken,)}, **QUICK, seed=seed)
 
 
 def test_a_paused_job_keeps_its_node_waiting(host: Host, material: dict, seed: int) -> None:
