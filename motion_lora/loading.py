@@ -76,6 +76,28 @@ def read_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Parts:
         )
 
 
+def read_unet_weights(place: Path, variant: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a video UNet by name, on the CPU, without building it: of a model folder, its unet folder or file.
+
+    A file is read as it is; a folder is checked to hold a UNet3DConditionModel. Raises ModelError.
+    """
+    if not place.exists():
+        raise ModelError(f"There is nothing at {place}. Name a model folder, its unet folder, or a safetensors file.")
+    paths = [place]
+    if not place.is_file():
+        folder = place / "unet" if (place / "unet").is_dir() else place
+        check_kind(str(read_json(folder / "config.json").get("_class_name")), str(folder))
+        stem = _WEIGHT_NAMES["unet"]
+        paths = _weight_files(folder, stem, pick_variant(folder, stem, torch.float32, variant))
+    weights: dict[str, Tensor] = {}
+    try:
+        for path in paths:
+            weights.update(load_file(str(path)))
+    except _READ_ERRORS as error:
+        raise ModelError(_unreadable(place, error)) from error
+    return weights
+
+
 def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
     """The parts' configs, once everything that they can tell has been checked. Raises ModelError."""
     _check_is_model(folder)

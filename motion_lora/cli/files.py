@@ -1,4 +1,4 @@
-"""motion-lora convert, merge and resize: LoRA files into other LoRA files."""
+"""motion-lora convert, merge, resize and extract: LoRA files from other LoRA files, or from two checkpoints."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
-from .bases import BASE_HELP, add_json_flag, empty_network, wants_json
-from .console import write, write_json
+from .bases import BASE_HELP, PLAYGROUND, add_json_flag, empty_network, wants_json
+from .console import note, write, write_json
 from .options import file_and_strength
 from .results import check_output
 
@@ -37,11 +37,19 @@ examples:
   motion-lora resize orbit.safetensors --rank 2 --output orbit_r2.safetensors
   motion-lora resize orbit.safetensors --energy 0.95 --output orbit_small.safetensors
 """
+_EXTRACT_EXAMPLES = """\
+examples:
+  motion-lora extract models/zeroscope_v2_576w models/my_finetune --rank 16 --output mine.safetensors
+  motion-lora extract playground out/tuned/unet --preset temporal-attention --output motion.safetensors
+
+BASE and TUNED are model folders in diffusers' layout, their unet folders, safetensors files of a UNet, or playground.
+What a LoRA cannot hold (biases, norms) or --preset leaves out is counted.
+"""
 _DTYPES = ("fp32", "fp16", "bf16")
 
 
 def add(commands: Any) -> None:
-    """Add the parsers of the three commands."""
+    """Add the parsers of the four commands."""
     convert = _parser(commands, "convert", "read a LoRA of any format, write another", _CONVERT_EXAMPLES, run_convert)
     convert.add_argument("file", type=Path, help="LoRA file of any format that motion-lora inspect knows")
     convert.add_argument("--format", default="motion-lora", metavar="NAME", help="motion-lora (default), kohya or peft")
@@ -56,6 +64,14 @@ def add(commands: Any) -> None:
     resize.add_argument("file", type=Path, help="LoRA file")
     resize.add_argument("--rank", type=int, metavar="N", help="the highest rank of a layer")
     resize.add_argument("--energy", type=float, metavar="X", help="share of each layer's energy to keep, 0 to 1")
+    extract = _parser(
+        commands, "extract", "the difference of two checkpoints as a LoRA", _EXTRACT_EXAMPLES, run_extract
+    )
+    extract.add_argument("base", metavar="BASE", help="the model before")
+    extract.add_argument("tuned", metavar="TUNED", help="the model after it was trained on")
+    extract.add_argument("--rank", type=int, default=16, metavar="N", help="rank of the LoRA (default: 16)")
+    extract.add_argument("--preset", metavar="NAME", help="only these modules (motion-lora targets lists presets)")
+    extract.add_argument("--variant", help="file variant in the folders, such as fp16")
 
 
 def _parser(commands: Any, name: str, summary: str, examples: str, run: Any) -> argparse.ArgumentParser:
@@ -118,6 +134,27 @@ def run_resize(options: argparse.Namespace) -> int:
     _check(options)
     resized = resize(load_any(options.file).lora, options.rank, energy=options.energy)
     _save(options, resized.lora, resized.kept)
+    return 0
+
+
+def run_extract(options: argparse.Namespace) -> int:
+    """Two checkpoints of one network in, their difference out."""
+    from ..arithmetic import extract
+    from ..loading import read_unet_weights
+    from ..playground import PLAYGROUND_FOLDER
+    from ..targets import target_modules
+
+    _check(options)
+    modules = target_modules(empty_network(options.base), options.preset) if options.preset else None
+    places = [
+        PLAYGROUND_FOLDER if place == PLAYGROUND else Path(place).expanduser()
+        for place in (options.base, options.tuned)
+    ]
+    base, tuned = (read_unet_weights(place, options.variant) for place in places)
+    found = extract(base, tuned, options.rank, modules)
+    if found.left_out:
+        note(f"{len(found.left_out)} changed tensors are left out, {found.left_out[0]} the first")
+    _save(options, found.lora.with_metadata(**{"modelspec.title": options.output.stem}), found.kept)
     return 0
 
 

@@ -105,6 +105,21 @@ def file_and_strength(entry: Sequence[str], what: str) -> tuple[Path, float]:
         raise SettingsError(f"{what} {entry[0]}: the strength {entry[1]!r} is no number.") from error
 
 
+def named_words(words: Sequence[str], options: Sequence[Option], what: str) -> dict[str, Any]:
+    """The name=value words of a flag such as --lora as typed values; raises SettingsError that names the word."""
+    known = {option.name: option for option in options}
+    values: dict[str, Any] = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if name not in known:
+            raise SettingsError(f"{what}: there is no setting {name!r}.{_suggest(name, list(known))}")
+        try:
+            values[name] = known[name].kind(text)
+        except ValueError as error:
+            raise SettingsError(f"{what}: {name} is {text!r}, which is no number.") from error
+    return values
+
+
 def _metavar(option: Option) -> str:
     if option.choices:
         return "{" + ",".join(option.choices) + "}"

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
+from ..spelling import block_strengths_from, curve_from
 from .bases import BASE_OPTIONS, add_json_flag, load_base, wants_json
 from .console import Progress, note, write, write_json
 from .invert import start_noise
-from .options import Option, add_config_flag, add_options, check_table, file_and_strength, gather
+from .options import Option, add_config_flag, add_options, check_table, file_and_strength, gather, named_words
 from .results import VIDEO_ENDINGS, check_folder, check_video_output, write_frames
 from .settings import SAMPLE_OPTIONS
 
@@ -32,6 +33,9 @@ examples:
   motion-lora sample --prompt "a pink ring over night" --lora orbit.safetensors --lora style.safetensors 0.6 \\
       --highway code --scheduler dpmpp-2m-karras --num-inference-steps 20 --output ring.gif
 
+  motion-lora sample --prompt "a pink ring over night" --lora orbit.safetensors 0.8 end=0.5 curve=cosine \\
+      --lora style.safetensors start=0.4 block_strengths=mid_block=0,up_blocks.1=0.5 --output ring.mp4
+
 --output is one .mp4 or .gif, or a folder when there are several videos. A file for --config holds the same names with
 underscores; its LoRAs are tables that can say more:
 
@@ -40,9 +44,15 @@ underscores; its LoRAs are tables that can say more:
   strength = 1.0
   temporal_strength = 1.0
   spatial_strength = 0.5
+  block_strengths = "down_blocks.0=0.5, mid_block=0"
   start = 0.0           # part of the denoising steps in which it acts
   end = 0.6
-  curve = "constant"    # or linear, cosine, linear-in, cosine-in
+  curve = "constant"    # or linear, cosine, linear-in, cosine-in, or points: "0:1, 0.5:0.2, 1:0"
+  frame_start = 0.0     # the same along the frames of the video, for motion LoRAs
+  frame_end = 1.0
+  frame_curve = "linear-in"
+
+After --lora FILE [STRENGTH] the same names go as name=value.
 """
 
 OUTPUT_OPTIONS = (
@@ -70,6 +80,10 @@ LORA_OPTIONS = (
     Option("start", float, "first part of the denoising in which it acts"),
     Option("end", float, "last part"),
     Option("curve", str, "how its strength runs from start to end"),
+    Option("frame_start", float, "first part of the video in which it acts"),
+    Option("frame_end", float, "last part"),
+    Option("frame_curve", str, "how its strength runs along the frames"),
+    Option("block_strengths", str, "of single blocks"),
 )
 _ALL_OPTIONS = (*OUTPUT_OPTIONS, *SAMPLE_OPTIONS, *ADAPTER_OPTIONS, *EDIT_OPTIONS, *NOISE_OPTIONS, *BASE_OPTIONS)
 
@@ -92,7 +106,8 @@ def add(commands: Any) -> None:
         nargs="+",
         action="append",
         metavar=("FILE", "STRENGTH"),
-        help="LoRA file in any format that motion-lora inspect knows, and its strength (default: 1, may be negative)",
+        help="LoRA file in any format that motion-lora inspect knows, its strength (default: 1, may be negative), and "
+        "name=value for more, such as end=0.5 (see below)",
     )
     add_options(parser, ADAPTER_OPTIONS, "more on LoRAs, appearance highway")
     add_options(parser, EDIT_OPTIONS, "video to video")
@@ -179,8 +194,18 @@ def lora_requests(
         if missing := [i for i, request in enumerate(requests) if "lora" not in request]:
             raise SettingsError(f"loras[{missing[0]}] has no 'lora', the file to read.")
         return requests
-    pairs = [file_and_strength(entry, "--lora") for entry in flags]
-    return [{"lora": path, "strength": strength} for path, strength in pairs]
+    return [_words_of(entry) for entry in flags]
+
+
+def _words_of(entry: Sequence[str]) -> dict[str, Any]:
+    """What follows one --lora: a file, perhaps its strength, and name=value words."""
+    plain = [word for word in entry[1:] if "=" not in word]
+    path, strength = file_and_strength([entry[0], *plain], "--lora")
+    settings = [option for option in LORA_OPTIONS if option.name != "lora"]
+    named = named_words([word for word in entry[1:] if "=" in word], settings, f"--lora {path.name}")
+    if plain and "strength" in named:
+        raise SettingsError(f"--lora {path.name}: the strength is given twice, {plain[0]} and {named['strength']}.")
+    return {"lora": path, "strength": strength, **named}
 
 
 def build_stack(
@@ -202,21 +227,30 @@ def build_stack(
 def _entry(pipeline: VideoPipeline, request: Mapping[str, Any], text: bool) -> StackEntry:
     from ..files import check_fits
     from ..formats import load_any
-    from ..stack import Schedule, StackEntry
+    from ..stack import FrameCurve, Schedule, StackEntry, block_of
 
     path: Path = request["lora"]
     report = load_any(path, pipeline.unet, text_encoder=pipeline.text_encoder if text else None)
     for remark in (*report.notes, *check_fits(report.lora, pipeline.unet, pipeline.identity).warnings):
         note(f"{path.name}: {remark}")
-    when = {name: request[name] for name in ("start", "end", "curve") if name in request}
+    steps, frames = _curve_settings(request, ""), _curve_settings(request, "frame_")
     strengths = {n: request[n] for n in ("strength", "temporal_strength", "spatial_strength") if n in request}
+    blocks = list(dict.fromkeys(block_of(module) for module in report.lora))
     return StackEntry(
         report.lora,
         **strengths,
-        steps=Schedule(**when) if when else None,
+        block_strengths=block_strengths_from(request.get("block_strengths", ""), blocks),
+        steps=Schedule(**steps) if steps else None,
+        frames=FrameCurve(**frames) if frames else None,
         name=path.stem,
         text_encoder=report.text_encoder,
     )
+
+
+def _curve_settings(request: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What a request says of one curve, by the names of Curve."""
+    said = {name: request[prefix + name] for name in ("start", "end", "curve") if prefix + name in request}
+    return {**said, "curve": curve_from(said["curve"])} if "curve" in said else said
 
 
 def _encode_source(pipeline: VideoPipeline, values: Mapping[str, Any], settings: SampleSettings) -> Any:
