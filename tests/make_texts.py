@@ -116,8 +116,8 @@ base model and is refused on another one.
     "MotionLoRA_TrainMotionLoRA": """
 Learns the motion of the clips as a small file that can be put into other videos.
 
-**Methods.** `customize-a-video` for one clip, `motiondirector` for one or several, `separate-motion-appearance` for
-less of the look at the price of more steps. `motiondirector-image` learns a look from images or frames: its result
+**Methods.** `customize-a-video` for one clip, `motiondirector` for one or several, `separate-motion-appearance` where
+the clip's look comes through: it leaves most temporal weights alone. `motiondirector-image` learns a look from images or frames: its result
 goes on a Motion LoRA Stack like any other, beside a motion. The rest are ablations. Everything that a method is made of
 can be changed with **Advanced Training Settings**.
 
