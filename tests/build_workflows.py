@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,13 @@ from real_host import ROOT, Browser, RealComfyUI
 FOLDER = ROOT / "workflows"
 PLAYGROUND = "playground (built-in)"
 LORA = "motion/my_motion.safetensors"
+FRIENDS = "friends_motion.safetensors"
+# Text is drawn however small it is, so that a thumbnail can be read.
+_SETTINGS = {
+    "Comfy.Minimap.Visible": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+    "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.01,
+}
 _NAMESPACE = uuid.UUID("6f0c1b60-5f0e-4a2b-9c65-0a3d4c5b6e7f")
 
 
@@ -48,11 +55,14 @@ def base(pos: tuple[int, int], model: str = PLAYGROUND) -> Node:
 
 def sample(key: str, pos: tuple[int, int], prompt: str, stack: str = "", title: str = "", **widgets: Any) -> Node:
     links = {"base_model": ("base", "base_model"), **({"stack": (stack, "stack")} if stack else {})}
-    return Node(key, "MotionLoRA_SampleVideo", pos, {"prompt": prompt, "seed": 7, **widgets}, links, (400, 1000), title)
+    return Node(key, "MotionLoRA_SampleVideo", pos, {"prompt": prompt, "seed": 7, **widgets}, links, (400, 660), title)
 
 
-def stack(key: str, pos: tuple[int, int], lora: str, before: str = "", strength: float = 1.0) -> Node:
+def stack(
+    key: str, pos: tuple[int, int], lora: str, before: str = "", strength: float = 1.0, schedule: str = ""
+) -> Node:
     links = {"motion_lora": (lora, "motion_lora"), **({"stack": (before, "stack")} if before else {})}
+    links |= {"schedule": (schedule, "schedule")} if schedule else {}
     return Node(key, "MotionLoRA_MotionLoRAStack", pos, {"strength": strength}, links)
 
 
@@ -69,7 +79,36 @@ def beside(
     return Node("beside", "MotionLoRA_SideBySide", pos, widgets, links, (400, 420))
 
 
+def play(key: str, pos: tuple[int, int], prompt: str, stack: str = "", title: str = "", **widgets: Any) -> Node:
+    """Sample Video on the playground, whose guidance is lower than that of large models."""
+    return sample(key, pos, prompt, stack, title, **{"guidance_scale": 2.5, **widgets})
+
+
+def clip(key: str, pos: tuple[int, int], title: str = "", **widgets: Any) -> Node:
+    return Node(key, "MotionLoRA_PlaygroundClip", pos, widgets, size=(400, 440), title=title)
+
+
+def train(
+    key: str, pos: tuple[int, int], method: str, clips: str, name: str, *, absorber: str = "", title: str = ""
+) -> Node:
+    links = {"base_model": ("base", "base_model"), "clips": (clips, "clips")}
+    if absorber:
+        links["appearance_absorber"] = (absorber, "appearance_absorber")
+    widgets = {"method": method, "name": name}
+    return Node(key, "MotionLoRA_TrainMotionLoRA", pos, widgets, links, (420, 780), title)
+
+
+def combine(key: str, pos: tuple[int, int], first: str, second: str) -> Node:
+    links = {"clips_1": (first, "clips"), "clips_2": (second, "clips")}
+    return Node(key, "MotionLoRA_CombineClips", pos, {}, links)
+
+
+def with_links(node: Node, **links: tuple[str, str]) -> Node:
+    return replace(node, links={**node.links, **links})
+
+
 PROMPT = "a blue square circling around over snow"
+EDITED = "a blue circle moving right over snow"
 
 WORKFLOWS: dict[str, list[Node]] = {
     "01_quickstart_playground": [
@@ -115,12 +154,12 @@ twice.
             (420, 760),
         ),
         stack("stack", (940, 810), "train"),
-        sample("plain", (1420, 0), PROMPT, title="Sample Video: base model"),
-        sample("moved", (1420, 680), PROMPT, "stack", "Sample Video: with motion LoRA"),
+        play("plain", (1420, 0), PROMPT, title="Sample Video: base model"),
+        play("moved", (1880, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
         beside(
-            (1880, 0), "plain", "moved", ("clip", "frames"), left_label="base model", right_label="with motion LoRA"
+            (2340, 0), "plain", "moved", ("clip", "frames"), left_label="base model", right_label="with motion LoRA"
         ),
-        save("save", (2340, 480), "beside", "video/motion_lora_quickstart"),
+        save("save", (2340, 560), "beside", "video/motion_lora_quickstart"),
     ],
     "02_customize_a_video": [
         note(
@@ -164,7 +203,7 @@ Little memory? Switch gradient_checkpointing on in the training node, or make th
         ),
         Node("plot", "PreviewImage", (960, 830), {}, {"images": ("train", "loss_plot")}, (420, 300)),
         stack("stack", (1440, 0), "train"),
-        sample("moved", (1440, 190), "a panda is skateboarding on a beach", "stack", num_frames=16),
+        sample("moved", (1440, 280), "a panda is skateboarding on a beach", "stack", num_frames=16),
         save("save", (1900, 0), "moved", "video/motion_lora"),
     ],
     "03_sample_shared_lora": [
@@ -185,8 +224,8 @@ Little memory? Switch gradient_checkpointing on in the training node, or make th
         Node("lora", "MotionLoRA_LoadMotionLoRA", (0, 510), {"lora_name": LORA}),
         Node("caption", "PreviewAny", (0, 660), {}, {"source": ("lora", "caption")}, (400, 160)),
         stack("stack", (460, 0), "lora"),
-        sample("plain", (460, 190), "a panda is skateboarding on a beach", title="Sample Video: base model"),
-        sample("moved", (920, 190), "a panda is skateboarding on a beach", "stack", "Sample Video: with motion LoRA"),
+        sample("plain", (460, 280), "a panda is skateboarding on a beach", title="Sample Video: base model"),
+        sample("moved", (920, 280), "a panda is skateboarding on a beach", "stack", "Sample Video: with motion LoRA"),
         beside((1380, 0), "plain", "moved"),
         save("save", (1380, 480), "beside", "video/motion_lora_compare"),
     ],
@@ -210,15 +249,15 @@ A stack is a list of LoRAs with strengths; the order changes nothing.
         Node("first", "MotionLoRA_LoadMotionLoRA", (0, 570), {"lora_name": LORA}),
         Node("second", "MotionLoRA_LoadMotionLoRA", (0, 720), {"lora_name": LORA}),
         stack("one", (460, 0), "first", strength=0.8),
-        stack("two", (460, 190), "second", "one", strength=0.5),
+        stack("two", (460, 270), "second", "one", strength=0.5),
         Node(
             "look",
             "MotionLoRA_AppearanceLoRA",
-            (460, 380),
+            (460, 540),
             {"lora_name": LORA, "strength": 0.7},
             {"base_model": ("base", "base_model"), "stack": ("two", "stack")},
         ),
-        Node("highway", "MotionLoRA_AppearanceHighway", (460, 600), {}, {"stack": ("look", "stack")}),
+        Node("highway", "MotionLoRA_AppearanceHighway", (460, 770), {}, {"stack": ("look", "stack")}),
         sample("moved", (920, 0), "a panda is skateboarding on a beach", "highway"),
         save("save", (1380, 0), "moved", "video/motion_lora_stack"),
     ],
@@ -256,8 +295,287 @@ left shows loss, speed and previews, and has the buttons to pause, resume, stop 
             (420, 780),
         ),
         stack("stack", (460, 830), "train"),
-        sample("moved", (940, 0), "a yellow ring bouncing over night", "stack"),
+        play("moved", (940, 0), "a yellow ring bouncing over night", "stack"),
         save("save", (1400, 0), "moved", "video/motion_lora_background"),
+    ],
+    "06_motiondirector": [
+        note(
+            "note",
+            (0, 0),
+            (400, 360),
+            """
+# MotionDirector on one clip
+
+Press Run. Nothing is downloaded; on two CPU cores it takes a few minutes.
+
+No absorber is trained first. In every step a spatial LoRA learns the look from one random frame and the motion LoRA
+learns from the whole clip with the look held, so the two divide the clip between them. Only the motion LoRA is used.
+
+Try: the method *customize-a-video* in the same node, with the same seed; or an **Invert Clip** at the noise input of
+Sample Video, with a prior of 0.3.
+""",
+        ),
+        base((0, 420)),
+        clip("clip", (0, 610), motion="orbit"),
+        train("train", (460, 0), "motiondirector", "clip", "orbit by MotionDirector"),
+        stack("stack", (460, 830), "train"),
+        play("plain", (940, 0), PROMPT, title="Sample Video: base model"),
+        play("moved", (1400, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
+        beside((1860, 0), "plain", "moved", ("clip", "frames"), left_label="base model", right_label="MotionDirector"),
+        save("save", (1860, 560), "beside", "video/motion_lora_motiondirector"),
+    ],
+    "07_motiondirector_several_clips": [
+        note(
+            "note",
+            (0, 0),
+            (400, 320),
+            """
+# MotionDirector on several clips
+
+Press Run. Three clips share a motion and nothing else: what they have in common is what is left for the motion LoRA.
+
+Each clip has its own caption and a spatial LoRA of its own, one motion LoRA learns from all of them in turn.
+
+With your own videos: one **Reference Clip** each, and **Combine Clips** for as many as there are. Give the training
+more steps, because each clip gets its share of them.
+""",
+        ),
+        base((0, 380)),
+        clip("one", (460, 0), motion="bounce"),
+        clip("two", (460, 500), motion="bounce", shape="square", colour="green", background="night", seed=1),
+        clip("three", (460, 1000), motion="bounce", shape="ring", colour="yellow", background="brick", seed=2),
+        combine("pair", (920, 0), "one", "two"),
+        combine("all", (920, 140), "pair", "three"),
+        train("train", (920, 280), "motiondirector", "all", "bounce of three"),
+        stack("stack", (920, 1110), "train"),
+        play("plain", (1400, 0), "a blue cross bouncing over snow", title="Sample Video: base model"),
+        play("moved", (1860, 0), "a blue cross bouncing over snow", "stack", "Sample Video: with motion LoRA"),
+        beside((2320, 0), "plain", "moved", ("one", "frames"), left_label="base model", right_label="with motion LoRA"),
+        save("save", (2320, 560), "beside", "video/motion_lora_several_clips"),
+    ],
+    "08_image_path_and_mixing": [
+        note(
+            "note",
+            (0, 0),
+            (400, 360),
+            """
+# The look of pictures with the motion of a clip
+
+Press Run. Two LoRAs are trained, one for each half, and meet on one stack.
+
+1. **Look**: pictures of a striped cyan cross, in no order (*motiondirector-image*; only spatial layers learn). With
+   your own: connect Load Image, one picture is enough.
+2. **Motion**: a red circle that circles around (*motiondirector*; only temporal layers are kept).
+3. Turn both strengths. A little less of the look leaves the motion more room.
+""",
+        ),
+        base((0, 420)),
+        clip("photos", (0, 610), "Pictures of the look", shape="cross", colour="cyan", fill="striped", motion="still"),
+        Node(
+            "pictures",
+            "MotionLoRA_ReferenceClip",
+            (460, 0),
+            {"caption": "a striped cyan cross over sand", "num_frames": 0, "width": 64, "height": 64},
+            {"images": ("photos", "frames")},
+            (400, 560),
+        ),
+        clip("clip", (460, 620), "Clip of the motion", motion="orbit"),
+        train("look", (920, 0), "motiondirector-image", "pictures", "striped cyan cross", title="Train the look"),
+        train("motion", (920, 830), "motiondirector", "clip", "orbit by MotionDirector", title="Train the motion"),
+        stack("one", (1400, 0), "look", strength=0.8),
+        stack("two", (1400, 240), "motion", "one"),
+        play("plain", (1860, 0), "a striped cyan cross circling around over sand", "one", "Sample Video: look alone"),
+        play(
+            "moved", (2320, 0), "a striped cyan cross circling around over sand", "two", "Sample Video: look and motion"
+        ),
+        beside((2780, 0), "plain", "moved", ("clip", "frames"), left_label="look", right_label="look and motion"),
+        save("save", (2780, 560), "beside", "video/motion_lora_mixed"),
+    ],
+    "09_tap_and_highway": [
+        note(
+            "note",
+            (0, 0),
+            (400, 400),
+            """
+# Separate Motion from Appearance
+
+Press Run. Three ways to keep the clip's look out of new videos, one after the other:
+
+1. **Purification (TAP)**: the method trains few projections of the temporal attention. `targets` changes which:
+   *tap-qk* leaves Value alone, as the paper's abstract says, *tap-k-out* is its code.
+2. **Phased integration**: **Strength Schedule** lets the motion LoRA act only while there is much noise, in the first
+   part of the steps.
+3. **Appearance Highway**: skip connections go round the temporal attention. No training; switch it off and on.
+
+Left the LoRA alone, right with schedule and highway, same seed.
+""",
+        ),
+        base((0, 460)),
+        clip("clip", (0, 650), motion="orbit"),
+        train("train", (460, 0), "separate-motion-appearance", "clip", "orbit by TAP"),
+        stack("plain_stack", (940, 0), "train"),
+        Node("schedule", "MotionLoRA_StrengthSchedule", (940, 260), {"end": 0.7}, size=(400, 420)),
+        stack("stack", (940, 740), "train", schedule="schedule"),
+        Node("highway", "MotionLoRA_AppearanceHighway", (940, 1000), {}, {"stack": ("stack", "stack")}),
+        play("tap", (1400, 0), PROMPT, "plain_stack", "Sample Video: TAP"),
+        play("both", (1860, 0), PROMPT, "highway", "Sample Video: TAP, phased, highway"),
+        beside((2320, 0), "tap", "both", ("clip", "frames"), left_label="TAP", right_label="TAP, phased, AH"),
+        save("save", (2320, 560), "beside", "video/motion_lora_tap_and_highway"),
+    ],
+    "10_edit_by_inversion": [
+        note(
+            "note",
+            (0, 0),
+            (400, 420),
+            """
+# Edit a clip
+
+Press Run. Nothing is trained, and nothing is downloaded. Two ways to change what is in a clip and keep how it moves:
+
+1. **Invert Clip** finds the noise that the base would have made the clip from, under the clip's own caption. Sampling
+   from that noise with a changed prompt keeps the layout. `noise_prior` 1 keeps most of it; at 0.3 it only inspires.
+   Use as many *ddim* steps as the inversion.
+2. **Video to video**: the clip's frames at `source`; `edit_strength` is how much of the denoising is done anew.
+
+With guidance 1 and the clip's own caption the first way gives the clip back: try it.
+""",
+        ),
+        base((0, 480)),
+        clip("clip", (0, 670), motion="right"),
+        Node(
+            "invert",
+            "MotionLoRA_InvertClip",
+            (460, 0),
+            {},
+            {"base_model": ("base", "base_model"), "clips": ("clip", "clips"), "prompt": ("clip", "caption")},
+            (400, 260),
+        ),
+        with_links(
+            play(
+                "inverted",
+                (920, 0),
+                EDITED,
+                title="Sample Video: from the clip's noise",
+                num_inference_steps=50,
+                noise_prior=1.0,
+            ),
+            noise=("invert", "noise"),
+        ),
+        with_links(
+            play("edited", (1380, 0), EDITED, title="Sample Video: video to video", num_inference_steps=50),
+            source=("clip", "frames"),
+        ),
+        beside((1840, 0), "inverted", "edited", ("clip", "frames"), left_label="inversion", right_label="source"),
+        save("save", (1840, 560), "beside", "video/motion_lora_edit"),
+    ],
+    "11_third_party_absorber": [
+        note(
+            "note",
+            (0, 0),
+            (400, 400),
+            """
+# An absorber that somebody else made
+
+Press Run. What holds the clip's look while the motion is learned need not be trained on the clip: any LoRA of its
+subject does.
+
+1. Pictures of a red circle, none of them from the clip, make a LoRA of that look. It stands in for one that you
+   downloaded: choose a file in **Absorber from LoRA** instead and remove the two nodes before it.
+2. **Preview Absorber** shows whether it knows the subject.
+3. The motion is learned with the look held, then used without it.
+
+For a model that was tuned on the subject (DreamBooth) there is **Absorber from Model**.
+""",
+        ),
+        base((0, 460)),
+        clip("photos", (0, 650), "Pictures of the subject", motion="still", seed=5),
+        clip("clip", (0, 1150), "Clip of the motion", motion="orbit"),
+        train("look", (460, 0), "motiondirector-image", "photos", "look of a red circle", title="A LoRA of the look"),
+        Node(
+            "absorber",
+            "MotionLoRA_AbsorberFromLoRA",
+            (460, 830),
+            {},
+            {"base_model": ("base", "base_model"), "lora": ("look", "motion_lora")},
+            (420, 160),
+        ),
+        Node(
+            "preview",
+            "MotionLoRA_PreviewAbsorber",
+            (460, 1130),
+            {"prompt": "a red circle over sand", "guidance_scale": 2.5},
+            {"base_model": ("base", "base_model"), "appearance_absorber": ("absorber", "appearance_absorber")},
+            (420, 320),
+        ),
+        Node("shown", "PreviewImage", (940, 1130), {}, {"images": ("preview", "images")}, (420, 320)),
+        train("train", (940, 0), "customize-a-video", "clip", "orbit, look held", absorber="absorber"),
+        stack("stack", (940, 830), "train"),
+        play("plain", (1420, 0), PROMPT, title="Sample Video: base model"),
+        play("moved", (1880, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
+        beside(
+            (2340, 0), "plain", "moved", ("clip", "frames"), left_label="base model", right_label="with motion LoRA"
+        ),
+        save("save", (2340, 560), "beside", "video/motion_lora_third_party"),
+    ],
+    "12_inspect_and_stack": [
+        note(
+            "note",
+            (0, 0),
+            (420, 420),
+            """
+# A friend's LoRA under your own
+
+1. Put the downloaded file into `models/loras` (any format: kohya, PEFT, diffusers, MotionDirector) and press R. Choose
+   it in **Inspect LoRA** and in **Load LoRA**.
+2. Press Run. **Inspect LoRA** shows what it holds and whether it fits the base; **Load LoRA** says how many layers
+   matched. A file for another model is refused with the reason.
+3. Your motion acts in the first half of the sampling steps, where motion is decided; the friend's comes in later, and
+   weaker. Turn **end**, **start** and the strengths.
+
+To share the mix as one file: **Merge LoRAs**, then **Convert LoRA**.
+""",
+        ),
+        base((0, 480), "text-to-video-ms-1.7b"),
+        Node("own", "MotionLoRA_LoadMotionLoRA", (0, 680), {"lora_name": LORA}, title="Load Motion LoRA: yours"),
+        Node(
+            "inspect",
+            "MotionLoRA_InspectLoRA",
+            (480, 0),
+            {"lora_name": FRIENDS},
+            {"base_model": ("base", "base_model")},
+            (440, 480),
+            "Inspect LoRA: your friend's",
+        ),
+        Node(
+            "friend",
+            "MotionLoRA_LoadAnyLoRA",
+            (480, 540),
+            {"lora_name": FRIENDS},
+            {"base_model": ("base", "base_model")},
+            (440, 280),
+            "Load LoRA: your friend's",
+        ),
+        Node("report", "PreviewAny", (0, 840), {}, {"source": ("friend", "report")}, (420, 160)),
+        Node(
+            "early",
+            "MotionLoRA_StrengthSchedule",
+            (980, 0),
+            {"end": 0.5},
+            size=(400, 440),
+            title="Strength Schedule: early",
+        ),
+        stack("one", (1440, 0), "own", schedule="early"),
+        Node(
+            "late",
+            "MotionLoRA_StrengthSchedule",
+            (980, 500),
+            {"start": 0.3, "curve": "cosine-in"},
+            size=(400, 440),
+            title="Strength Schedule: late",
+        ),
+        stack("two", (1440, 300), "friend", "one", 0.6, schedule="late"),
+        sample("moved", (1900, 0), "a panda is skateboarding on a beach", "two"),
+        save("save", (1440, 600), "moved", "video/motion_lora_friends"),
     ],
 }
 
@@ -331,7 +649,7 @@ def main(names: list[str]) -> int:
 
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        server = RealComfyUI(Path(folder), settings={"Comfy.Minimap.Visible": False})
+        server = RealComfyUI(Path(folder), settings=_SETTINGS)
         # A combo without options would be saved as "undefined".
         (Path(folder) / "input" / "my_clip.mp4").write_bytes(b"")
         server.start()

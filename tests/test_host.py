@@ -381,13 +381,13 @@ def test_a_video_file_is_trained_on(browser: Browser, server: RealComfyUI) -> No
     browser.shot("customize_a_video")
 
 
-@pytest.mark.parametrize("name", ["03_sample_shared_lora", "04_stack_motions_and_look"])
+@pytest.mark.parametrize("name", ["03_sample_shared_lora", "04_stack_motions_and_look", "12_inspect_and_stack"])
 def test_a_shared_lora_is_sampled_with(browser: Browser, server: RealComfyUI, seed: int, name: str) -> None:
     assert status_of(server.finished(server.queue(graph(seed, sampled=False, name="shared")))) == "success"
     lora = job_of(server, seed)["published"]
     load_on_test_base(browser, name)
-    browser.set_widget("MotionLoRA_LoadMotionLoRA", "lora_name", lora)
-    browser.set_widget("MotionLoRA_AppearanceLoRA", "lora_name", lora)
+    for node in ("LoadMotionLoRA", "AppearanceLoRA", "LoadAnyLoRA", "InspectLoRA"):
+        browser.set_widget(f"MotionLoRA_{node}", "lora_name", lora)
     record = server.finished(browser.run(), 400)
     assert status_of(record) == "success", record["status"]
 
