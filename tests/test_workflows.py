@@ -67,7 +67,7 @@ def test_values_fit_the_nodes(name: str, infos: dict[str, Any]) -> None:
         if node["type"] in CORE:
             continue
         expected = widgets(infos[node["type"]])
-        values = node["widgets_values"]
+        values = node.get("widgets_values", [])
         assert len(values) == len(expected), f"{node['type']}: {values}"
         for (widget, kind, options), value in zip(expected, values, strict=True):
             place = f"{node['type']}.{widget} = {value!r}"
