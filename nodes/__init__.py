@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from . import absorbers, advanced, clips, curves, files, folders, load, noise, routes, sample, save, stack, train
+from . import (
+    absorbers,
+    advanced,
+    clips,
+    compare,
+    curves,
+    files,
+    folders,
+    load,
+    noise,
+    routes,
+    sample,
+    save,
+    stack,
+    train,
+)
 from .sockets import ComfyExtension, io
 
 NODES: list[type[io.ComfyNode]] = [
@@ -34,6 +49,7 @@ NODES: list[type[io.ComfyNode]] = [
     sample.SampleVideo,
     sample.DecodeVideo,
     sample.SideBySide,
+    compare.CompareLoRAs,
 ]
 
 

@@ -229,6 +229,17 @@ ComfyUI.
     "MotionLoRA_SideBySide": """
 Videos of different sizes are brought to one size. Connect the clip's frames as `reference` to see all three.
 """,
+    "MotionLoRA_CompareLoRAs": """
+Which LoRA, strength or checkpoint is best? Rows are the base model and the connected stacks, columns the prompts;
+all videos of a column start from the same noise.
+
+On the built-in playground model the scores are exact. On other models `motion_fidelity` (tracked points, needs the
+package `opencv-python-headless`) and `appearance_leakage` (colours and texture) are proxies that need the
+`reference` clip, and whatever else is missing is left out. A figure means something only beside the base model's
+row: motion fidelity should be well above it, leakage hardly.
+
+The table goes to any node that shows text, such as Preview as Text. `motion-lora compare` writes the same as files.
+""",
 }
 
 MAIN = {

@@ -19,7 +19,19 @@ from .interrupt import StoppedError
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 
 # In the order of the help; each module of this package has `add(commands)`, which adds its parsers.
-COMMANDS = ("demo", "train", "sample", "invert", "inspect", "files", "methods", "targets", "playground", "bench")
+COMMANDS = (
+    "demo",
+    "train",
+    "sample",
+    "compare",
+    "invert",
+    "inspect",
+    "files",
+    "methods",
+    "targets",
+    "playground",
+    "bench",
+)
 
 _OUT_OF_MEMORY = (
     "The device ran out of memory; lower the size, --num-frames or --batch-size, use --dtype bf16, or --device cpu."

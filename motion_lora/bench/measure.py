@@ -1,0 +1,117 @@
+"""Samples the prompts of a cell with a stack and scores every video by the probe."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import SettingsError
+from ..metrics import MotionMatch
+from ..pipeline import VideoPipeline
+from ..playground import world
+from ..playground.motions import follows
+from ..playground.probe import Reading, read_clip
+from ..playground.scores import diversity, score_reading
+from ..sampling import SampleSettings, sample
+from ..stack import AdapterStack
+from ..training.batches import derived_seed
+
+# What a measurement means; a change makes finished cells stale.
+MEASURES_VERSION = 1
+
+# Name -> (heading, what it is, whether higher is better; None where neither is).
+MEASURES: Mapping[str, tuple[str, str, bool | None]] = {
+    "fidelity": ("motion fidelity", "with the reference, up to phase, place and size, in [-1, 1]", True),
+    "leakage": ("leakage", "share of frames with the reference's look where another was asked for", False),
+    "alignment": ("text alignment", "share of background, colour, shape and fill that are as asked", True),
+    "performs": ("performs it", "share of videos that follow the motion and no other of the world more", True),
+    "turned_fidelity": ("fidelity in any direction", "rotation-free motion fidelity, in [0, 1]", True),
+    "trajectory_error": ("trajectory error", "distance from the reference's path in units of its spread", False),
+    "consistency": ("consistency", "share of neighbouring frames that show the same attributes", True),
+    "size_jitter": ("size jitter", "standard deviation over time of log size", False),
+    "diversity": ("diversity of place", "spread of mean positions over start noises, in canvas sides", True),
+    "found": ("object found", "share of frames in which the probe finds an object", True),
+}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is sampled: scenes to ask for, several start noises each; `seed` is the unit's."""
+
+    scenes: tuple[world.Scene, ...]
+    noises: int
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+
+    def requests(self) -> list[SampleSettings]:
+        """One per video, scene by scene; the start noise depends on seed, scene and number alone."""
+        return [
+            SampleSettings(
+                prompt=world.caption(scene),
+                num_inference_steps=self.num_inference_steps,
+                guidance_scale=self.guidance_scale,
+                seed=derived_seed(self.seed, "bench", number, noise),
+            )
+            for number, scene in enumerate(self.scenes)
+            for noise in range(self.noises)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for fingerprints."""
+        return asdict(self)
+
+
+def measure(pipeline: VideoPipeline, stack: AdapterStack, ask: Ask, reference: Reading) -> dict[str, Any]:
+    """Sample, read and score: the mean of every measure of `MEASURES`, None for one that cannot be said."""
+    videos = sample(pipeline, ask.requests(), stack=stack, batch_size=8)
+    return score_videos([video.frames for video in videos], ask, reference)
+
+
+def score_videos(videos: Sequence[Tensor], ask: Ask, reference: Reading) -> dict[str, Any]:
+    """Videos (f, h, w, 3) in the order of `ask.requests()` -> the mean of every measure."""
+    asked = [scene for scene in ask.scenes for _ in range(ask.noises)]
+    readings = [read_clip(frames) for frames in videos]
+    scores = [score_reading(reading, scene, reference) for reading, scene in zip(readings, asked, strict=True)]
+    motions = [score.motion for score in scores]
+    performed = [follows(reading, scene.motion) for reading, scene in zip(readings, asked, strict=True)]
+    return {
+        "fidelity": statistics.fmean(score.fidelity for score in scores),
+        "leakage": statistics.fmean(score.mean_leakage for score in scores),
+        "alignment": statistics.fmean(score.alignment for score in scores),
+        "performs": statistics.fmean(map(float, performed)),
+        "turned_fidelity": statistics.fmean(motion.rotation_free_fidelity if motion else 0.0 for motion in motions),
+        "trajectory_error": statistics.fmean(motion.trajectory_error if motion else 1.0 for motion in motions),
+        "consistency": statistics.fmean(score.consistency for score in scores),
+        "size_jitter": statistics.fmean(score.size_jitter for score in scores),
+        "diversity": _diversity(readings, ask.noises),
+        "found": statistics.fmean(score.found for score in scores),
+        "videos": [_one(score.fidelity, score.leakage, score.right, score.motion) for score in scores],
+    }
+
+
+def _one(
+    fidelity: float, leaked: Mapping[str, float], right: Mapping[str, bool], motion: MotionMatch | None
+) -> dict[str, Any]:
+    """One video in a cell's file: enough to look into a figure that surprises."""
+    return {
+        "fidelity": round(fidelity, 4),
+        "leakage": dict(leaked),
+        "right": dict(right),
+        "speed_ratio": round(motion.speed_ratio, 3) if motion else None,
+    }
+
+
+def _diversity(readings: Sequence[Reading], noises: int) -> float | None:
+    """Mean over the prompts of which two videos or more show an object."""
+    found = []
+    for first in range(0, len(readings), noises):
+        try:
+            found.append(diversity(readings[first : first + noises]).position)
+        except SettingsError:
+            continue
+    return statistics.fmean(found) if found else None

@@ -1,0 +1,298 @@
+"""Writes what a benchmark found: results.csv, RESULTS.md, and plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..metrics import Interval
+from ..pictures import Line, Point, plot_lines, plot_points, write_png
+from ..pipeline import VideoPipeline
+from ..provenance import library_versions
+from ..storage import write_atomically
+from .measure import MEASURES
+from .published import PUBLISHED
+from .settings import TEST_MOTIONS, TUNING_MOTIONS, BenchSettings
+from .table import CellData, Check, Row, calibration, curves, noise_floor, rows_of
+from .variants import VARIANTS
+
+_SHOWN = ("fidelity", "performs", "leakage", "alignment", "consistency", "diversity")
+_PLOTTED = {"fidelity": "motion fidelity", "leakage": "appearance leakage", "alignment": "text alignment"}
+
+
+def write_report(
+    output: Path,
+    pipeline: VideoPipeline,
+    settings: BenchSettings,
+    found: Sequence[CellData],
+    command: str,
+    planned: int,
+) -> dict[str, Any]:
+    """Write every file into `output`; returns the same as plain values, for --json."""
+    rows, checks = rows_of(found), calibration(found)
+    machine = machine_facts(pipeline)
+    write_atomically(output / "results.csv", _csv(rows).encode())
+    write_atomically(output / "cells.csv", _cells_csv(found).encode())
+    text = _markdown(rows, checks, settings, found, command, planned, machine)
+    write_atomically(output / "RESULTS.md", text.encode())
+    files = ["results.csv", "cells.csv", "RESULTS.md", *_plots(output, rows, found)]
+    return {
+        "files": [str(output / name) for name in files],
+        "cells": len(found),
+        "planned": planned,
+        "command": command,
+        "machine": machine,
+        "settings": settings.to_json(),
+        "rows": [_plain(row) for row in rows],
+        "calibration": [{"name": check.name, "status": check.status, "text": check.text} for check in checks],
+    }
+
+
+def machine_facts(pipeline: VideoPipeline) -> dict[str, str]:
+    """What the figures were measured on: base, device, processor, versions."""
+    return {
+        "base": f"{pipeline.identity.name} {pipeline.identity.weights_hash[:12]}",
+        "device": _device(pipeline.device),
+        "processor": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "system": f"{platform.system()}, Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {version}" for name, version in library_versions().items()),
+    }
+
+
+def summary(report: Mapping[str, Any]) -> list[list[str]]:
+    """Rows for a console: variant, cells, and the measures that are shown, with intervals."""
+    return [
+        [row["variant"], str(row["cells"]), *(_short(row["measures"].get(name)) for name in _SHOWN)]
+        for row in report["rows"]
+    ]
+
+
+SUMMARY_HEADER = ("variant", "cells", *(MEASURES[name][0] for name in _SHOWN))
+
+
+# Markdown -----------------------------------------------------------------------------------------------------------
+
+
+def _markdown(
+    rows: Sequence[Row],
+    checks: Sequence[Check],
+    settings: BenchSettings,
+    found: Sequence[CellData],
+    command: str,
+    planned: int,
+    machine: Mapping[str, str],
+) -> str:
+    parts = [
+        "# Benchmark: motion fidelity against leakage on the playground",
+        _conditions(settings, found, command, planned, machine),
+        "## Calibration of the instrument\n\n" + "\n".join(f"- **{c.status}**: {c.name}: {c.text}." for c in checks),
+        "## Results\n\n" + _results_table(rows),
+        "## Paired differences\n\nSame motion, reference, seed and start noise; an interval that excludes 0 is a "
+        "difference that chance does not explain.\n\n" + _difference_table(rows),
+        "## What the measures are\n\n"
+        + "\n".join(f"- **{head}**: {what}{_arrow(better)}." for head, what, better in MEASURES.values())
+        + "\n\nDefinitions in full: `motion_lora/playground/scores.py`, `motion_lora/metrics/trajectories.py`.",
+        "## Noise floor\n\n" + _floor_table(found),
+        "## Plots\n\n![motion fidelity against leakage](fidelity_leakage.png)\n\n"
+        + "\n\n".join(f"![{title} over steps](curve_{name}.png)" for name, title in _PLOTTED.items()),
+        "## Published figures, for comparison\n\n" + PUBLISHED,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _conditions(
+    settings: BenchSettings, found: Sequence[CellData], command: str, planned: int, machine: Mapping[str, str]
+) -> str:
+    test = [motion for motion in settings.motions if motion not in TUNING_MOTIONS]
+    tuning = [motion for motion in settings.motions if motion in TUNING_MOTIONS]
+    budget = (
+        f"{settings.steps} steps of the motion stage for every variant"
+        if settings.budget == "steps"
+        else f"{settings.seconds:g} seconds of training for every variant, its absorber's included"
+    )
+    lines = [
+        f"    {command}",
+        "",
+        f"{len(found)} of {planned} cells; a cell is {settings.prompts} prompts x {settings.noises} start noises, "
+        f"{settings.num_inference_steps} DDIM steps, guidance {settings.guidance_scale:g}. Intervals are 95 %, "
+        "Student's, over cells.",
+        "",
+        f"- budget: {budget}" + (f"; for all: {dict(settings.training)}" if settings.training else ""),
+        f"- test motions (not used for choosing defaults, which saw {', '.join(TUNING_MOTIONS)} only): "
+        + (", ".join(test) or "none"),
+        f"- motions here that belong to the tuning set: {', '.join(tuning) or 'none'}",
+        f"- all test motions there are: {', '.join(TEST_MOTIONS)}",
+        f"- {settings.references} reference looks, {settings.seeds} seeds; one absorber per reference clip and kind, "
+        "trained with seed 0, is used by all variants and seeds",
+        *(f"- {name}: {value}" for name, value in machine.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _results_table(rows: Sequence[Row]) -> str:
+    head = ["variant", "cells", *(f"{MEASURES[n][0]}{_arrow(MEASURES[n][2])}" for n in _SHOWN)]
+    head += ["steps", "training s", "parameters"]
+    body = [
+        [
+            row.title,
+            str(row.cells),
+            *(_short(row.measures.get(name)) for name in _SHOWN),
+            f"{row.steps:.0f}",
+            f"{row.seconds:.1f}",
+            f"{row.parameters:,}",
+        ]
+        for row in rows
+    ]
+    return markdown_table(head, body)
+
+
+def _difference_table(rows: Sequence[Row]) -> str:
+    head = ["variant", "fidelity - base", "leakage - base", "fidelity - temporal LoRA", "leakage - temporal LoRA"]
+    body = [
+        [row.title, *(_short(pairs.get(name)) for pairs in (row.to_base, row.to_temporal) for name in _DIFFERENCES)]
+        for row in rows
+        if row.to_base or row.to_temporal
+    ]
+    return markdown_table(head, body)
+
+
+_DIFFERENCES = ("fidelity", "leakage")
+
+
+def _floor_table(found: Sequence[CellData]) -> str:
+    floors = [noise_floor(found, name) for name in ("fidelity", "leakage", "alignment")]
+    body = [[MEASURES[f.measure][0], f"{f.cell:.3f}", f"{f.mean:.3f}"] for f in floors if f is not None]
+    if not body:
+        return "Identical settings were run with one seed only, so chance cannot be told."
+    head = ["measure", "standard deviation of a cell over seeds", "difference of two rows by chance (95 %)"]
+    return markdown_table(head, body)
+
+
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table in markdown."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _arrow(better: bool | None) -> str:
+    return "" if better is None else (" (higher is better)" if better else " (lower is better)")
+
+
+def _short(interval: Interval | Mapping[str, Any] | None) -> str:
+    if interval is None:
+        return "-"
+    if isinstance(interval, Interval):
+        interval = vars(interval)
+    estimate, low, high = interval["estimate"], interval["low"], interval["high"]
+    if interval["count"] < 2 or low is None:
+        return f"{estimate:.3f}"
+    return f"{estimate:.3f} [{low:.3f}, {high:.3f}]"
+
+
+# CSV and plain values -----------------------------------------------------------------------------------------------
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    names = [f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]
+    table: list[list[Any]] = [["variant", "title", "cells", "steps", "train_seconds", "parameters", *names]]
+    for row in rows:
+        values: list[Any] = []
+        for name in MEASURES:
+            plain = plain_interval(row.measures[name]) if name in row.measures else {}
+            values += [plain.get(key) for key in ("estimate", "low", "high")]
+        table.append([row.variant, row.title, row.cells, row.steps, row.seconds, row.parameters, *values])
+    return csv_text(table)
+
+
+def _cells_csv(found: Sequence[CellData]) -> str:
+    head = ["variant", "motion", "reference", "seed", "steps", "train_seconds", "absorber_seconds", *MEASURES]
+    return csv_text([head, *([cell[name] for name in head] for cell in found)])
+
+
+def csv_text(table: Sequence[Sequence[Any]]) -> str:
+    """Comma-separated lines."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(table)
+    return buffer.getvalue()
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    return {
+        "variant": row.variant,
+        "title": row.title,
+        "control": VARIANTS[row.variant].control,
+        "cells": row.cells,
+        "steps": row.steps,
+        "train_seconds": row.seconds,
+        "parameters": row.parameters,
+        "measures": {name: plain_interval(interval) for name, interval in row.measures.items()},
+        "to_base": {name: plain_interval(interval) for name, interval in row.to_base.items()},
+        "to_temporal": {name: plain_interval(interval) for name, interval in row.to_temporal.items()},
+    }
+
+
+def plain_interval(interval: Interval) -> dict[str, Any]:
+    """JSON has no infinity: the ends of an interval of one value are null."""
+    bounded = interval.count > 1
+    return {
+        "estimate": interval.estimate,
+        "low": interval.low if bounded else None,
+        "high": interval.high if bounded else None,
+        "count": interval.count,
+    }
+
+
+# Plots --------------------------------------------------------------------------------------------------------------
+
+
+def _plots(output: Path, rows: Sequence[Row], found: Sequence[CellData]) -> list[str]:
+    points = [
+        Point(
+            row.variant,
+            row.measures["leakage"].estimate,
+            row.measures["fidelity"].estimate,
+            _reach(row.measures["leakage"]),
+            _reach(row.measures["fidelity"]),
+        )
+        for row in rows
+    ]
+    if not points:
+        return []
+    title = "Motion fidelity against leakage (95 %)"
+    picture = plot_points(points, title=title, x_label="appearance leakage", y_label="motion fidelity")
+    files = [write_png(output / "fidelity_leakage.png", picture).name]
+    for name, heading in _PLOTTED.items():
+        lines = [
+            Line(variant, [step for step, _ in curve], [interval.estimate for _, interval in curve])
+            for variant, curve in curves(found, name).items()
+        ]
+        if lines:
+            drawn = plot_lines(lines, title=f"{heading} over training steps", x_label="step", y_label=heading)
+            files.append(write_png(output / f"curve_{name}.png", drawn).name)
+    return files
+
+
+def _reach(interval: Interval) -> float:
+    return interval.half_width if interval.count > 1 else 0.0
+
+
+def _device(device: torch.device) -> str:
+    module: Any = torch if device.type == "cpu" else torch.get_device_module(device)
+    name = getattr(module, "get_device_name", None)
+    return f"{device} ({name(device)})" if name is not None else str(device)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

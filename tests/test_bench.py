@@ -1,0 +1,373 @@
+"""The benchmark: legal variants, cells that survive a kill, shared trainings, and a table with known answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from cli_helpers import fails, succeeds, write_base
+from tiny import tiny_pipeline
+
+from motion_lora import bench
+from motion_lora.bench import TEST_MOTIONS, TUNING_MOTIONS, VARIANTS, BenchSettings, cells, run_cells
+from motion_lora.bench.measure import MEASURES, Ask, score_videos
+from motion_lora.bench.report import write_report
+from motion_lora.bench.settings import REFERENCES, Unit, asked_scenes, reference_scene, units
+from motion_lora.bench.table import HELD, NOT_HELD, TOO_FEW, calibration, curves, noise_floor, rows_of
+from motion_lora.bench.trainings import Workshop, marks_of
+from motion_lora.errors import SettingsError
+from motion_lora.methods import METHODS
+from motion_lora.metrics import mean_interval
+from motion_lora.playground import load_playground, world
+from motion_lora.playground.probe import ATTRIBUTES, read_clip
+from motion_lora.training import StepReport
+
+# Words that the tiny tokenizer knows.
+LOOK = {"shape": "circle", "colour": "red", "background": "sand", "fill": "plain"}
+TINY = BenchSettings(
+    variants=("base", "temporal", "temporal-phased", "spatial-absorber"),
+    motions=("diagonal",),
+    references=1,
+    seeds=1,
+    steps=4,
+    training={"absorber_steps": 2, "rank": 1},
+    prompts=1,
+    noises=2,
+    curve=(0.5,),
+    num_inference_steps=1,
+    looks=(LOOK,),
+)
+
+
+class KilledError(RuntimeError):
+    """Stands for a process that is gone."""
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return tiny_pipeline(levels=2)
+
+
+@pytest.fixture(scope="module")
+def whole(pipeline, tmp_path_factory: pytest.TempPathFactory):
+    """A run without a break: its folder, its cells, and the trainings that were begun, in order."""
+    folder, begun = tmp_path_factory.mktemp("whole"), []
+    found = run_cells(pipeline, folder, TINY, tell=lambda what, step, total: begun.append(what) if step == 1 else None)
+    return folder, found, begun
+
+
+def without_times(found: list[dict]) -> list[dict]:
+    timed = ("train_seconds", "absorber_seconds", "sample_seconds")
+    return [{name: value for name, value in cell.items() if name not in timed} for cell in found]
+
+
+# What is compared -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_every_variant_is_legal(variant: bench.Variant, pipeline) -> None:
+    assert variant.title and (variant.trains or variant.name == "base")
+    if variant.trains:
+        settings = variant.train_settings(pipeline, {"steps": 7, "seed": 3})
+        assert (settings.steps, settings.seed) == (7, 3)
+        assert all(getattr(settings, name) == value for name, value in variant.settings.items())
+
+
+def test_variants_differ_and_the_issues_rows_are_there() -> None:
+    rows = [(v.method, tuple(sorted(v.settings.items())), json.dumps(v.sampling())) for v in VARIANTS.values()]
+    assert len(set(rows)) == len(rows)
+    absorbers = {v.settings.get("absorber") for v in VARIANTS.values() if v.method == "customize-a-video"}
+    assert absorbers >= {"none", "spatial", "textual-inversion", "dual"}
+    assert {v.settings.get("targets") for v in VARIANTS.values()} >= {"tap-k", "tap-k-out", "tap-qk"}
+    assert {v.highway.preset for v in VARIANTS.values() if v.highway} == {"code", "all"}
+    assert {v.method for v in VARIANTS.values() if v.control} == {"spatial-only", "spatial-temporal"}
+    assert any(v.schedule is not None and v.schedule.end < 1 for v in VARIANTS.values())
+    assert ("recipe" in VARIANTS) == ("recipe" in METHODS)
+
+
+def test_same_parameters_are_nearly_the_same() -> None:
+    """MotionDirector's smaller rank is that which comes nearest to the temporal LoRA's size."""
+    from motion_lora.targets import parameter_count
+
+    unet = load_playground(device="cpu").unet
+    wanted = parameter_count(unet, "temporal-attention", 4)
+    sizes = {rank: parameter_count(unet, "temporal-all", rank) for rank in (1, 2, 3, 4)}
+    assert min(sizes, key=lambda rank: abs(sizes[rank] - wanted)) == VARIANTS["motiondirector-small"].settings["rank"]
+
+
+def test_test_motions_are_not_the_tuning_motions() -> None:
+    assert not set(TEST_MOTIONS) & set(TUNING_MOTIONS)
+    assert set(TEST_MOTIONS) | set(TUNING_MOTIONS) == set(world.HELD_OUT_MOTIONS)
+    assert not set(BenchSettings().motions) & set(TUNING_MOTIONS)
+    assert not set(BenchSettings.quick().motions) & set(TUNING_MOTIONS)
+
+
+@pytest.mark.parametrize("number", range(len(REFERENCES)))
+def test_prompts_share_no_look_with_the_reference(number: int) -> None:
+    reference = reference_scene(Unit("bounce", number, 0), REFERENCES)
+    asked = asked_scenes(reference, 4)
+    for scene in asked:
+        assert scene.motion == reference.motion
+        assert all(getattr(scene, name) != getattr(reference, name) for name in ("shape", "colour", "background"))
+    assert len({(scene.shape, scene.colour, scene.background) for scene in asked}) == 4
+
+
+def test_shards_are_the_whole_and_keep_a_clip_together() -> None:
+    settings = BenchSettings(motions=("bounce", "swing", "eight"), references=2, seeds=3)
+    parts = [units(settings, (number, 2)) for number in (1, 2)]
+    assert sorted(map(str, parts[0] + parts[1])) == sorted(map(str, units(settings)))
+    assert not {unit.clip_name for unit in parts[0]} & {unit.clip_name for unit in parts[1]}
+    assert len(cells(settings)) == 3 * 2 * 3 * len(VARIANTS)
+
+
+def test_marks() -> None:
+    assert marks_of(300, (0.25, 0.5)) == (75, 150, 300)
+    assert marks_of(1, (0.25,)) == (1,)
+
+
+# Running --------------------------------------------------------------------------------------------------------------
+
+
+def test_cells_hold_what_was_measured(whole) -> None:
+    folder, found, _ = whole
+    assert len(found) == len(cells(TINY)) == 4
+    for cell in found:
+        assert set(MEASURES) <= set(cell) and len(cell["videos"]) == 2
+        assert 0 <= cell["alignment"] <= 1 and 0 <= cell["leakage"] <= 1 and -1 <= cell["fidelity"] <= 1
+        assert json.loads((folder / "cells" / f"{cell['variant']}.diagonal-0.{cell['seed']}.json").read_text()) == cell
+    by_name = {(cell["variant"], cell["seed"]): cell for cell in found}
+    assert [point["step"] for point in by_name["temporal", 0]["curve"]] == [2, 4]
+    assert by_name["temporal-phased", 0]["curve"] == [] and by_name["base", 0]["steps"] == 0
+    assert by_name["spatial-absorber", 0]["absorber_seconds"] > 0 == by_name["temporal", 0]["absorber_seconds"]
+
+
+def test_what_can_be_shared_is_trained_once(whole, pipeline) -> None:
+    """Phased sampling trains nothing of its own; one absorber of a clip serves all seeds and, in part, a dual one."""
+    folder, _, begun = whole
+    # A training that stops at its mark goes on there, so step 1 is reported once.
+    assert sorted(begun) == ["absorber", "spatial-absorber", "temporal"]
+    heard: list[str] = []
+    workshop = Workshop(pipeline, folder / "work", lambda what, step, total: heard.append(what))
+    clip = bench.settings.reference_clip(pipeline, reference_scene(Unit("diagonal", 0, 0), (LOOK,)))
+    other = VARIANTS["spatial-absorber"].train_settings(pipeline, {**TINY.training, "seed": 9, "steps": 77})
+    absorber, seconds = workshop.absorber(clip, other)
+    assert absorber is not None and absorber.spatial is not None and seconds > 0 and not heard
+
+
+def test_a_killed_run_goes_on_to_the_same_cells(whole, pipeline, tmp_path: Path) -> None:
+    """Killed in a training, then in an absorber, then left alone."""
+    for moment, done in ((("temporal", 3), 1), (("absorber", 2), 2)):
+
+        def tell(what: str, step: int, total: int, moment: tuple[str, int] = moment) -> None:
+            if (what, step) == moment:
+                raise KilledError
+
+        with pytest.raises(KilledError):
+            run_cells(pipeline, tmp_path, TINY, tell=tell)
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
+        assert len(before) == done
+    found = run_cells(pipeline, tmp_path, TINY)
+    assert without_times(found) == without_times(whole[1])
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "finished cells are not done again"
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("checkpoint.json"))
+
+
+def test_a_kill_between_checkpoint_and_mark_starts_that_training_over(whole, pipeline, tmp_path: Path) -> None:
+    workshop = Workshop(pipeline, tmp_path, lambda *step: None)
+    variant = VARIANTS["temporal"]
+    clip = bench.settings.reference_clip(pipeline, reference_scene(Unit("diagonal", 0, 0), (LOOK,)))
+    settings = variant.train_settings(pipeline, {**TINY.training, "steps": 4})
+
+    def killer(what: str, step: int, total: int) -> None:
+        if step == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        Workshop(pipeline, tmp_path, killer).train(clip, settings, (2, 4), "temporal")
+    (mark,) = tmp_path.rglob("step-000002.safetensors")
+    wanted = mark.read_bytes()
+    mark.unlink()
+    trained = workshop.train(clip, settings, (2, 4), "temporal")
+    assert trained.loras[2].read_bytes() == wanted and trained.loras[4].is_file()
+
+
+def test_other_settings_make_a_cell_stale(whole, pipeline) -> None:
+    folder, found, _ = whole
+    from motion_lora.bench.run import _Bench
+
+    other = dataclasses.replace(TINY, guidance_scale=3.0)
+    assert len(_Bench(pipeline, folder, TINY, lambda *s: None).all_finished()) == len(found)
+    assert _Bench(pipeline, folder, other, lambda *s: None).all_finished() == []
+
+
+def test_seconds_give_each_variant_its_own_steps(pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Workshop, "_seconds_per_step", lambda self, clip, settings, absorber: 0.5)
+    workshop = Workshop(pipeline, tmp_path, lambda *step: None)
+    clip = bench.settings.reference_clip(pipeline, reference_scene(Unit("diagonal", 0, 0), (LOOK,)))
+    plain = VARIANTS["temporal"].train_settings(pipeline, TINY.training)
+    assert workshop.steps_that_fit(clip, plain, 10.0, "temporal") == 20
+    held = VARIANTS["spatial-absorber"].train_settings(pipeline, TINY.training)
+    _, seconds = workshop.absorber(clip, held)
+    assert workshop.steps_that_fit(clip, held, 10.0, "spatial-absorber") == int((10 - seconds) / 0.5) < 20
+    with pytest.raises(SettingsError, match=r"seconds is 0\.1, and temporal needs"):
+        workshop.steps_that_fit(clip, plain, 0.1, "temporal")
+    monkeypatch.setattr(Workshop, "_seconds_per_step", lambda self, clip, settings, absorber: 5.0)
+    assert workshop.steps_that_fit(clip, plain, 10.0, "temporal") == 20, "timed once: a rerun has the same plan"
+
+
+# Scores ---------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_of_known_videos() -> None:
+    reference = reference_scene(Unit("orbit", 0, 0), REFERENCES)
+    reading = read_clip(world.render(reference))
+    ask = Ask(tuple(asked_scenes(reference, 2)), 2, 0, 1, 1.0)
+    placed = [dataclasses.replace(scene, scale=0.2, centre=(x, 0.5)) for scene in ask.scenes for x in (0.42, 0.52)]
+    perfect = score_videos([world.render(scene) for scene in placed], ask, reading)
+    assert perfect["fidelity"] > 0.95 and perfect["leakage"] == 0 and perfect["alignment"] == 1
+    assert perfect["performs"] == 1 and perfect["found"] == 1
+    assert perfect["diversity"] == pytest.approx(0.05, abs=0.01)
+    copied = score_videos([world.render(reference)] * 4, ask, reading)
+    assert copied["leakage"] == 1 and copied["fidelity"] == pytest.approx(1) and copied["diversity"] < 1e-6
+    assert len(copied["videos"]) == 4 and set(copied["videos"][0]["right"]) == set(ATTRIBUTES)
+    empty = score_videos([world.background("snow").expand(8, -1, -1, -1)] * 4, ask, reading)
+    assert empty["diversity"] is None and empty["fidelity"] == 0 and empty["trajectory_error"] == 1
+
+
+def test_start_noise_is_the_same_for_every_variant() -> None:
+    scenes = tuple(asked_scenes(reference_scene(Unit("orbit", 0, 0), REFERENCES), 2))
+    seeds = [one.seed for one in Ask(scenes, 3, 0, 1, 1.0).requests()]
+    assert len(set(seeds)) == 6 and seeds == [one.seed for one in Ask(scenes, 3, 0, 9, 2.0).requests()]
+    assert not set(seeds) & {one.seed for one in Ask(scenes, 3, 1, 1, 1.0).requests()}
+    # What the curve looks at is a part of what the cell looks at.
+    assert {one.seed for one in Ask(scenes, 1, 0, 1, 1.0).requests()} <= set(seeds)
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+def cell(variant: str, fidelity: float, leakage: float, motion: str = "bounce", seed: int = 0, **more) -> dict:
+    values = dict.fromkeys(MEASURES, 0.5) | {"performs": 0.0, "fidelity": fidelity, "leakage": leakage}
+    about = {"variant": variant, "motion": motion, "reference": "a red circle", "seed": seed, "steps": 10}
+    times = {"train_seconds": 3.0, "absorber_seconds": 1.0, "parameters": 100}
+    return {**about, **times, "curve": [], **values, **more}
+
+
+KNOWN = [
+    cell("base", 0.2, 0.05, seed=0),
+    cell("base", 0.3, 0.05, seed=1),
+    cell("base", 0.5, 0.00, "swing", seed=0),
+    cell("base", 0.4, 0.02, "swing", seed=1),
+    cell("temporal", 0.7, 0.10, seed=0, curve=[{"step": 5, "fidelity": 0.4}, {"step": 10, "fidelity": 0.7}]),
+    cell("temporal", 0.8, 0.12, seed=1, curve=[{"step": 5, "fidelity": 0.6}, {"step": 10, "fidelity": 0.8}]),
+    cell("temporal", 0.9, 0.05, "swing", seed=0),
+    cell("temporal", 1.0, 0.07, "swing", seed=1),
+    *(cell("spatial-lora", 0.3, 0.6 + 0.1 * seed, motion, seed) for motion in ("bounce", "swing") for seed in (0, 1)),
+    *(cell("spatial-temporal-lora", 0.5, 0.05, motion, seed) for motion in ("bounce", "swing") for seed in (0, 1)),
+]
+
+
+def test_rows_are_means_with_students_interval_and_paired_differences() -> None:
+    rows = {row.variant: row for row in rows_of(KNOWN)}
+    assert list(rows) == ["base", "temporal", "spatial-lora", "spatial-temporal-lora"]
+    temporal = rows["temporal"]
+    assert temporal.cells == 4 and temporal.seconds == 4 and temporal.steps == 10 and temporal.parameters == 100
+    assert temporal.measures["fidelity"] == mean_interval([0.7, 0.8, 0.9, 1.0])
+    # By hand: mean 0.85, s = 0.1291, t(3) = 3.1824.
+    assert temporal.measures["fidelity"].high == pytest.approx(0.85 + 3.1824 * 0.12910 / 2, abs=1e-4)
+    difference = temporal.to_base["fidelity"]
+    expected = mean_interval([0.5, 0.5, 0.4, 0.6])
+    assert (difference.estimate, difference.low) == (pytest.approx(0.5), pytest.approx(expected.low))
+    assert temporal.to_temporal == {} and rows["base"].to_base == {}
+    assert rows["spatial-lora"].to_temporal["leakage"].estimate == pytest.approx(0.65 - 0.085)
+
+
+def test_noise_floor_is_the_spread_between_seeds_alone() -> None:
+    floor = noise_floor([c for c in KNOWN if c["variant"] in ("base", "temporal")], "fidelity")
+    # Every pair of seeds differs by 0.1: s = 0.1 / sqrt(2), whatever the motions do.
+    assert floor is not None and floor.cell == pytest.approx(0.1 / math.sqrt(2))
+    assert floor.mean == pytest.approx(1.95996 * floor.cell * math.sqrt(2 / 4), rel=1e-4)
+    assert noise_floor([KNOWN[0], KNOWN[2]], "fidelity") is None
+
+
+def test_calibration_says_what_held() -> None:
+    checks = {check.name: check.status for check in calibration(KNOWN)}
+    assert checks["the base does not move like the reference"] == HELD
+    assert checks["S-LoRA (ablation) leaks clearly"] == HELD
+    assert checks["ST-LoRA (ablation) leaks clearly"] == NOT_HELD
+    assert checks["the noise floor is below the differences that matter"] == HELD
+    moving = [cell("base", 0.9, 0.0, performs=0.5), cell("spatial-lora", 0.9, 0.4)]
+    checks = {check.name: check.status for check in calibration(moving)}
+    assert checks["the base does not move like the reference"] == NOT_HELD
+    assert checks["S-LoRA (ablation) leaks clearly"] == TOO_FEW
+    assert checks["the noise floor is below the differences that matter"] == TOO_FEW
+
+
+def test_curves_are_means_over_cells() -> None:
+    (name,) = found = curves(KNOWN, "fidelity")
+    assert name == "temporal" and [step for step, _ in found[name]] == [5, 10]
+    assert found[name][0][1].estimate == pytest.approx(0.5)
+
+
+def test_report_files(pipeline, tmp_path: Path) -> None:
+    known = [{**c, "curve": [{**point, "leakage": 0.1, "alignment": 0.5} for point in c["curve"]]} for c in KNOWN]
+    report = write_report(tmp_path, pipeline, BenchSettings(), known, "motion-lora bench quality --x", 99)
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "motion-lora bench quality --x" in text and "16 of 99 cells" in text
+    assert "0.850 [0.645, 1.055]" in text, "a mean with its interval"
+    assert "held" in text and "orbit, zigzag" in text and "torch 2" in text and "32.632" in text
+    assert {path.name for path in tmp_path.iterdir()} == {Path(name).name for name in report["files"]}
+    assert {"fidelity_leakage.png", "curve_fidelity.png", "results.csv"} <= {p.name for p in tmp_path.iterdir()}
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert lines[0].startswith("variant,title,cells") and len(lines) == 5
+    assert json.loads(json.dumps(report, allow_nan=False))["calibration"]
+
+
+# Command line ---------------------------------------------------------------------------------------------------------
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("motion_lora.bench.settings.REFERENCES", (LOOK,))
+    base, output = write_base(tmp_path), tmp_path / "out"
+    few = ("--steps", "1", "--num-inference-steps", "1", "--prompts", "1", "--noises", "1", "--seeds", "1")
+    words = ("bench", "quality", "--quick", "--base", base, "--output", output, "--threads", torch.get_num_threads())
+    succeeds(*words, *few, "--variants", "temporal", "--motions", "diagonal", "--json")
+    out, err = capsys.readouterr()
+    assert [row["variant"] for row in json.loads(out)["rows"]] == ["base", "temporal"]
+    assert "2 of 2: temporal.diagonal-0.0" in err
+    succeeds(*words, *few, "--variants", "temporal", "--motions", "diagonal")
+    assert "motion fidelity" in capsys.readouterr().out
+    assert "magic" in fails(capsys, *words, "--variants", "magic")
+    assert "dance" in fails(capsys, *words, "--motions", "dance")
+    assert "shard is '3/2'" in fails(capsys, *words, "--shard", "3/2")
+    assert "seeds is 0" in fails(capsys, *words, "--seeds", "0")
+    assert "threads is 0" in fails(capsys, *words, "--threads", "0")
+
+
+def test_visits_of_a_stepped_training() -> None:
+    """The seam by itself: due steps are visited once, in order, and the end; a visit may stop."""
+    from motion_lora.lora import LoRA
+    from motion_lora.training import TrainResult
+    from motion_lora.training.visits import train_with_visits
+
+    position = 0
+
+    def run(callback) -> TrainResult:
+        nonlocal position
+        while position < 6:
+            position += 1
+            if callback(StepReport("motion", position, 6, 1.0, 1.0, 0.0)) == "pause":
+                return TrainResult(LoRA({}), None, ending="paused")
+        return TrainResult(LoRA({}), None, losses=(StepReport("motion", 6, 6, 1.0, 1.0, 0.0),))
+
+    seen: list[int] = []
+    visit = lambda lora, step: seen.append(step) or "continue"  # noqa: E731
+    assert train_with_visits(run, lambda report: report.step % 2 == 0, visit).ending == "completed"
+    assert seen == [2, 4, 6]
+    position = 0
+    stopped = train_with_visits(run, lambda report: report.step % 2 == 0, lambda lora, step: "stop")
+    assert (stopped.ending, position) == ("stopped", 2)
