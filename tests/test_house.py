@@ -29,6 +29,8 @@ IMPORT_ORDER = (
     "axes",
     "lora",
     "curves",
+    "spelling",
+    "tables",
     "storage",
     "backbones",
     "bypass",
