@@ -10,11 +10,13 @@ import pytest
 import torch
 from cli_helpers import APPEARANCE, CAPTION, CAPTIONS, FEW_STEPS, fails, run, succeeds, write_base, write_clip
 from PIL import Image
+from tiny import write_tiny_folder
 
 from motion_lora.cli import INTERRUPTED
 from motion_lora.cli.console import Progress
 from motion_lora.clips import read_frames
 from motion_lora.files import load_absorber, load_lora
+from motion_lora.methods import METHODS
 
 METADATA = "motion_lora."
 
@@ -248,3 +250,92 @@ def test_sample_refuses_before_it_works(
     assert "give a folder" in fails(capsys, *prompt, "--prompt", "b")
     assert "absorber" in fails(capsys, *prompt, "--lora", trained / "a.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+# Looks of others, and of images
+
+
+def test_an_absorber_may_be_a_file(base: Path, clip: Path, trained: Path, tmp_path: Path, capsys) -> None:
+    words = ("train", "--base", base, "--clip", clip, *CAPTIONS, *FEW_STEPS, "--json")
+    outcomes = {}
+    for flag in ("--absorber", "--load-absorber"):
+        output = tmp_path / f"{flag}.safetensors"
+        succeeds(*words, flag, trained / "a.safetensors", "--output", output)
+        assert list(json.loads(capsys.readouterr().out)["stages"]) == ["motion"]
+        outcomes[flag] = load_lora(output).fingerprint()
+    assert (
+        outcomes["--absorber"] == outcomes["--load-absorber"] == load_lora(trained / "lora.safetensors").fingerprint()
+    )
+    refused = (*words, "--output", tmp_path / "no.safetensors")
+    assert "holds a motion" in fails(capsys, *refused, "--absorber", trained / "lora.safetensors")
+    assert "base's own spatial weights" in fails(capsys, *refused, "--absorber", base)
+    assert "must be one of" in fails(capsys, *refused, "--absorber", "gone.safetensors")
+
+
+def test_a_look_is_learned_from_one_image_a_folder_or_captioned_images(base: Path, tmp_path: Path, capsys) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 36), (200, 60 * number, 30)).save(photos / f"{number}.png")
+        (photos / f"{number}.txt").write_text("a red square\n")
+    few = (
+        "--method",
+        "motiondirector-image",
+        "--steps",
+        "2",
+        "--rank",
+        "2",
+        "--height",
+        "32",
+        "--width",
+        "32",
+        "--json",
+    )
+    sources = {
+        "one": ("--clip", photos / "0.png", "--caption", "a red square"),
+        "together": ("--clip", photos, "--caption", "a red square"),
+        "each": ("--folder", photos),
+    }
+    for name, source in sources.items():
+        output = tmp_path / f"{name}.safetensors"
+        succeeds("train", "--base", base, *few, *source, "--output", output)
+        lora = load_lora(output)
+        assert lora.metadata[METADATA + "layers"] == "spatial" and any(bool(x.up.any()) for x in lora.layers.values())
+        capsys.readouterr()
+    motion = ("--method", "motiondirector", "--clip", photos / "0.png", "--caption", "a", "--num-frames", "1")
+    refused = (
+        "train",
+        "--base",
+        base,
+        *motion,
+        "--height",
+        "32",
+        "--width",
+        "32",
+        "--output",
+        tmp_path / "x.safetensors",
+    )
+    assert "use 'motiondirector-image'" in fails(capsys, *refused)
+
+
+def test_methods_are_listed(capsys) -> None:
+    succeeds("methods")
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table[1:]] == list(METHODS)
+    succeeds("methods", "motiondirector")
+    text = capsys.readouterr().out
+    assert "one spatial LoRA for each clip" in text and "appearance-debiased" in text and "steps 150" in text
+    succeeds("methods", "--json")
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["methods"]}
+    assert rows["customize-a-video"]["absorber"] == "dual"
+    assert rows["separate-motion-appearance"]["stages"][0]["learns"]["temporal"] == "tap-k-out"
+    assert rows["motiondirector-image"]["keeps"] == ["spatial"]
+    assert "must be one of" in fails(capsys, "methods", "nothing")
+
+
+def test_noise_of_another_base_is_refused(base: Path, clip: Path, tmp_path: Path, capsys) -> None:
+    noise = tmp_path / "noise.safetensors"
+    succeeds("invert", "--base", base, "--clip", clip, "--num-inference-steps", "2", "--output", noise)
+    write_tiny_folder(tmp_path / "other", seed=9)
+    asked = ("sample", "--base", tmp_path / "other", "--prompt", "a", "--noise", noise, "--output", tmp_path / "x.mp4")
+    assert "invert the clip on the base that samples" in fails(capsys, *asked)

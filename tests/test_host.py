@@ -381,6 +381,21 @@ def test_a_video_file_is_trained_on(browser: Browser, server: RealComfyUI) -> No
     browser.shot("customize_a_video")
 
 
+METHOD_STORIES = [name for name in WORKFLOWS if "06" <= name < "12"]
+
+
+@pytest.mark.parametrize("name", METHOD_STORIES)
+def test_a_story_of_the_methods_runs_by_pressing_run(browser: Browser, server: RealComfyUI, name: str) -> None:
+    """All of it: trainings, absorbers and inversion feed each other by links, and nothing has to be put anywhere."""
+    load_on_test_base(browser, name)
+    browser.set_widget("MotionLoRA_InvertClip", "num_inference_steps", 3)
+    browser.set_widget("MotionLoRA_PreviewAbsorber", "num_inference_steps", 1)
+    record = server.finished(browser.run(), 400)
+    assert status_of(record) == "success", record["status"]
+    videos = [image for output in record["outputs"].values() for image in output.get("images", [])]
+    assert any(video["filename"].startswith("motion_lora_") and video["type"] == "output" for video in videos)
+
+
 @pytest.mark.parametrize("name", ["03_sample_shared_lora", "04_stack_motions_and_look", "12_inspect_and_stack"])
 def test_a_shared_lora_is_sampled_with(browser: Browser, server: RealComfyUI, seed: int, name: str) -> None:
     assert status_of(server.finished(server.queue(graph(seed, sampled=False, name="shared")))) == "success"
