@@ -16,7 +16,7 @@ from motion_lora import bench
 from motion_lora.bench import TEST_MOTIONS, TUNING_MOTIONS, VARIANTS, BenchSettings, cells, run_cells
 from motion_lora.bench.measure import MEASURES, Ask, score_videos
 from motion_lora.bench.report import write_report
-from motion_lora.bench.settings import REFERENCES, Unit, asked_scenes, reference_scene, units
+from motion_lora.bench.settings import REFERENCES, Unit, reference_scene, units
 from motion_lora.bench.table import HELD, NOT_HELD, TOO_FEW, calibration, curves, noise_floor, rows_of
 from motion_lora.bench.trainings import Workshop, marks_of
 from motion_lora.errors import SettingsError
@@ -24,6 +24,7 @@ from motion_lora.methods import METHODS
 from motion_lora.metrics import mean_interval
 from motion_lora.playground import load_playground, world
 from motion_lora.playground.probe import ATTRIBUTES, read_clip
+from motion_lora.playground.prompts import other_looks
 from motion_lora.training import StepReport
 
 # Words that the tiny tokenizer knows.
@@ -109,7 +110,7 @@ def test_test_motions_are_not_the_tuning_motions() -> None:
 @pytest.mark.parametrize("number", range(len(REFERENCES)))
 def test_prompts_share_no_look_with_the_reference(number: int) -> None:
     reference = reference_scene(Unit("bounce", number, 0), REFERENCES)
-    asked = asked_scenes(reference, 4)
+    asked = other_looks(reference, 4)
     for scene in asked:
         assert scene.motion == reference.motion
         assert all(getattr(scene, name) != getattr(reference, name) for name in ("shape", "colour", "background"))
@@ -225,7 +226,7 @@ def test_seconds_give_each_variant_its_own_steps(pipeline, tmp_path: Path, monke
 def test_scores_of_known_videos() -> None:
     reference = reference_scene(Unit("orbit", 0, 0), REFERENCES)
     reading = read_clip(world.render(reference))
-    ask = Ask(tuple(asked_scenes(reference, 2)), 2, 0, 1, 1.0)
+    ask = Ask(tuple(other_looks(reference, 2)), 2, 0, 1, 1.0)
     placed = [dataclasses.replace(scene, scale=0.2, centre=(x, 0.5)) for scene in ask.scenes for x in (0.42, 0.52)]
     perfect = score_videos([world.render(scene) for scene in placed], ask, reading)
     assert perfect["fidelity"] > 0.95 and perfect["leakage"] == 0 and perfect["alignment"] == 1
@@ -239,7 +240,7 @@ def test_scores_of_known_videos() -> None:
 
 
 def test_start_noise_is_the_same_for_every_variant() -> None:
-    scenes = tuple(asked_scenes(reference_scene(Unit("orbit", 0, 0), REFERENCES), 2))
+    scenes = tuple(other_looks(reference_scene(Unit("orbit", 0, 0), REFERENCES), 2))
     seeds = [one.seed for one in Ask(scenes, 3, 0, 1, 1.0).requests()]
     assert len(set(seeds)) == 6 and seeds == [one.seed for one in Ask(scenes, 3, 0, 9, 2.0).requests()]
     assert not set(seeds) & {one.seed for one in Ask(scenes, 3, 1, 1, 1.0).requests()}

@@ -14,11 +14,12 @@ from typing import Any
 from ..clips import Clip
 from ..pipeline import VideoPipeline
 from ..playground.probe import Reading, read_clip
+from ..playground.prompts import other_looks
 from ..stack import AdapterStack, StackEntry
 from ..storage import write_atomically
 from ..training import TrainSettings
 from .measure import MEASURES_VERSION, Ask, measure
-from .settings import BenchSettings, Cell, Unit, asked_scenes, cells, check_bench, reference_clip, reference_scene
+from .settings import BenchSettings, Cell, Unit, cells, check_bench, reference_clip, reference_scene
 from .trainings import Tell, Trained, Workshop, marks_of
 from .variants import find_variants
 
@@ -139,7 +140,7 @@ class _Bench:
             settings = self._settings
             scene = reference_scene(unit, settings.looks)
             clip = reference_clip(self._pipeline, scene)
-            asked = tuple(asked_scenes(scene, settings.prompts))
+            asked = tuple(other_looks(scene, settings.prompts))
             ask = Ask(asked, settings.noises, unit.seed, settings.num_inference_steps, settings.guidance_scale)
             self._materials[unit] = _Material(clip, read_clip(clip.frames), ask)
         return self._materials[unit]

@@ -169,25 +169,3 @@ def reference_clip(pipeline: VideoPipeline, scene: world.Scene) -> Clip:
         world.appearance_caption(scene),
         world.appearance_words(scene),
     )
-
-
-def asked_scenes(reference: world.Scene, count: int) -> list[world.Scene]:
-    """The reference's motion with looks that share no shape, colour or background with it: up to 4, all plain.
-
-    Whatever of the reference turns up in them has leaked.
-    """
-    return [
-        world.Scene(
-            motion=reference.motion,
-            shape=_other(world.SHAPES, reference.shape, 1 + i),
-            colour=_other(tuple(world.COLOURS), reference.colour, 3 + 2 * i),
-            background=_other(world.BACKGROUNDS, reference.background, 1 + (i + 1) % 4),
-            fill="plain",
-        )
-        for i in range(count)
-    ]
-
-
-def _other(values: Sequence[str], value: str, away: int) -> str:
-    """Another value; `away` is never a multiple of how many there are."""
-    return values[(values.index(value) + away) % len(values)]

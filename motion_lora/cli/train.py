@@ -16,8 +16,17 @@ from .interrupt import StoppedError, interruptible
 from .options import Option, add_config_flag, add_options, check_table, gather
 from .results import check_folder, check_output
 from .settings import TRAIN_OPTIONS
+from .validation import (
+    VALIDATION_OPTIONS,
+    check_validation,
+    run_validated,
+    save_validation,
+    validation_facts,
+    validation_plan,
+)
 
 if TYPE_CHECKING:
+    from ..choice import Validated
     from ..clips import Clip
     from ..pipeline import VideoPipeline
     from ..training import Absorber, Callback, Command, StepReport, TrainResult, TrainSettings
@@ -36,6 +45,9 @@ examples:
   motion-lora train --absorber look.safetensors --clip orbit.mp4 --caption "a red circle circling around over sand" \\
       --output orbit.safetensors
   motion-lora train --config run.toml --seed 1
+
+  motion-lora train --clip orbit.mp4 --caption "a red circle circling around over sand" --validate-every 50 \\
+      --early-stop --output orbit.safetensors
 
 A file for --config holds the same names with underscores; several clips are tables of it:
 
@@ -98,6 +110,7 @@ def add(commands: Any) -> None:
     add_options(parser, SAMPLING_OPTIONS, "frames taken from the clips")
     add_options(parser, BASE_OPTIONS, "base model")
     add_options(parser, TRAIN_OPTIONS, "training (where no default is named, it is the method's)")
+    add_options(parser, VALIDATION_OPTIONS, "choice of the checkpoint by measurement")
     add_json_flag(parser)
     parser.set_defaults(run=run)
 
@@ -112,14 +125,16 @@ def run(options: argparse.Namespace) -> int:
     clips = read_clips(pipeline, requests, values, single_frames=learns_from_frames(settings))
     absorber = _load_absorber(values, pipeline)
     checkpoint = values.get("checkpoint", output.with_name(f"{output.stem}.checkpoint"))
-    result = _train(pipeline, clips, settings, absorber, checkpoint)
+    result, validated = _train(pipeline, clips, settings, absorber, checkpoint, values)
     if not result.finished:
         raise StoppedError(
             f"Stopped; the checkpoint is in {checkpoint}. Run the same command again and it goes on from there."
         )
     files = _save(values, output, result)
+    if validated is not None:
+        files |= save_validation(values, output, validated)
     shutil.rmtree(checkpoint, ignore_errors=True)
-    _report(options, result, files)
+    _report(options, result, files, validated)
     return 0
 
 
@@ -127,7 +142,14 @@ def _repeatable(options: Sequence[Option]) -> tuple[Option, ...]:
     return tuple(dataclasses.replace(option, many=True) for option in options)
 
 
-_ALL_OPTIONS = (*FILE_OPTIONS, *_repeatable(CLIP_OPTIONS), *SAMPLING_OPTIONS, *BASE_OPTIONS, *TRAIN_OPTIONS)
+_ALL_OPTIONS = (
+    *FILE_OPTIONS,
+    *_repeatable(CLIP_OPTIONS),
+    *SAMPLING_OPTIONS,
+    *BASE_OPTIONS,
+    *TRAIN_OPTIONS,
+    *VALIDATION_OPTIONS,
+)
 
 
 # Before work starts -------------------------------------------------------------------------------------------------
@@ -144,6 +166,7 @@ def _require_output(values: Mapping[str, Any]) -> Path:
     for name in ("save_absorber", "plot"):
         if name in values:
             check_output(values[name])
+    check_validation(values, output)
     if "checkpoint" in values:
         check_folder(values["checkpoint"])
     return output
@@ -268,15 +291,26 @@ def train_with_bar(work: Callable[[Callback], TrainResult]) -> TrainResult:
 
 
 def _train(
-    pipeline: VideoPipeline, clips: Sequence[Clip], settings: TrainSettings, absorber: Absorber | None, checkpoint: Path
-) -> TrainResult:
+    pipeline: VideoPipeline,
+    clips: Sequence[Clip],
+    settings: TrainSettings,
+    absorber: Absorber | None,
+    checkpoint: Path,
+    values: Mapping[str, Any],
+) -> tuple[TrainResult, Validated | None]:
     from ..training import train
 
     if (checkpoint / "checkpoint.json").exists():
         note(f"Going on from the checkpoint in {checkpoint}.")
-    return train_with_bar(
-        lambda callback: train(pipeline, clips, settings, absorber=absorber, callback=callback, checkpoint=checkpoint)
-    )
+
+    def work(callback: Callback) -> TrainResult:
+        return train(pipeline, clips, settings, absorber=absorber, callback=callback, checkpoint=checkpoint)
+
+    if "validate_every" not in values:
+        return train_with_bar(work), None
+    plan = validation_plan(values, pipeline, clips)
+    found = run_validated(values, pipeline, clips, settings, plan, checkpoint / "validation", work, train_with_bar)
+    return found.result, found
 
 
 def _save(values: Mapping[str, Any], output: Path, result: TrainResult) -> dict[str, str]:
@@ -300,7 +334,9 @@ def _save(values: Mapping[str, Any], output: Path, result: TrainResult) -> dict[
     return files
 
 
-def _report(options: argparse.Namespace, result: TrainResult, files: Mapping[str, str]) -> None:
+def _report(
+    options: argparse.Namespace, result: TrainResult, files: Mapping[str, str], validated: Validated | None
+) -> None:
     from ..demo import losses_by_stage
 
     stages = {
@@ -309,9 +345,12 @@ def _report(options: argparse.Namespace, result: TrainResult, files: Mapping[str
     }
     seconds = sum(report.seconds for report in result.losses)
     if wants_json(options):
-        write_json({"files": files, "stages": stages, "seconds": round(seconds, 3), "settings": dict(result.settings)})
+        facts = {"files": files, "stages": stages, "seconds": round(seconds, 3), "settings": dict(result.settings)}
+        write_json(facts if validated is None else {**facts, "validation": validation_facts(validated)})
         return
-    for stage, facts in stages.items():
-        write(f"{stage}: {facts['steps']} steps, loss of the last ten {facts['last_loss']:.4f}")
+    for stage, found in stages.items():
+        write(f"{stage}: {found['steps']} steps, loss of the last ten {found['last_loss']:.4f}")
+    if validated is not None and validated.choice is not None:
+        write(f"best checkpoint: {validated.choice.reason}")
     for kind, path in files.items():
         write(f"{kind}: {path}")

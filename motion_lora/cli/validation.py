@@ -1,0 +1,148 @@
+"""Validation while `motion-lora train` runs: its options, its plan, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SettingsError
+from .console import note
+from .options import Option
+from .results import check_output
+
+if TYPE_CHECKING:
+    from ..choice import Checkpoint, Validated, ValidationPlan
+    from ..clips import Clip
+    from ..judging import Scores
+    from ..pipeline import VideoPipeline
+    from ..training import Callback, TrainResult, TrainSettings
+
+VALIDATION_OPTIONS = (
+    Option("validate_every", int, "steps between validations: a few videos are made and scored (default: none)"),
+    Option("validate_prompt", str, "prompt of those videos, with a look of its own; may be repeated (built-in model: "
+           "other looks than the clip's)", many=True),
+    Option("validate_steps", int, "denoising steps of those videos (default: 15)"),
+    Option("keep_best", bool, "keep the checkpoint that validated best, as NAME.best.safetensors (default: on)"),
+    Option("early_stop", bool, "stop when validations no longer improve (default: off)"),
+    Option("clip_model", Path, "folder of a CLIP model, to validate text alignment too", metavar="FOLDER"),
+)  # fmt: skip
+# What the playground was tuned for; others are sampled as `motion-lora sample` does.
+_PLAYGROUND_GUIDANCE = 2.5
+_PLAYGROUND_PROMPTS, _PLAYGROUND_NOISES = 3, 2
+
+
+def check_validation(values: Mapping[str, Any], output: Path) -> None:
+    """Raise SettingsError or OutputError for options that cannot be followed, before anything is read."""
+    others = [o.spelling for o in VALIDATION_OPTIONS if o.name != "validate_every" and o.name in values]
+    if "validate_every" not in values:
+        if others:
+            raise SettingsError(f"{others[0]} needs --validate-every, the steps between two validations.")
+        return
+    if values["validate_every"] < 1:
+        raise SettingsError(f"validate_every is {values['validate_every']}; it must be 1 or more.")
+    if values.get("keep_best", True):
+        check_output(best_path(output), overwrite=values.get("overwrite", False))
+
+
+def best_path(output: Path) -> Path:
+    """Where the best checkpoint goes."""
+    return output.with_name(f"{output.stem}.best.safetensors")
+
+
+def validation_plan(values: Mapping[str, Any], pipeline: VideoPipeline, clips: Sequence[Clip]) -> ValidationPlan:
+    """The plan that the options ask for; raises SettingsError where there is no prompt for this base."""
+    from ..choice import ValidationPlan
+    from ..playground import PLAYGROUND_NAME
+    from ..sampling import SampleSettings
+
+    playground = pipeline.identity.name.startswith(PLAYGROUND_NAME)
+    prompts = tuple(values.get("validate_prompt", ())) or _other_prompts(clips[0].caption)
+    if not prompts:
+        raise SettingsError(
+            "There is no --validate-prompt; name one or more, with the clip's motion and a look that is not the clip's."
+        )
+    return ValidationPlan(
+        values["validate_every"],
+        prompts,
+        noises=_PLAYGROUND_NOISES if playground else 1,
+        num_inference_steps=values.get("validate_steps", 15),
+        guidance_scale=_PLAYGROUND_GUIDANCE if playground else SampleSettings.guidance_scale,
+        num_frames=clips[0].num_frames,
+        height=clips[0].height,
+        width=clips[0].width,
+        early_stop=values.get("early_stop", False),
+    )
+
+
+def _other_prompts(caption: str) -> tuple[str, ...]:
+    """Other looks for a caption in the playground's words; none for any other caption."""
+    from ..playground import world
+    from ..playground.prompts import asked_scene, other_looks
+
+    scene = asked_scene(caption)
+    return () if scene is None else tuple(world.caption(s) for s in other_looks(scene, _PLAYGROUND_PROMPTS))
+
+
+def run_validated(
+    values: Mapping[str, Any],
+    pipeline: VideoPipeline,
+    clips: Sequence[Clip],
+    settings: TrainSettings,
+    plan: ValidationPlan,
+    folder: Path,
+    train: Callable[[Callback], TrainResult],
+    with_bar: Callable[[Callable[[Callback], TrainResult]], TrainResult],
+) -> Validated:
+    """Train by `train(callback)` inside `with_bar`, with validations whose record is kept in `folder`."""
+    from ..choice import Validator, check_plan, train_validated
+    from ..judging import make_judge
+    from ..metrics import ClipScorer
+
+    check_plan(plan, settings)
+    scorer = ClipScorer.load(values["clip_model"], device=str(pipeline.device)) if "clip_model" in values else None
+    judge = make_judge(pipeline, clips[0].frames, clip_scorer=scorer)
+    for remark in judge.notes:
+        note(f"validation: {remark}")
+    made: list[Validated] = []
+
+    def work(callback: Callback) -> TrainResult:
+        validator = Validator(pipeline, judge, plan)
+        made.append(train_validated(train, validator, folder, settings, callback=callback, heard=_tell))
+        return made[0].result
+
+    with_bar(work)
+    return made[0]
+
+
+def save_validation(values: Mapping[str, Any], output: Path, validated: Validated) -> dict[str, str]:
+    """Write the curve, and the best LoRA where it is wanted; returns what each file is."""
+    from ..choice import write_curve
+    from ..files import save_lora
+
+    if validated.choice is None or validated.best is None:
+        return {}
+    table, picture = write_curve(
+        output.with_name(f"{output.stem}.validation"), validated.points, validated.base, validated.choice.step
+    )
+    files = {"validation": str(table), "validation_plot": str(picture)}
+    if values.get("keep_best", True):
+        overwrite = values.get("overwrite", False)
+        files["best"] = str(save_lora(best_path(output), validated.best, overwrite=overwrite))
+    return files
+
+
+def validation_facts(validated: Validated) -> dict[str, Any]:
+    """Plain values for --json."""
+    choice = validated.choice
+    return {
+        "base": dict(validated.base),
+        "checkpoints": [{"step": point.step, **point.scores} for point in validated.points],
+        "best": {"step": choice.step, "admissible": choice.admissible, "reason": choice.reason} if choice else None,
+        "stopped_early": validated.stopped_early,
+    }
+
+
+def _tell(point: Checkpoint, base: Scores) -> None:
+    scores = ", ".join(f"{name} {value:.3f} (base {base[name]:.3f})" for name, value in point.scores.items())
+    note(f"step {point.step}: {scores}")
