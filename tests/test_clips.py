@@ -369,6 +369,26 @@ def test_captions_that_are_missing_or_wrong(folder: Path, files: dict, message: 
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_an_image_is_a_clip_of_its_own_only_where_no_clips_are(folder: Path, tmp_path: Path) -> None:
+    write_png(folder / "film.png", counting(1)[0])
+    (folder / "film.txt").write_text("a thing", encoding="utf-8")
+    (folder / "turn.txt").write_text("a car", encoding="utf-8")
+    assert [entry.path.name for entry in read_captions(folder)] == ["film.mp4", "turn"], "beside a clip, a thumbnail"
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, frame in enumerate(counting(2)):
+        write_png(photos / f"{i}.png", frame)
+        (photos / f"{i}.txt").write_text(f"picture {i}", encoding="utf-8")
+    clips = read_folder(photos, num_frames=None)
+    assert [(clip.caption, clip.num_frames, numbers(clip.frames)) for clip in clips] == [
+        ("picture 0", 1, [0]),
+        ("picture 1", 1, [1]),
+    ]
+    assert numbers(read_clip(photos / "1.png", caption="x", num_frames=1).frames) == [1]
+    with pytest.raises(ClipError, match="at most 1 frame"):
+        read_clip(photos / "1.png", caption="x", num_frames=2)
+
+
 def test_folders_without_clips(tmp_path: Path) -> None:
     with pytest.raises(ClipError, match="holds no clips"):
         read_captions(tmp_path)
