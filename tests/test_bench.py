@@ -14,12 +14,15 @@ from tiny import tiny_pipeline
 
 from motion_lora import bench
 from motion_lora.bench import TEST_MOTIONS, TUNING_MOTIONS, VARIANTS, BenchSettings, cells, run_cells
+from motion_lora.bench.choosing import PICKS, picks_of, regrets
 from motion_lora.bench.measure import MEASURES, Ask, score_videos
 from motion_lora.bench.report import write_report
 from motion_lora.bench.settings import REFERENCES, Unit, reference_scene, units
 from motion_lora.bench.table import HELD, NOT_HELD, TOO_FEW, calibration, curves, noise_floor, rows_of
 from motion_lora.bench.trainings import Workshop, marks_of
+from motion_lora.choice import Limits
 from motion_lora.errors import SettingsError
+from motion_lora.judging import ALIGNMENT, LEAKAGE, MOTION
 from motion_lora.methods import METHODS
 from motion_lora.metrics import mean_interval
 from motion_lora.playground import load_playground, world
@@ -347,6 +350,49 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert "shard is '3/2'" in fails(capsys, *words, "--shard", "3/2")
     assert "seeds is 0" in fails(capsys, *words, "--seeds", "0")
     assert "threads is 0" in fails(capsys, *words, "--threads", "0")
+
+
+# The choice of a checkpoint -------------------------------------------------------------------------------------------
+
+
+def points(*rows: tuple[float, float]) -> list[dict]:
+    """The base, then checkpoints every 10 steps, as (fidelity, leakage)."""
+    return [
+        {"step": 10 * n, "scores": {MOTION: fidelity, LEAKAGE: leakage, ALIGNMENT: 0.9}}
+        for n, (fidelity, leakage) in enumerate(rows)
+    ]
+
+
+def test_picks_are_judged_by_what_the_choice_never_saw() -> None:
+    validation = points((0.2, 0), (0.5, 0), (0.9, 0), (0.7, 0), (0.7, 0), (0.95, 0))
+    truth = points((0.2, 0), (0.5, 0), (0.7, 0.05), (0.8, 0.05), (0.6, 0.05), (0.9, 0.5))
+    picks = picks_of(validation, truth, Limits(patience=2))
+    assert {name: (pick["step"], pick[MOTION]) for name, pick in picks.items()} == {
+        "chosen": (50, 0.9),
+        "best possible": (30, 0.8),
+        "last": (50, 0.9),
+        "early stop": (20, 0.7),
+    }
+    assert picks["early stop"]["trained"] == 40
+    lost = regrets([{"picks": picks}, {"picks": picks}])
+    assert lost["early stop"].estimate == pytest.approx(0.1) and lost["chosen"].estimate == pytest.approx(-0.1)
+
+
+def test_choice_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    base, output = write_base(tmp_path), tmp_path / "out"
+    few = ("--steps", "2", "--num-inference-steps", "1", "--prompts", "1", "--noises", "1", "--truth-noises", "1")
+    words = ("bench", "choice", "--quick", "--base", base, "--output", output, *few, "--motions", "diagonal")
+    words = (*words, "--references", "1")
+    succeeds(*words, "--every", "1", "--train-variant", "temporal", "--json")
+    report = json.loads(capsys.readouterr().out)
+    (one,) = report["references"]
+    assert [point["step"] for point in one["truth"]] == [0, 1, 2] and set(one["picks"]) == set(PICKS)
+    assert {"CHOICE.md", "choices.json", "choice_diagonal-0.png"} <= {path.name for path in output.iterdir()}
+    monkeypatch.setattr(Workshop, "train", None)
+    succeeds(*words, "--every", "1", "--train-variant", "temporal")
+    assert "| best possible |" in capsys.readouterr().out, "what is done is not done again"
+    assert "every is 3" in fails(capsys, *words, "--every", "3")
+    assert "variant is 'base'" in fails(capsys, *words, "--train-variant", "base")
 
 
 def test_visits_of_a_stepped_training() -> None:

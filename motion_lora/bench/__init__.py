@@ -11,6 +11,7 @@ report     results.csv, RESULTS.md, plots
 
 from __future__ import annotations
 
+from .choosing import ChoiceSettings, run_choices, write_choices
 from .report import SUMMARY_HEADER, summary, write_report
 from .run import run_cells
 from .settings import TEST_MOTIONS, TUNING_MOTIONS, BenchSettings, cells, check_bench
@@ -22,10 +23,13 @@ __all__ = [
     "TUNING_MOTIONS",
     "VARIANTS",
     "BenchSettings",
+    "ChoiceSettings",
     "Variant",
     "cells",
     "check_bench",
     "run_cells",
+    "run_choices",
     "summary",
+    "write_choices",
     "write_report",
 ]

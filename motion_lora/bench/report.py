@@ -69,7 +69,7 @@ def machine_facts(pipeline: VideoPipeline) -> dict[str, str]:
 def summary(report: Mapping[str, Any]) -> list[list[str]]:
     """Rows for a console: variant, cells, and the measures that are shown, with intervals."""
     return [
-        [row["variant"], str(row["cells"]), *(_short(row["measures"].get(name)) for name in _SHOWN)]
+        [row["variant"], str(row["cells"]), *(short_interval(row["measures"].get(name)) for name in _SHOWN)]
         for row in report["rows"]
     ]
 
@@ -143,7 +143,7 @@ def _results_table(rows: Sequence[Row]) -> str:
         [
             row.title,
             str(row.cells),
-            *(_short(row.measures.get(name)) for name in _SHOWN),
+            *(short_interval(row.measures.get(name)) for name in _SHOWN),
             f"{row.steps:.0f}",
             f"{row.seconds:.1f}",
             f"{row.parameters:,}",
@@ -156,7 +156,10 @@ def _results_table(rows: Sequence[Row]) -> str:
 def _difference_table(rows: Sequence[Row]) -> str:
     head = ["variant", "fidelity - base", "leakage - base", "fidelity - temporal LoRA", "leakage - temporal LoRA"]
     body = [
-        [row.title, *(_short(pairs.get(name)) for pairs in (row.to_base, row.to_temporal) for name in _DIFFERENCES)]
+        [
+            row.title,
+            *(short_interval(pairs.get(name)) for pairs in (row.to_base, row.to_temporal) for name in _DIFFERENCES),
+        ]
         for row in rows
         if row.to_base or row.to_temporal
     ]
@@ -185,7 +188,8 @@ def _arrow(better: bool | None) -> str:
     return "" if better is None else (" (higher is better)" if better else " (lower is better)")
 
 
-def _short(interval: Interval | Mapping[str, Any] | None) -> str:
+def short_interval(interval: Interval | Mapping[str, Any] | None) -> str:
+    """Like 0.850 [0.645, 1.055], without ends where there is one value, a dash where there is none."""
     if interval is None:
         return "-"
     if isinstance(interval, Interval):

@@ -29,6 +29,13 @@ Stop it at any time: the same command goes on where it was, and does only the ce
 fully, run it twice at once with --threads 1 and --shard 1/2 and --shard 2/2, then once more without --shard.
 """
 
+_CHOICE_EXAMPLES = """\
+examples:
+  motion-lora bench choice --quick                         two references, few steps
+  motion-lora bench choice --output bench/choice           eight references
+  motion-lora bench choice --train-variant motiondirector --every 25 --motions bounce,swing --json
+"""
+
 QUALITY_OPTIONS = (
     Option("variants", str, "variants to compare, separated by commas (default: all)"),
     Option("motions", str, "motions of the references, separated by commas (default: four of the test set)"),
@@ -50,6 +57,25 @@ RUN_OPTIONS = (
     Option("shard", str, "run only this part of the cells, for several processes: 1/2", metavar="I/N"),
     Option("threads", int, "threads of torch on the CPU (default: torch's own)"),
 )
+CHOICE_OPTIONS = (
+    Option(
+        "train_variant",
+        str,
+        "what is trained, a variant of bench quality (default: the recipe, or the temporal LoRA where there is none)",
+    ),
+    Option("every", int, "steps between checkpoints (default: a tenth of the steps)"),
+    Option("motions", str, "motions of the references, separated by commas (default: four of the test set)"),
+    Option("references", int, "looks of the references (default: 2)"),
+    Option("steps", int, "steps of the motion stage (default: 300)"),
+    Option("noises", int, "videos of each prompt that the choice sees (default: 2)"),
+    Option("truth_noises", int, "videos of each prompt that judge it (default: 4)"),
+    Option("prompts", int, "looks that the choice sees, up to 4 (default: 3)"),
+    Option("absorber_steps", int, "steps of the spatial-LoRA absorber (default: the method's)"),
+    Option("token_steps", int, "steps of the textual-inversion absorber (default: the method's)"),
+    Option("num_inference_steps", int, "denoising steps of the videos (default: 15)"),
+    Option("guidance_scale", float, "classifier-free guidance (default: 2.5)"),
+)
+_CHOICE_RUN = tuple(option for option in RUN_OPTIONS if option.name != "shard")
 _LISTS = ("variants", "motions")
 _TRAINING = ("absorber_steps", "token_steps")
 
@@ -73,6 +99,20 @@ def add(commands: Any) -> None:
     add_options(quality, BASE_OPTIONS, "base model")
     add_json_flag(quality)
     quality.set_defaults(run=run_quality)
+    choice: argparse.ArgumentParser = actions.add_parser(
+        "choice",
+        help="does the choice of a checkpoint pick well?",
+        description="Train on several references, let the rule of --validate-every choose a checkpoint, and compare it "
+        "with the best possible and the last on videos that the choice never saw. Writes CHOICE.md, JSON and plots.",
+        epilog=_CHOICE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_flag(choice)
+    add_options(choice, _CHOICE_RUN, "the run")
+    add_options(choice, CHOICE_OPTIONS, "what is compared")
+    add_options(choice, BASE_OPTIONS, "base model")
+    add_json_flag(choice)
+    choice.set_defaults(run=run_choice)
 
 
 def run_quality(options: argparse.Namespace) -> int:
@@ -105,6 +145,38 @@ def run_quality(options: argparse.Namespace) -> int:
     write()
     write_table(summary(report), SUMMARY_HEADER)
     write(f"\n{output / 'RESULTS.md'}")
+    return 0
+
+
+def run_choice(options: argparse.Namespace) -> int:
+    """Train and measure the references that are missing, and write the report."""
+    from ..bench import ChoiceSettings, run_choices, write_choices
+
+    values = gather(options, (*_CHOICE_RUN, *CHOICE_OPTIONS, *BASE_OPTIONS))
+    several = {"references": 2} if values.get("quick") else {}
+    settings = quality_settings({**several, **{name: value for name, value in values.items() if name != "noises"}})
+    given: dict[str, Any] = {name: values[name] for name in ("noises", "truth_noises") if name in values}
+    if "train_variant" in values:
+        given["variant"] = values["train_variant"]
+    every = values.get("every", max(1, settings.steps // 10))
+    chosen = ChoiceSettings(settings, every=every, **given)
+    output: Path = values.get("output", Path("out") / "bench-choice")
+    check_folder(output)
+    set_threads(values)
+    pipeline = load_base(values)
+    with Progress() as bar:
+        found = run_choices(
+            pipeline,
+            output,
+            chosen,
+            tell=bar.update,
+            done=lambda name, number, total: note(f"{number} of {total}: {name}"),
+        )
+    report = write_choices(output, pipeline, chosen, found, command_line())
+    if wants_json(options):
+        write_json(report)
+    else:
+        write((output / "CHOICE.md").read_text(encoding="utf-8"))
     return 0
 
 

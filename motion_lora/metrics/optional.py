@@ -14,7 +14,8 @@ def require(module: str, package: str, purpose: str) -> Any:
     """The module, or SettingsError that names what to install."""
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    # torchvision built for another torch raises RuntimeError while it is imported.
+    except (ImportError, RuntimeError) as error:
         raise SettingsError(
             f"{purpose} needs {package}, which is not installed or does not load ({error}): install {package}."
         ) from error
