@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from motion_lora.playground import world
 from motion_lora.playground.architecture import SCHEDULER_CONFIG, build_text_encoder, vocabulary, write_tokenizer
 from motion_lora.playground.optimise import StagePlan, learning_rate_factor, run_stage
+from motion_lora.playground.pool import coverage_of, object_weight
 from motion_lora.playground.pretrain import (
     BALANCED,
     ONLY_WORDS,
     Diffusion,
-    coverage_of,
-    object_weight,
     random_frames,
     scene_captions,
     weighted_loss,

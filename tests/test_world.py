@@ -7,7 +7,7 @@ import torch
 
 from motion_lora.playground import world
 from motion_lora.playground.motions import FOLLOWS, ideal_fidelity
-from motion_lora.playground.pretrain import wandering_scenes
+from motion_lora.playground.pool import wandering_scenes
 
 
 @pytest.fixture(scope="module")
