@@ -144,7 +144,9 @@ def test_cells_hold_what_was_measured(whole) -> None:
         assert 0 <= cell["alignment"] <= 1 and 0 <= cell["leakage"] <= 1 and -1 <= cell["fidelity"] <= 1
         assert json.loads((folder / "cells" / f"{cell['variant']}.diagonal-0.{cell['seed']}.json").read_text()) == cell
     by_name = {(cell["variant"], cell["seed"]): cell for cell in found}
-    assert [point["step"] for point in by_name["temporal", 0]["curve"]] == [2, 4]
+    temporal = by_name["temporal", 0]
+    assert [point["step"] for point in temporal["curve"]] == [2, 4]
+    assert temporal["curve"][-1]["fidelity"] == temporal["fidelity"]
     assert by_name["temporal-phased", 0]["curve"] == [] and by_name["base", 0]["steps"] == 0
     assert by_name["spatial-absorber", 0]["absorber_seconds"] > 0 == by_name["temporal", 0]["absorber_seconds"]
 

@@ -103,7 +103,7 @@ class _Bench:
             "absorber_seconds": trained.absorber_seconds if trained else 0.0,
             "parameters": trained.parameters if trained else 0,
             "sample_seconds": time.perf_counter() - began,
-            "curve": self._curve(trained, material) if trained and variant.plain else [],
+            "curve": self._curve(trained, material, measured) if trained and variant.plain else [],
             **measured,
         }
         write_atomically(self._path(cell), (json.dumps(content) + "\n").encode())
@@ -125,13 +125,13 @@ class _Bench:
             settings = dataclasses.replace(settings, steps=steps)
         return settings
 
-    def _curve(self, trained: Trained, material: _Material) -> list[dict[str, Any]]:
-        """The scores on the way, with one start noise per prompt."""
+    def _curve(self, trained: Trained, material: _Material, last: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The scores on the way, with one start noise per prompt; the last point is the cell's own."""
         ask = dataclasses.replace(material.ask, noises=1)
         points = []
         for step in sorted(trained.loras):
             stack = AdapterStack().add(StackEntry(trained.lora(step)))
-            measured = measure(self._pipeline, stack, ask, material.reading)
+            measured = last if step == trained.steps else measure(self._pipeline, stack, ask, material.reading)
             points.append({"step": step, **{name: measured[name] for name in ("fidelity", "leakage", "alignment")}})
         return points
 

@@ -53,12 +53,12 @@ class BenchSettings:
     """
 
     variants: tuple[str, ...] = tuple(VARIANTS)
-    motions: tuple[str, ...] = TEST_MOTIONS[:4]
+    motions: tuple[str, ...] = ("bounce", "swing")
     references: int = 2
     seeds: int = 2
     budget: str = "steps"
-    steps: int = 300
-    seconds: float = 100.0
+    steps: int = 200
+    seconds: float = 80.0
     training: Mapping[str, Any] = field(default_factory=dict)
     prompts: int = 3
     noises: int = 2

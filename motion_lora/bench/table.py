@@ -193,4 +193,6 @@ def _floor_check(rows: Mapping[str, Row], found: Sequence[CellData]) -> Check:
 
 
 def _signed(interval: Interval) -> str:
+    if interval.count < 2:
+        return f"{interval.estimate:+.3f}"
     return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  motion-lora bench quality --quick                        a few minutes: does the instrument work?
-  motion-lora bench quality --output bench/quality         the full table, an hour or two on two cores
+  motion-lora bench quality --quick                        few of everything: does the instrument work?
+  motion-lora bench quality --output bench/quality         the full table
   motion-lora bench quality --budget seconds --seconds 100 --output bench/quality-seconds
   motion-lora bench quality --variants temporal,dual-absorber --motions bounce,swing --seeds 4 --json
 
@@ -32,18 +32,18 @@ fully, run it twice at once with --threads 1 and --shard 1/2 and --shard 2/2, th
 _CHOICE_EXAMPLES = """\
 examples:
   motion-lora bench choice --quick                         two references, few steps
-  motion-lora bench choice --output bench/choice           eight references
+  motion-lora bench choice --output bench/choice           four references
   motion-lora bench choice --train-variant motiondirector --every 25 --motions bounce,swing --json
 """
 
 QUALITY_OPTIONS = (
     Option("variants", str, "variants to compare, separated by commas (default: all)"),
-    Option("motions", str, "motions of the references, separated by commas (default: four of the test set)"),
+    Option("motions", str, "motions of the references, separated by commas (default: two of the test set)"),
     Option("references", int, "looks of the references (default: 2)"),
     Option("seeds", int, "seeds of training and start noise (default: 2)"),
     Option("budget", str, "what every training gets alike (default: steps)", choices=("steps", "seconds")),
-    Option("steps", int, "steps of the motion stage with --budget steps (default: 300)"),
-    Option("seconds", float, "seconds of training, absorber included, with --budget seconds (default: 100)"),
+    Option("steps", int, "steps of the motion stage with --budget steps (default: 200)"),
+    Option("seconds", float, "seconds of training, absorber included, with --budget seconds (default: 80)"),
     Option("prompts", int, "looks that are asked for per cell, up to 4 (default: 3)"),
     Option("noises", int, "videos of each (default: 2)"),
     Option("absorber_steps", int, "steps of the spatial-LoRA absorber, for all (default: the method's)"),
@@ -64,9 +64,9 @@ CHOICE_OPTIONS = (
         "what is trained, a variant of bench quality (default: the recipe, or the temporal LoRA where there is none)",
     ),
     Option("every", int, "steps between checkpoints (default: a tenth of the steps)"),
-    Option("motions", str, "motions of the references, separated by commas (default: four of the test set)"),
+    Option("motions", str, "motions of the references, separated by commas (default: two of the test set)"),
     Option("references", int, "looks of the references (default: 2)"),
-    Option("steps", int, "steps of the motion stage (default: 300)"),
+    Option("steps", int, "steps of the motion stage (default: 200)"),
     Option("noises", int, "videos of each prompt that the choice sees (default: 2)"),
     Option("truth_noises", int, "videos of each prompt that judge it (default: 4)"),
     Option("prompts", int, "looks that the choice sees, up to 4 (default: 3)"),
