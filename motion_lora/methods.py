@@ -68,7 +68,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Method:
-    """A row: `stages` in order, the `absorber` it uses unless told otherwise, `keeps` the parts that are its result."""
+    """A row: `stages` in order, the `absorber` it uses unless told otherwise, `keeps` the parts that are its result.
+
+    One that `needs_looks` is nothing without the setting `looks`, which any other may have too.
+    """
 
     name: str
     title: str
@@ -76,6 +79,7 @@ class Method:
     stages: tuple[Stage, ...]
     keeps: tuple[str, ...] = ("temporal",)
     absorber: str = "none"
+    needs_looks: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -121,6 +125,13 @@ DUAL_PATH_TAP = Stage(
     parts=(Part("spatial", targets="spatial-self-ff", per_clip=True), Part("temporal", targets="tap-k-out")),
     passes=DUAL_PATH.passes,
     source="Separate Motion from Appearance: MotionDirector's training, temporal attention purification in its code",
+)
+
+LEARN_IN_MANY_LOOKS = Stage(
+    name="motion",
+    parts=(Part("temporal", targets="temporal-all"),),
+    passes=(Pass(("temporal",)),),
+    source="this project: the clip and its restyled copies in turn (restyle.py)",
 )
 
 LEARN_APPEARANCE = Stage(
@@ -181,6 +192,16 @@ _IMAGE_PATH: Mapping[str, Any] = {**_MOTION_DIRECTOR, "steps": 300, "weight_deca
 # Its configs are MotionDirector's but for the number of steps.
 _SEPARATE: Mapping[str, Any] = {**_MOTION_DIRECTOR, "steps": 1000}
 
+# Found on the playground (bench/RESULTS.md) and not tried on a real base: only where motion is decided, at high noise.
+_MANY_LOOKS: Mapping[str, Any] = {
+    "steps": 800,
+    "rank": 32,
+    "alpha": 1.0,
+    "learning_rate": 5e-4,
+    "lr_scheduler": "cosine",
+    "timestep_low": 0.6,
+}
+
 # The table ----------------------------------------------------------------------------------------------------------
 
 _ROWS = (
@@ -213,6 +234,14 @@ _ROWS = (
         stages=(LEARN_APPEARANCE,),
         keeps=("spatial",),
         defaults=_IMAGE_PATH,
+    ),
+    Method(
+        name="many-looks",
+        title="Many Looks",
+        source="this project",
+        stages=(LEARN_IN_MANY_LOOKS,),
+        needs_looks=True,
+        defaults=_MANY_LOOKS,
     ),
     Method(
         name="temporal-only",
@@ -254,9 +283,44 @@ _PLAYGROUND: Mapping[str, Any] = {
     "frames_per_step": 8,
 }
 
+# In the playground's words; every shape, colour and background is among them.
+PLAYGROUND_LOOKS = (
+    "a green circle {motion} over snow",
+    "a purple square {motion} over meadow",
+    "a yellow cross {motion} over brick",
+    "a blue ring {motion} over sand",
+    "a pink triangle {motion} over night",
+    "a cyan cross {motion} over snow",
+    "a red ring {motion} over meadow",
+    "a orange square {motion} over sand",
+    "a blue circle {motion} over night",
+    "a green triangle {motion} over brick",
+    "a pink ring {motion} over snow",
+    "a cyan circle {motion} over sand",
+    "a yellow ring {motion} over night",
+    "a purple triangle {motion} over sand",
+    "a orange cross {motion} over meadow",
+    "a pink square {motion} over brick",
+    "a cyan ring {motion} over brick",
+    "a green square {motion} over night",
+    "a yellow circle {motion} over meadow",
+    "a purple circle {motion} over brick",
+    "a orange triangle {motion} over night",
+    "a red cross {motion} over sand",
+    "a blue triangle {motion} over meadow",
+    "a pink cross {motion} over night",
+)
+
 PLAYGROUND_DEFAULTS: dict[str, Mapping[str, Any]] = {
     "customize-a-video": _PLAYGROUND,
     "motiondirector": {**_PLAYGROUND, "rank": 4},
+    "many-looks": {
+        **_PLAYGROUND,
+        "steps": 700,
+        "learning_rate": 3e-3,
+        "looks": PLAYGROUND_LOOKS,
+        "look_guidance_scale": 2.5,
+    },
     "separate-motion-appearance": {**_PLAYGROUND, "rank": 4},
     "motiondirector-image": {**_PLAYGROUND, "rank": 4},
     "temporal-only": _PLAYGROUND,

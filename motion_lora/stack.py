@@ -22,6 +22,7 @@ from torch.nn import functional
 from .curves import FrameCurve, Schedule
 from .errors import LoRAFileError, SettingsError
 from .lora import TEMPORAL, LoRA, LoRALayer, layer_of
+from .provenance import OWN
 
 if TYPE_CHECKING:
     from .highway import Highway
@@ -38,6 +39,7 @@ __all__ = [
     "replay",
     "require_fit",
     "title_of",
+    "trained_schedule",
 ]
 
 
@@ -48,6 +50,8 @@ class StackEntry:
     A layer's strength is strength * (temporal_strength or spatial_strength) * block_strengths of its block (1 where
     the block is not named; names as in `block_of`), times `steps`, times `frames` where the layer is temporal.
     `text_encoder` is the text part of an imported image LoRA, if it is wanted; its strength is `strength`.
+    Without `steps`, a LoRA whose file says that it was trained on a part of the noise acts in that part of the steps;
+    `Schedule()` makes it act in all of them.
     """
 
     lora: LoRA
@@ -73,6 +77,11 @@ class StackEntry:
                 "act on: leave the frame curve out, or use it on a motion LoRA"
             )
 
+    @property
+    def schedule(self) -> Schedule | None:
+        """The strength over steps: `steps`, or what the LoRA was trained for; None where it is the same in all."""
+        return trained_schedule(self.lora.metadata) if self.steps is None else self.steps
+
     def strength_of(self, module: str) -> float:
         """The strength of one layer before the curves over steps and frames."""
         path = self.temporal_strength if layer_of(module) == TEMPORAL else self.spatial_strength
@@ -87,7 +96,7 @@ class StackEntry:
             "temporal_strength": self.temporal_strength,
             "spatial_strength": self.spatial_strength,
             "block_strengths": dict(sorted(self.block_strengths.items())),
-            "steps": self.steps.describe() if self.steps else None,
+            "steps": self.schedule.describe() if self.schedule else None,
             "frames": self.frames.describe() if self.frames else None,
             "text_encoder": self.text_encoder.fingerprint() if self.text_encoder else None,
         }
@@ -158,6 +167,22 @@ def require_fit(network: nn.Module, lora: LoRA, name: str = "") -> None:
             f"{label}: {len(named)} of {len(lora)} layers have other sizes than the base: {_some(named)}: "
             "it was made for another network"
         )
+
+
+def trained_schedule(metadata: Mapping[str, str]) -> Schedule | None:
+    """The steps that a LoRA was trained for, by the timesteps in its metadata; None for all, or where nothing is said.
+
+    Sampling runs from noise to the clip in about equal parts of the timesteps, so the part of the noise above
+    `timestep_low` is the first 1 - timestep_low of the steps.
+    """
+    try:
+        settings = json.loads(metadata.get(f"{OWN}settings", "{}"))
+        low, high = float(settings.get("timestep_low", 0.0)), float(settings.get("timestep_high", 1.0))
+    except (ValueError, TypeError, AttributeError):
+        return None
+    if not 0.0 <= low < high <= 1.0 or (low, high) == (0.0, 1.0):
+        return None
+    return Schedule(start=1.0 - high, end=1.0 - low)
 
 
 def title_of(metadata: Mapping[str, str]) -> str:
@@ -235,7 +260,7 @@ def _parts(entry: StackEntry, num_frames: int) -> Iterator[_Part]:
     """The layers of an entry; constant curves are folded into the strength."""
     key = entry.lora.fingerprint()
     for module, layer in entry.lora.layers.items():
-        strength, steps, frames = entry.strength_of(module), entry.steps, None
+        strength, steps, frames = entry.strength_of(module), entry.schedule, None
         if steps is not None and steps.constant is not None:
             strength, steps = strength * steps.constant, None
         if entry.frames is not None and layer_of(module) == TEMPORAL:

@@ -68,6 +68,8 @@ class TrainingOptions(io.ComfyNode):
                     step=0.05,
                     tooltip=f"What the highway is multiplied by. {_OWN}",
                 ),
+                _share("look_strength", "Of looks: how much of a frame is redrawn. Too little keeps its colours."),
+                _share("look_guidance_scale", "Of looks: how strictly a frame is redrawn to its caption.", 0.5),
                 _share("timestep_low", "Lowest noise that the motion is trained at: 0 clean, 1 pure noise."),
                 _share("timestep_high", "Highest noise that the motion is trained at."),
                 _amount("min_snr_gamma", "Min-SNR loss weighting with this gamma, 5 in its paper. 0: off.", 0.5),

@@ -42,6 +42,9 @@ AMOUNTS = {
 SHARES = {
     "debias_beta": 10.0,
     "spatial_path_probability": 1.0,
+    "look_strength": 1.0,
+    "look_similarity": 1.0,
+    "look_guidance_scale": 100.0,
     "timestep_low": 0.999,
     "timestep_high": 1.0,
     "offset_noise": 1.0,

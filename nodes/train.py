@@ -89,6 +89,15 @@ class TrainMotionLoRA(io.ComfyNode):
                 _count("token_steps", f"Steps of the absorber's learned tokens. {_ZERO}", advanced=True),
                 _checkpointing(),
                 _options(),
+                io.String.Input(
+                    "looks",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Captions of other subjects and places, one per line, with {motion} where the words for "
+                    "the motion belong: a robot {motion} in a desert. The clip is redrawn under each and the motion "
+                    "learned from all. Method many-looks needs about ten; empty: the method's own.",
+                ),
             ],
             outputs=[
                 MotionLoRA.Output("motion_lora", display_name="motion_lora", tooltip="For a Motion LoRA Stack."),
@@ -237,11 +246,13 @@ def settings_from(base: VideoPipeline, widgets: dict[str, Any]) -> TrainSettings
 
     numbers = {name: widgets[name] for name in (*COUNTS, *AMOUNTS) if widgets.get(name)}
     chosen = {name: widgets.get(name, DEFAULT) for name in ("absorber", "targets", "patch_crop")}
+    looks = tuple(line.strip() for line in widgets.get("looks", "").splitlines() if line.strip())
     return replace(
         TrainSettings.for_base(base, widgets.get("method", "customize-a-video")),
         **numbers,
         **{name: SWITCHES.get(value, value) for name, value in chosen.items() if value != DEFAULT},
         **(widgets.get("options") or Options()).settings,
+        **({"looks": looks} if looks else {}),
         seed=widgets["seed"],
         gradient_checkpointing=widgets["gradient_checkpointing"],
         # Repeatable kernels are a switch of the whole process, which other models share.

@@ -124,7 +124,8 @@ takes a few minutes.
 
 1. **Clip**: a red circle circles over sand. The built-in model has never seen circling.
 2. **Absorber**: learns what single frames look like, so that the LoRA need not.
-3. **Motion LoRA**: learns the motion. Watch it in the node, or in the panel behind the camera symbol on the left.
+3. **Motion LoRA**: learns the motion, from the clip and from copies of it redrawn in other looks. Watch it in the node,
+   or in the panel behind the camera symbol on the left.
 4. **Videos**: the same prompt and seed without and with the LoRA.
 
 Then change the motion of the clip, the prompt or the strength, and press Run again. What is trained is not trained
@@ -145,7 +146,7 @@ twice.
             "train",
             "MotionLoRA_TrainMotionLoRA",
             (940, 0),
-            {"method": "customize-a-video", "name": "orbit"},
+            {"method": "many-looks", "name": "orbit"},
             {
                 "base_model": ("base", "base_model"),
                 "clips": ("clip", "clips"),

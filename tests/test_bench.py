@@ -20,6 +20,7 @@ from motion_lora.bench.report import write_report
 from motion_lora.bench.settings import REFERENCES, Unit, reference_scene, units
 from motion_lora.bench.table import HELD, NOT_HELD, TOO_FEW, calibration, curves, noise_floor, rows_of
 from motion_lora.bench.trainings import Workshop, marks_of
+from motion_lora.bench.variants import RECIPE
 from motion_lora.choice import Limits
 from motion_lora.errors import SettingsError
 from motion_lora.judging import ALIGNMENT, LEAKAGE, MOTION
@@ -90,7 +91,7 @@ def test_variants_differ_and_the_issues_rows_are_there() -> None:
     assert {v.highway.preset for v in VARIANTS.values() if v.highway} == {"code", "all"}
     assert {v.method for v in VARIANTS.values() if v.control} == {"spatial-only", "spatial-temporal"}
     assert any(v.schedule is not None and v.schedule.end < 1 for v in VARIANTS.values())
-    assert ("recipe" in VARIANTS) == ("recipe" in METHODS)
+    assert RECIPE in VARIANTS and RECIPE in METHODS
 
 
 def test_same_parameters_are_nearly_the_same() -> None:

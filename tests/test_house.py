@@ -53,6 +53,7 @@ IMPORT_ORDER = (
     "arithmetic",
     "formats",
     "sampling",
+    "restyle",
     "training",
     "metrics",
     "playground",

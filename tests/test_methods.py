@@ -20,6 +20,7 @@ from motion_lora.targets import TARGETS, parameter_count
 from motion_lora.training import TrainSettings, check_settings
 
 PUBLISHED = ("customize-a-video", "motiondirector", "motiondirector-image", "separate-motion-appearance")
+OWN = ("many-looks",)
 ABLATIONS = ("temporal-only", "spatial-only", "spatial-temporal")
 SETTINGS = {field.name for field in dataclasses.fields(TrainSettings)}
 STAGES = {stage.name: stage for method in METHODS.values() for stage in method.stages}
@@ -30,7 +31,7 @@ def main_stage(name: str) -> Stage:
 
 
 def test_rows():
-    assert set(METHODS) == {*PUBLISHED, *ABLATIONS}
+    assert set(METHODS) == {*PUBLISHED, *OWN, *ABLATIONS}
     assert all(name == row.name and row.title and row.source for name, row in METHODS.items())
 
 

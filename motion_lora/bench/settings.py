@@ -36,7 +36,7 @@ QUICK_VARIANTS = (
     "temporal-phased",
     "spatial-lora",
     "spatial-temporal-lora",
-    "recipe",
+    "many-looks",
 )
 
 

@@ -13,15 +13,12 @@ from typing import Any
 from ..errors import SettingsError
 from ..highway import Highway
 from ..lora import LoRA
-from ..methods import METHODS
 from ..pipeline import VideoPipeline
 from ..stack import AdapterStack, Schedule, StackEntry
 from ..training import TrainSettings, check_settings
 
-# The tuned defaults of this project are measured when `methods.METHODS` has a row of this name; `SAMPLE_RECIPE` is
-# what they ask for in sampling (highway, schedule, strength).
-RECIPE = "recipe"
-SAMPLE_RECIPE: Mapping[str, Any] = {}
+# This project's own recipe. Its files say in which steps they are to act.
+RECIPE = "many-looks"
 
 
 @dataclass(frozen=True)
@@ -113,11 +110,12 @@ def _rows() -> tuple[Variant, ...]:
             no_absorber,
             schedule=Schedule(end=0.5),
         ),
+        Variant(RECIPE, "Many Looks (this project)", RECIPE),
+        Variant(f"{RECIPE}-dual", "Many Looks + dual absorber", RECIPE, {"absorber": "dual"}),
         Variant("spatial-lora", "S-LoRA (ablation)", "spatial-only", control=True),
         Variant("spatial-temporal-lora", "ST-LoRA (ablation)", "spatial-temporal", control=True),
     )
-    ours = Variant(RECIPE, "recipe of this project", RECIPE, **SAMPLE_RECIPE)
-    return (*rows, ours) if RECIPE in METHODS else rows
+    return rows
 
 
 VARIANTS: dict[str, Variant] = {row.name: row for row in _rows()}

@@ -22,6 +22,7 @@ POOL_SIZE = 4096
 
 
 def random_scenes(generator: torch.Generator, count: int) -> list[world.Scene]:
+    """Scenes of the known motions."""
     return [world.sample_scene(generator) for _ in range(count)]
 
 

@@ -7,7 +7,8 @@ that is seeded by the run's seed, the stage and the step, on the CPU: the same o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,17 @@ import torch
 from torch import Tensor
 
 from ..axes import fold_frames
+from ..errors import TrainingError
 from ..inversion import PlaceholderTokens, check_length, shared_phrases, substitute
 from ..noise import NoiseSchedule, clip_noise
 from ..pipeline import VideoPipeline
+from ..restyle import motion_similarity, motion_words, moving_caption, restyled_latents
 from .settings import TrainSettings
 
 if TYPE_CHECKING:
     from ..clips import Clip
+
+logger = logging.getLogger(__name__)
 
 # Customize-A-Video A.2. It does not say of what; sides are assumed, not areas.
 PATCH_RATIOS = (0.33, 0.67)
@@ -29,11 +34,16 @@ PATCH_RATIOS = (0.33, 0.67)
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """One clip made ready: latents (1, c, f, h, w) fp32 on the device, mirrored too if asked, and its prompts."""
+    """One clip made ready: latents (1, c, f, h, w) fp32 on the device, mirrored too if asked, and its prompts.
 
+    `clip` is its number; a `restyled` copy of a clip has that clip's.
+    """
+
+    clip: int
     latents: Tensor
     mirrored: Tensor | None
     prompts: dict[str, str]
+    restyled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +52,18 @@ class Draw:
 
     latents and noise (b, c, f, h, w), timesteps (b,): one clip, b = 1, or b unordered images, f = 1. The timesteps
     stay on the CPU, where the tables are that they are looked up in: reading them back would wait for the device.
+    `prompts` are by kind. What is `restyled` has its look from the base: nothing that holds the clip's look is on.
     """
 
     clip: int
+    prompts: Mapping[str, str]
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
     frame: int
     anchor: int
     with_optional: bool
+    restyled: bool = False
 
     def one_frame(self) -> Draw:
         """The same noise and timestep on the drawn frame alone."""
@@ -91,15 +104,52 @@ def prepare(
     Raises ClipError for tokens in a caption that the text encoder would cut.
     """
     materials = []
-    for clip in clips:
+    for number, clip in enumerate(clips):
         prompts = prompts_of(clip, settings, tokens, kinds)
         for prompt in prompts.values() if tokens is not None else ():
             check_length(pipeline, prompt)
         # A host may hand over tensors of inference mode, which autograd refuses; a copy is a plain tensor.
         frames = clip.frames.clone()
         flipped = pipeline.encode_frames(frames.flip(2)) if settings.horizontal_flip > 0 else None
-        materials.append(Material(pipeline.encode_frames(frames), flipped, prompts))
+        materials.append(Material(number, pipeline.encode_frames(frames), flipped, prompts))
     return materials
+
+
+def restyle(
+    pipeline: VideoPipeline,
+    clips: Sequence[Clip],
+    materials: Sequence[Material],
+    settings: TrainSettings,
+    kinds: Iterable[str],
+) -> list[Material]:
+    """Each clip once per look that keeps its motion; `pipeline` is the base itself. Raises TrainingError for none."""
+    if not settings.looks:
+        return []
+    copies = []
+    for material in materials:
+        words = motion_words(clips[material.clip].caption, clips[material.clip].appearance_caption)
+        seeds = [derived_seed(settings.seed, "look", material.clip, number) for number in range(len(settings.looks))]
+        drawn = restyled_latents(
+            pipeline,
+            material.latents,
+            settings.looks,
+            strength=settings.look_strength,
+            guidance_scale=settings.look_guidance_scale,
+            seeds=seeds,
+        ).to(material.latents.device)
+        alike = motion_similarity(material.latents, drawn) >= settings.look_similarity
+        logger.info("%d of %d looks kept the motion of clip %d", int(alike.sum()), len(alike), material.clip + 1)
+        if not alike.any():
+            raise TrainingError(
+                f"None of the {len(alike)} looks kept the motion of clip {material.clip + 1}: lower look_strength "
+                f"(here {settings.look_strength:g}), or give looks that are more like the clip."
+            )
+        kept = [(look, latents) for look, latents, ok in zip(settings.looks, drawn.split(1), alike, strict=True) if ok]
+        for look, latents in kept:
+            flipped = latents.flip(-1) if settings.horizontal_flip > 0 else None
+            prompts = {kind: moving_caption(look, words if kind == "full" else "") for kind in kinds}
+            copies.append(Material(material.clip, latents, flipped, prompts, restyled=True))
+    return copies
 
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
@@ -121,18 +171,20 @@ def draw_clip(
     generator: torch.Generator,
 ) -> Draw:
     """A whole clip, taken in turn, with one timestep for all its frames."""
-    index = step % len(materials)
-    latents = _maybe_mirrored(materials[index], settings.horizontal_flip, generator)
+    material = materials[step % len(materials)]
+    latents = _maybe_mirrored(material, settings.horizontal_flip, generator)
     num_frames = latents.shape[2]
     timesteps = schedule.sample_timesteps(1, generator, settings.timestep_low, settings.timestep_high)
     return Draw(
-        clip=index,
+        clip=material.clip,
+        prompts=material.prompts,
         latents=latents,
         noise=clip_noise(tuple(latents.shape), generator, settings.offset_noise).to(latents.device),
         timesteps=timesteps,
         frame=_integer(num_frames, generator),
         anchor=_integer(num_frames, generator),
-        with_optional=_happens(settings.spatial_path_probability, generator),
+        with_optional=_happens(settings.spatial_path_probability, generator) and not material.restyled,
+        restyled=material.restyled,
     )
 
 
@@ -144,15 +196,16 @@ def draw_frames(
     generator: torch.Generator,
 ) -> Draw:
     """Different frames of one clip as unordered images, each with its own timestep, cropped to patches if asked."""
-    index = step % len(materials)
-    images = fold_frames(_maybe_mirrored(materials[index], settings.horizontal_flip, generator))
+    material = materials[step % len(materials)]
+    images = fold_frames(_maybe_mirrored(material, settings.horizontal_flip, generator))
     chosen = torch.randperm(len(images), generator=generator)[: settings.frames_per_step]
     images = images[chosen.to(images.device)]
     if settings.patch_crop:
         images = random_patches(images, generator)
     latents = images[:, :, None]
     return Draw(
-        clip=index,
+        clip=material.clip,
+        prompts=material.prompts,
         latents=latents,
         noise=clip_noise(tuple(latents.shape), generator, settings.offset_noise).to(latents.device),
         timesteps=schedule.sample_timesteps(len(images), generator),

@@ -18,10 +18,11 @@ from ..methods import Stage
 from ..noise import NoiseSchedule
 from ..pipeline import BaseIdentity, VideoPipeline
 from ..provenance import OWN
+from ..restyle import motion_words, moving_caption
 from ..targets import target_modules
 from .batches import words_to_absorb
-from .settings import TrainSettings
-from .stage import TOKENS, part_settings
+from .settings import TrainSettings, find_method
+from .stage import TOKENS, learns_motion, part_settings
 
 if TYPE_CHECKING:
     from ..clips import Clip
@@ -50,6 +51,7 @@ def check_run(
     """Raise SettingsError, ClipError, LoRAFileError or ModelError for whatever does not fit. `settings` are checked."""
     NoiseSchedule(pipeline.scheduler_config)
     _check_targets(pipeline, settings, stages)
+    _check_looks(pipeline, clips, settings, stages, absorber)
     if settings.highway != "none":
         plan_highway(pipeline.unet, Highway(settings.highway, settings.highway_scale))
     if absorber is not None:
@@ -57,6 +59,29 @@ def check_run(
     faults = list(_clip_faults(pipeline, clips, settings, stages, absorber))
     if faults:
         raise ClipError(" ".join(faults))
+
+
+def _check_looks(
+    pipeline: VideoPipeline,
+    clips: Sequence[Clip],
+    settings: TrainSettings,
+    stages: Sequence[Stage],
+    absorber: Absorber | None,
+) -> None:
+    if find_method(settings.method).needs_looks and not settings.looks:
+        raise SettingsError(
+            f"Method {settings.method!r} learns a motion in many looks; give looks, captions of other subjects and "
+            "places such as 'a robot in a desert', ten or so."
+        )
+    if settings.looks and not any(learns_motion(stage) for stage in stages):
+        raise SettingsError(f"looks are for learning a motion, which {settings.method!r} does not; leave them out.")
+    if settings.looks and absorber is not None and absorber.weights:
+        raise SettingsError(
+            "looks need an absorber that can be switched off, not whole weights; leave one of them out."
+        )
+    for look in settings.looks:
+        for clip in clips:
+            check_length(pipeline, moving_caption(look, motion_words(clip.caption, clip.appearance_caption)))
 
 
 def check_absorber(pipeline: VideoPipeline, absorber: Absorber) -> None:

@@ -72,6 +72,9 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "max_grad_norm": (_SMALL, 1e6),
     "gradient_accumulation": (1, 1024),
     "highway_scale": (0.0, 4.0),
+    "look_strength": (0.05, 1.0),
+    "look_guidance_scale": (0.0, 100.0),
+    "look_similarity": (-1.0, 1.0),
     "checkpoint_every": (1, 1_000_000),
     "report_every": (1, 1_000_000),
     "seed": (0, 2**64 - 1),
@@ -90,6 +93,12 @@ class TrainSettings:
         debias_beta               its beta; 1 in MotionDirector's code
         spatial_path_probability  share of the steps in which a dual path has its spatial half; 0.8 in that code
         highway, highway_scale    train with the appearance highway, "none", "code" or "all"; the papers do not
+        looks                     captions of other subjects and places, with {motion} where the words for the motion
+                                  belong (without it, at the end); every clip is redrawn under each of them and the
+                                  motion is learned from all (restyle.py), with any method that learns a motion
+        look_strength, look_guidance_scale
+            how much of a frame is redrawn, and how strictly to its caption
+        look_similarity           copies whose motion is less like the clip's than this are left out
     Motion stage
         steps, rank, alpha, learning_rate
             A.4 of Customize-A-Video: rank 4, alpha 1, rate 5e-4; the steps follow from its seven minutes. alpha
@@ -130,6 +139,10 @@ class TrainSettings:
     spatial_path_probability: float = 0.8
     highway: str = "none"
     highway_scale: float = 1.1
+    looks: tuple[str, ...] = ()
+    look_strength: float = 0.45
+    look_guidance_scale: float = 9.0
+    look_similarity: float = 0.6
     steps: int = 500
     rank: int = 4
     alpha: float = 1.0
@@ -165,6 +178,12 @@ class TrainSettings:
     checkpoint_every: int = 50
     report_every: int = 1
 
+    def __post_init__(self) -> None:
+        # JSON and TOML know lists only; a single text stays what it is, so that it can be told off.
+        looks: object = self.looks
+        if isinstance(looks, list):
+            object.__setattr__(self, "looks", tuple(looks))
+
     @classmethod
     def for_method(cls, method: str) -> TrainSettings:
         """The defaults of a method, as its authors have them. Raises SettingsError for an unknown name."""
@@ -196,7 +215,7 @@ class TrainSettings:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a dictionary of plain values; `TrainSettings(**...)` of it is the same value."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "looks": list(self.looks)}
 
     def with_effect(self) -> dict[str, Any]:
         """The resolved fields that decide what comes out."""
@@ -241,7 +260,7 @@ def step_plan(settings: TrainSettings, *, absorber_given: bool = False) -> dict[
 
 def check_settings(settings: TrainSettings) -> None:
     """Raise one SettingsError that names every fault, with what is legal."""
-    faults = [*_name_faults(settings), *_number_faults(settings), *_switch_faults(settings)]
+    faults = [*_name_faults(settings), *_number_faults(settings), *_switch_faults(settings), *_look_faults(settings)]
     if not faults and settings.timestep_low >= settings.timestep_high:
         low, high = settings.timestep_low, settings.timestep_high
         faults.append(f"timestep_low is {low}, it must be below timestep_high, {high}")
@@ -292,6 +311,12 @@ def _switch_faults(settings: TrainSettings) -> Iterator[str]:
         value, kind = getattr(settings, field.name), str(field.type)
         if kind.startswith("bool") and not (isinstance(value, bool) or (value is None and "None" in kind)):
             yield f"{field.name} is {value!r}, it must be true or false"
+
+
+def _look_faults(settings: TrainSettings) -> Iterator[str]:
+    looks = settings.looks
+    if not isinstance(looks, tuple) or not all(isinstance(look, str) and look.strip() for look in looks):
+        yield f"looks is {looks!r}, it must be a list of captions, none of them empty"
 
 
 def _shown(bound: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Adapter, add_adapter, load_adapter
+from ..adapters import Adapter, add_adapter, load_adapter, set_strength
 from ..bypass import temporal_bypass
 from ..highway import Highway, appearance_highway
 from ..inversion import Absorber, initial_tokens, install_weights, with_tokens
@@ -19,7 +19,7 @@ from ..methods import Part, Pass, Stage
 from ..noise import NoiseSchedule
 from ..pipeline import VideoPipeline
 from ..targets import target_modules
-from .batches import Draw, derived_seed, draw_clip, draw_frames, prepare, step_generator, words_to_absorb
+from .batches import Draw, derived_seed, draw_clip, draw_frames, prepare, restyle, step_generator, words_to_absorb
 from .checkpointing import gradient_checkpointing
 from .settings import TrainSettings
 
@@ -58,6 +58,11 @@ def part_settings(part: Part, settings: TrainSettings) -> PartSettings:
     return PartSettings(*table[part.name])
 
 
+def learns_motion(stage: Stage) -> bool:
+    """Whether a stage sees whole clips with the temporal layers at work."""
+    return stage.batch == "clip" and any(not a_pass.bypass for a_pass in stage.passes)
+
+
 def adapter_names_of(part: Part, num_clips: int) -> tuple[str, ...]:
     """One adapter for all clips, or one for each."""
     return tuple(f"{part.name}_{index}" for index in range(num_clips)) if part.per_clip else (part.name,)
@@ -84,6 +89,7 @@ class StageRun:
         self.parameters: dict[str, nn.Parameter] = {}
         self._rates: dict[str, float] = {}
         self._mode: tuple[Any, ...] = ()
+        self._holds_look = absorber is not None and absorber.spatial is not None
         if absorber is not None:
             self._hold(absorber)
         for part in stage.parts:
@@ -133,6 +139,8 @@ class StageRun:
                 self._rates[TOKENS] = self.settings.token_learning_rate
         kinds = sorted({a_pass.caption for a_pass in self.stage.passes})
         self._materials = prepare(reader, clips, self.settings, self.tokens, kinds)
+        if learns_motion(self.stage):
+            self._materials += restyle(pipeline, clips, self._materials, self.settings, kinds)
         # Kept only where it is used in every step: it would hold the text encoder on the device.
         self.reader = reader if self.trains_tokens else None
         self._texts: dict[str, Tensor] = {}
@@ -151,8 +159,8 @@ class StageRun:
     def prepared(self) -> Iterator[None]:
         """What holds for all steps of the stage: checkpointed layers and, if asked, the appearance highway."""
         chosen = self.settings
-        learns_motion = self.stage.batch == "clip" and chosen.highway != "none"
-        highway = Highway(chosen.highway, chosen.highway_scale) if learns_motion else None
+        routed = self.stage.batch == "clip" and chosen.highway != "none"
+        highway = Highway(chosen.highway, chosen.highway_scale) if routed else None
         with ExitStack() as stack:
             stack.enter_context(gradient_checkpointing(self.unet, chosen.gradient_checkpointing))
             stack.enter_context(appearance_highway(self.unet, highway))
@@ -179,7 +187,7 @@ class StageRun:
         off = {name for p in self.stage.passes if p.optional and not draw.with_optional for name in p.trains}
         trains = {self._adapter_name(name, draw) for name in a_pass.trains}
         holds = {self._adapter_name(name, draw) for name in a_pass.holds if name not in off}
-        self._switch(trains, trains | holds)
+        self._switch(trains, trains | holds, draw.restyled)
         bypassed_throughout = all(p.bypass for p in self.stage.passes)
         with temporal_bypass(self.unet, a_pass.bypass and not bypassed_throughout):
             yield
@@ -189,7 +197,7 @@ class StageRun:
         chosen = self.settings
         seen = draw.one_frame() if a_pass.frames == "one" else draw
         noisy = self.schedule.add_noise(seen.latents, seen.noise, seen.timesteps)
-        text = self._text(draw.clip, a_pass.caption).expand(len(noisy), -1, -1)
+        text = self._text(draw.prompts[a_pass.caption]).expand(len(noisy), -1, -1)
         timesteps = seen.timesteps.to(self.device)
         predicted = self._forward(noisy.to(self.dtype), timesteps, text, return_dict=False)[0].float()
         target = self.schedule.target(seen.latents, seen.noise, seen.timesteps)
@@ -204,9 +212,8 @@ class StageRun:
         """Whether the pass learns from whole clips; asked for by the row or by the settings for any method."""
         return bool(self.settings.debiased_loss) and not a_pass.bypass and seen.latents.shape[2] > 1
 
-    def _text(self, clip: int, caption: str) -> Tensor:
+    def _text(self, prompt: str) -> Tensor:
         """Text embeddings (1, n, d): computed once, or with a graph in each step while tokens are trained."""
-        prompt = self._materials[clip].prompts[caption]
         if self.reader is not None:
             return self.reader.encode_prompt([prompt], gradients=True).to(self.dtype)
         return self._texts[prompt]
@@ -214,11 +221,13 @@ class StageRun:
     def _adapter_name(self, part: str, draw: Draw) -> str:
         return part if part == TOKENS or part in self.adapters else f"{part}_{draw.clip}"
 
-    def _switch(self, trains: set[str], active: set[str]) -> None:
+    def _switch(self, trains: set[str], active: set[str], restyled: bool) -> None:
         """Nothing that does not learn in this pass takes a gradient: no graph is kept for it."""
-        if (mode := (frozenset(trains), frozenset(active))) == self._mode:
+        if (mode := (frozenset(trains), frozenset(active), restyled)) == self._mode:
             return
         self._mode = mode
+        if self._holds_look:
+            set_strength(self.unet, HELD, 0.0 if restyled else 1.0)
         for name, adapter in self.adapters.items():
             adapter.set_strength(1.0 if name in active else 0.0)
             adapter.set_trainable(name in trains)
