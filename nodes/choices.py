@@ -43,7 +43,6 @@ SHARES = {
     "debias_beta": 10.0,
     "spatial_path_probability": 1.0,
     "look_strength": 1.0,
-    "look_similarity": 1.0,
     "look_guidance_scale": 100.0,
     "timestep_low": 0.999,
     "timestep_high": 1.0,
