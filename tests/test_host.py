@@ -312,7 +312,7 @@ def differences(shipped: dict[str, Any], saved: dict[str, Any]) -> list[str]:
             found.append(f"{node['type']} is lost")
             continue
         shows_only = node["type"].startswith("Preview")
-        if not shows_only and node.get("widgets_values") != other.get("widgets_values"):
+        if not shows_only and (node.get("widgets_values") or []) != (other.get("widgets_values") or []):
             found.append(f"{node['type']}: {node.get('widgets_values')} became {other.get('widgets_values')}")
         names, now = ([slot["name"] for slot in one.get("inputs") or []] for one in (node, other))
         if names != now:
