@@ -22,6 +22,7 @@ from .clips import Clip, read_clip
 from .errors import SettingsError
 from .files import load_lora, save_absorber, save_lora
 from .lora import LoRA
+from .methods import METHODS, PLAYGROUND_LOOKS
 from .pictures import contact_sheet, plot_losses, write_png, write_video
 from .pipeline import VideoPipeline
 from .playground import probe, world
@@ -201,7 +202,11 @@ def train_settings(pipeline: VideoPipeline, settings: DemoSettings) -> TrainSett
     """The method's defaults on this base, with what the demo's settings say otherwise."""
     names = ("absorber", "steps", "absorber_steps", "token_steps", "seed")
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    return dataclasses.replace(TrainSettings.for_base(pipeline, settings.method), **given)
+    found = dataclasses.replace(TrainSettings.for_base(pipeline, settings.method), **given)
+    if METHODS[settings.method].needs_looks and not found.looks:
+        # Whatever the base is, the demo speaks of the playground's world.
+        return dataclasses.replace(found, looks=PLAYGROUND_LOOKS)
+    return found
 
 
 def sample_videos(

@@ -37,6 +37,7 @@ from motion_lora.jobs import (
     Outcome,
     Reporter,
 )
+from motion_lora.jobs import store as store_module
 from motion_lora.jobs.losses import LossLog, LossPoint, thin
 
 STEPS = 6
@@ -644,3 +645,19 @@ def test_thinning_keeps_the_ends() -> None:
     points = [LossPoint("motion", step, 1.0, 0.1) for step in range(1, 1001)]
     kept = thin(points, 100)
     assert len(kept) <= 101 and kept[0] is points[0] and kept[-1] is points[-1]
+
+
+def test_a_job_that_is_being_made_is_no_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may tidy up between the folder and its first file."""
+    store = JobStore(tmp_path)
+    (tmp_path / ".new-left-by-a-crash").mkdir(parents=True)
+    write = store_module._write
+
+    def tidied(path: Path, content: object) -> None:
+        store.tidy()
+        write(path, content)
+
+    monkeypatch.setattr(store_module, "_write", tidied)
+    folder = store.create(spec(), JobStatus())
+    assert sorted(path.name for path in folder.iterdir()) == ["job.json", "status.json"]
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]

@@ -234,6 +234,8 @@ def test_every_setting_arrives_by_its_name(host: Host, base) -> None:
         "spatial_learning_rate": 1e-3,
         "highway": "all",
         "highway_scale": 0.9,
+        "look_strength": 0.5,
+        "look_guidance_scale": 0.0,
         "timestep_low": 0.0,
         "timestep_high": 0.9,
         "min_snr_gamma": 5.0,
@@ -283,12 +285,15 @@ def test_bad_settings_leave_no_job_behind(host: Host, base, clips) -> None:
     assert len(runner.jobs()) == count
 
 
+ABOVE_ZERO = ("timestep_high", "look_strength")
+
+
 def test_choices_are_those_of_the_library(host: Host) -> None:
     choices = host.module("choices")
     spatial = tuple(name for name, preset in TARGETS.items() if preset.layer == SPATIAL)
     assert (spatial, LR_SCHEDULERS) == (choices.SPATIAL_TARGETS, choices.LR_SCHEDULERS)
     assert {name: RANGES[name][1] for name in choices.SHARES} == choices.SHARES
-    assert all(RANGES[name][0] <= 0.0 for name in choices.SHARES if name != "timestep_high")
+    assert all(RANGES[name][0] <= 0.0 for name in choices.SHARES if name not in ABOVE_ZERO)
 
 
 def test_files_of_others_are_listed_again_when_they_change(host: Host, base, tmp_path: Path) -> None:

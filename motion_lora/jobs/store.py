@@ -42,12 +42,14 @@ class JobStore:
         self.root = root
         self.max_jobs = max_jobs
         self.max_bytes = max_bytes
+        self._making: set[str] = set()
 
     def create(self, spec: JobSpec, status: JobStatus) -> Path:
         """A new folder for a job; it appears under its final name only when it is complete."""
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(status.created))
         job_id = f"{stamp}-{spec.fingerprint[:8]}-{secrets.token_hex(2)}"
         fresh = self.root / f".new-{job_id}"
+        self._making.add(fresh.name)
         try:
             fresh.mkdir(parents=True)
             _write(fresh / "job.json", spec.to_json())
@@ -57,6 +59,8 @@ class JobStore:
             raise OutputError(
                 f"cannot write the job folder {fresh}: {error.strerror}; free space or choose another user directory"
             ) from error
+        finally:
+            self._making.discard(fresh.name)
 
     def load(self) -> list[Job]:
         """Every readable job, oldest first; a folder that cannot be read is reported once in the log and left alone."""
@@ -120,6 +124,9 @@ class JobStore:
         """Remove leftovers of crashes, and the oldest finished jobs beyond the bounds; returns the ids removed."""
         for pattern in (".new-*", ".old-*"):
             for leftover in self.root.glob(pattern):
+                # Another thread may be making a job at this very moment.
+                if leftover.name in self._making:
+                    continue
                 shutil.rmtree(leftover, ignore_errors=True)
         finished = [job for job in self.load() if job.id not in keep and not job.status.active]
         # Newest first, so that the bounds keep what the user looked at last; of equal age, results are kept longer.
