@@ -1,6 +1,6 @@
 """How well the playground's base model draws what it is told, read back by the probe.
 
-    python -m motion_lora.playground.quality [--model FOLDER] [--prompts 200] [--json]
+    python -m motion_lora.playground.quality [--model FOLDER] [--prompts 200] [--guidance 2.5]
 
 Colour, shape, background and fill count as right when the probe reads the prompted one from the clip; a known motion
 when the probe's rule for known motions gives the prompted one. Held-out motion words were never trained, so the
