@@ -9,8 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from motion_lora.playground import world
-from motion_lora.playground.architecture import SCHEDULER_CONFIG, build_text_encoder, vocabulary, write_tokenizer
+from motion_lora.pipeline import VideoPipeline
+from motion_lora.playground import PLAYGROUND_FOLDER, load_playground, world
+from motion_lora.playground.architecture import (
+    SCHEDULER_CONFIG,
+    FrozenParts,
+    build_text_encoder,
+    vocabulary,
+    write_model,
+    write_tokenizer,
+)
 from motion_lora.playground.optimise import StagePlan, learning_rate_factor, run_stage
 from motion_lora.playground.pool import coverage_of, object_weight
 from motion_lora.playground.pretrain import (
@@ -94,6 +102,15 @@ def test_single_frames_name_the_motion_in_half_of_the_captions() -> None:
     captions = scene_captions(torch.Generator().manual_seed(0), scenes, motion=False)
     named = sum(text == world.caption(scene) for text, scene in zip(captions, scenes, strict=True))
     assert 30 < named < 70
+
+
+def test_a_model_written_anew_says_nothing_of_this_machine(tmp_path: Path) -> None:
+    base = load_playground(device="cpu")
+    parts = FrozenParts(base.vae, base.tokenizer, base.text_encoder, base.scaling_factor)
+    write_model(tmp_path / "new", parts, base.unet)
+    for config in tmp_path.rglob("*.json"):
+        assert str(PLAYGROUND_FOLDER) not in config.read_text(encoding="utf-8"), config
+    assert VideoPipeline.load(tmp_path / "new", device="cpu").identity == base.identity
 
 
 def test_each_word_is_one_token_and_the_encoder_knows_them(tmp_path: Path) -> None:

@@ -172,6 +172,7 @@ def write_model(output: Path, parts: FrozenParts, unet: UNet3DConditionModel) ->
     modules: dict[str, Any] = {"vae": parts.vae, "unet": unet, "text_encoder": parts.encoder}
     for name, module in modules.items():
         module.half().save_pretrained(str(output / name), safe_serialization=True)
+        _forget_source(output / name / "config.json")
     write_tokenizer(output / "tokenizer")
     scheduler = output / "scheduler"
     scheduler.mkdir(parents=True, exist_ok=True)
@@ -187,3 +188,10 @@ def write_model(output: Path, parts: FrozenParts, unet: UNet3DConditionModel) ->
     about = {"name": "playground", "num_frames": world.NUM_FRAMES, "fps": world.FPS}
     (output / "motion_lora.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     (output / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _forget_source(config: Path) -> None:
+    """Where a part was loaded from is a folder of this machine, and nobody else's business."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content.pop("_name_or_path", None)
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
