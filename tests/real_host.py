@@ -1,7 +1,7 @@
 """A real ComfyUI server and its real front end, for `test_host.py` and the soak script.
 
     COMFYUI_DIR       a checkout of ComfyUI 0.12.1 or newer
-    COMFYUI_PYTHON    a Python with its requirements and this pack's (default: the one that runs the tests)
+    COMFYUI_PYTHON    a Python with its requirements and this pack's (default: that of .venv in the checkout)
     CHROMIUM          a Chromium binary (default: /usr/bin/chromium)
 
 Everything happens below one folder; a server is stopped by its own process handle.
@@ -58,6 +58,18 @@ def until(condition: Callable[[], Any], seconds: float, what: str, pause: float 
     return value
 
 
+def own_python(checkout: Path) -> str:
+    """The interpreter of a checkout's own environment; without one, that which runs the tests."""
+    candidates = [checkout / ".venv/bin/python", checkout / ".venv/Scripts/python.exe"]
+    return next((str(path) for path in candidates if path.is_file()), sys.executable)
+
+
+def lacks_requirements(python: str) -> bool:
+    """Whether an interpreter cannot run ComfyUI at all."""
+    run = subprocess.run([python, "-c", "import aiohttp, sqlalchemy, torch, torchaudio"], capture_output=True)
+    return run.returncode != 0
+
+
 class RealComfyUI:
     """A server with the pack in it. `models` is used as its models folder, `settings` are the front end's."""
 
@@ -66,7 +78,7 @@ class RealComfyUI:
     ) -> None:
         self.base = folder
         self.checkout = Path(os.environ["COMFYUI_DIR"])
-        self.python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+        self.python = os.environ.get("COMFYUI_PYTHON") or own_python(self.checkout)
         self.arguments = arguments
         self.log_file = folder / "server.log"
         self.process: subprocess.Popen[bytes] | None = None

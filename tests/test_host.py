@@ -23,7 +23,7 @@ import pytest
 import torch
 from build_workflows import WORKFLOWS
 from comfy_double import hosted
-from real_host import PACK, ROOT, Browser, RealComfyUI, until
+from real_host import PACK, ROOT, Browser, RealComfyUI, lacks_requirements, until
 from tiny import write_tiny_folder
 
 from motion_lora.clips import read_frames
@@ -49,6 +49,8 @@ def server() -> Iterator[RealComfyUI]:
     shutil.rmtree(OUT, ignore_errors=True)
     arguments = tuple(os.environ.get("HOST_ARGUMENTS", "").split())
     server = RealComfyUI(OUT, settings=json.loads(os.environ.get("HOST_SETTINGS", "{}")), arguments=arguments)
+    if lacks_requirements(server.python):
+        pytest.skip(f"{server.python} lacks ComfyUI's requirements; COMFYUI_PYTHON can name another")
     write_tiny_folder(OUT / "models/diffusers/tiny")
     frames = world.render(world.sample_scene(torch.Generator().manual_seed(0), motion="orbit"), 32, 128)
     write_video(OUT / "input/my_clip.mp4", frames, 16)
