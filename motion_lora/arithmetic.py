@@ -16,6 +16,7 @@ from torch import Tensor
 from .errors import LoRAFileError, SettingsError
 from .lora import LoRA, LoRALayer
 from .provenance import OWN
+from .stack import trained_schedule
 
 # Keys of one training that are no longer true of what arithmetic made of it.
 _STALE = ("format_version", "kind", "scale", "fingerprint", "alpha", "training_fingerprint", "steps")
@@ -43,7 +44,8 @@ class Extracted:
 def merge(loras: Sequence[LoRA], strengths: Sequence[float] | None = None) -> LoRA:
     """One LoRA whose change is the sum of strength * change, exactly: factors side by side, so ranks add up.
 
-    `resize` brings the rank down again. Raises SettingsError for no LoRAs or strengths that do not go with them,
+    `resize` brings the rank down again. What was trained for some of the sampling steps still acts in those alone.
+    Raises SettingsError for no LoRAs, strengths that do not go with them, or LoRAs that act in different steps,
     LoRAFileError where a module has other sizes from one LoRA to the other.
     """
     strengths = [1.0] * len(loras) if strengths is None else list(strengths)
@@ -51,11 +53,17 @@ def merge(loras: Sequence[LoRA], strengths: Sequence[float] | None = None) -> Lo
         raise SettingsError(f"merging needs LoRAs and as many strengths, got {len(loras)} and {len(strengths)}")
     if not all(math.isfinite(strength) for strength in strengths):
         raise SettingsError(f"strengths must be finite numbers, got {strengths}")
+    schedules = {repr(trained_schedule(lora.metadata)) for lora in loras}
+    if len(schedules) > 1:
+        raise SettingsError(
+            "these LoRAs act in different sampling steps (they were trained on different timesteps), which one file "
+            "cannot say: put them on a stack instead"
+        )
     layers = {}
     for module in dict.fromkeys(module for lora in loras for module in lora):
         pairs = [(lora.layers[module], s) for lora, s in zip(loras, strengths, strict=True) if module in lora.layers]
         layers[module] = _side_by_side(module, pairs)
-    return LoRA(layers, _merged_metadata(loras, strengths))
+    return LoRA(layers, {**_timesteps(loras[0].metadata), **_merged_metadata(loras, strengths)})
 
 
 def resize(lora: LoRA, rank: int | None = None, *, energy: float | None = None) -> Resized:
@@ -182,6 +190,15 @@ def _changed(metadata: Mapping[str, str]) -> dict[str, str]:
     """Metadata without what the change of the factors has made untrue."""
     stale = {OWN + key for key in _STALE}
     return {key: value for key, value in metadata.items() if key not in stale}
+
+
+def _timesteps(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Of the settings only what says in which steps a LoRA acts; nothing where it acts in all."""
+    schedule = trained_schedule(metadata)
+    if schedule is None:
+        return {}
+    timesteps = {"timestep_low": round(1.0 - schedule.end, 6), "timestep_high": round(1.0 - schedule.start, 6)}
+    return {f"{OWN}settings": json.dumps(timesteps)}
 
 
 def _merged_metadata(loras: Sequence[LoRA], strengths: Sequence[float]) -> dict[str, str]:

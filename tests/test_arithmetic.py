@@ -13,7 +13,7 @@ from motion_lora.arithmetic import extract, merge, resize
 from motion_lora.errors import LoRAFileError, SettingsError
 from motion_lora.files import load_lora, save_lora
 from motion_lora.lora import LoRA, LoRALayer
-from motion_lora.stack import AdapterStack, StackEntry, applied
+from motion_lora.stack import AdapterStack, StackEntry, applied, trained_schedule
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,17 @@ def test_a_merge_says_where_it_comes_from(tmp_path, unet):
     assert merged.metadata["motion_lora.rank"] == "4"
     other = two.with_metadata(**{"motion_lora.base_weights_hash": "beef"})
     assert "motion_lora.base_weights_hash" not in merge([one, other]).metadata
+
+
+def test_a_merge_acts_in_the_steps_that_its_parts_act_in(unet):
+    early = [
+        LoRA(motion_sample(unet).layers, {"motion_lora.settings": json.dumps({"timestep_low": 0.6, "seed": seed})})
+        for seed in (1, 2)
+    ]
+    assert trained_schedule(merge(early).metadata) == trained_schedule(early[0].metadata) is not None
+    assert trained_schedule(merge([motion_sample(unet)] * 2).metadata) is None
+    with pytest.raises(SettingsError, match="act in different sampling steps"):
+        merge([early[0], motion_sample(unet)])
 
 
 def test_merging_refuses_what_does_not_go_together(unet):
