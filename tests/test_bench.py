@@ -15,7 +15,7 @@ from tiny import tiny_pipeline
 from motion_lora import bench
 from motion_lora.bench import TEST_MOTIONS, TUNING_MOTIONS, VARIANTS, BenchSettings, cells, run_cells
 from motion_lora.bench.choosing import PICKS, picks_of, regrets
-from motion_lora.bench.measure import MEASURES, Ask, score_videos
+from motion_lora.bench.measure import MEASURES, Ask, free_leakage, score_videos
 from motion_lora.bench.report import write_report
 from motion_lora.bench.settings import REFERENCES, Unit, reference_scene, units
 from motion_lora.bench.table import HELD, NOT_HELD, TOO_FEW, calibration, curves, noise_floor, rows_of
@@ -142,6 +142,7 @@ def test_cells_hold_what_was_measured(whole) -> None:
     assert len(found) == len(cells(TINY)) == 4
     for cell in found:
         assert set(MEASURES) <= set(cell) and len(cell["videos"]) == 2
+        assert 0 <= cell["free_leakage"] <= 1 and -1 <= cell["own_fidelity"] <= 1
         assert 0 <= cell["alignment"] <= 1 and 0 <= cell["leakage"] <= 1 and -1 <= cell["fidelity"] <= 1
         assert json.loads((folder / "cells" / f"{cell['variant']}.diagonal-0.{cell['seed']}.json").read_text()) == cell
     by_name = {(cell["variant"], cell["seed"]): cell for cell in found}
@@ -245,6 +246,19 @@ def test_scores_of_known_videos() -> None:
     assert empty["diversity"] is None and empty["fidelity"] == 0 and empty["trajectory_error"] == 1
 
 
+def test_what_a_prompt_leaves_unnamed_leaks_where_it_is_the_references() -> None:
+    reference = reference_scene(Unit("orbit", 0, 0), REFERENCES)
+    reading = read_clip(world.render(reference))
+    other = other_looks(reference, 1)[0]
+    ask = Ask((other,), 2, 0, 1, 1.0, unnamed=("colour", "background"))
+    assert [one.prompt for one in ask.requests()] == [f"a {other.shape} circling around"] * 2
+    half = dataclasses.replace(other, background=reference.background)
+    full = dataclasses.replace(half, colour=reference.colour)
+    shares = {scene: free_leakage([world.render(scene)] * 2, ask, reading) for scene in (other, half, full)}
+    assert shares == {other: 0, half: 0.5, full: 1}
+    assert free_leakage([world.render(other), world.render(full)], ask, reading) == 0.5
+
+
 def test_start_noise_is_the_same_for_every_variant() -> None:
     scenes = tuple(other_looks(reference_scene(Unit("orbit", 0, 0), REFERENCES), 2))
     seeds = [one.seed for one in Ask(scenes, 3, 0, 1, 1.0).requests()]
@@ -258,7 +272,7 @@ def test_start_noise_is_the_same_for_every_variant() -> None:
 
 
 def cell(variant: str, fidelity: float, leakage: float, motion: str = "bounce", seed: int = 0, **more) -> dict:
-    values = dict.fromkeys(MEASURES, 0.5) | {"performs": 0.0, "fidelity": fidelity, "leakage": leakage}
+    values = dict.fromkeys(MEASURES, 0.5) | {"performs": 0.0, "fidelity": fidelity, "leakage": leakage, "free_leakage": leakage}
     about = {"variant": variant, "motion": motion, "reference": "a red circle", "seed": seed, "steps": 10}
     times = {"train_seconds": 3.0, "absorber_seconds": 1.0, "parameters": 100}
     return {**about, **times, "curve": [], **values, **more}
@@ -328,7 +342,7 @@ def test_report_files(pipeline, tmp_path: Path) -> None:
     assert "0.850 [0.645, 1.055]" in text, "a mean with its interval"
     assert "held" in text and "orbit, zigzag" in text and "torch 2" in text and "32.632" in text
     assert {path.name for path in tmp_path.iterdir()} == {Path(name).name for name in report["files"]}
-    assert {"fidelity_leakage.png", "curve_fidelity.png", "results.csv"} <= {p.name for p in tmp_path.iterdir()}
+    assert {"fidelity_leakage.png", "fidelity_free_leakage.png", "curve_fidelity.png", "results.csv"} <= {p.name for p in tmp_path.iterdir()}
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert lines[0].startswith("variant,title,cells") and len(lines) == 5
     assert json.loads(json.dumps(report, allow_nan=False))["calibration"]

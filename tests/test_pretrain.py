@@ -104,6 +104,15 @@ def test_single_frames_name_the_motion_in_half_of_the_captions() -> None:
     assert 30 < named < 70
 
 
+def test_some_captions_leave_colour_or_background_unnamed() -> None:
+    scenes = random_frames(torch.Generator().manual_seed(0), 400)[0]
+    captions = scene_captions(torch.Generator().manual_seed(0), scenes, motion=True, unnamed=0.25)
+    pairs = list(zip(captions, scenes, strict=True))
+    assert 60 < sum(scene.colour not in text for text, scene in pairs) < 140
+    assert 60 < sum("over" not in text for text, _ in pairs) < 140
+    assert all(world.MOTIONS[scene.motion] in text and scene.shape in text for text, scene in pairs)
+
+
 def test_a_model_written_anew_says_nothing_of_this_machine(tmp_path: Path) -> None:
     base = load_playground(device="cpu")
     parts = FrozenParts(base.vae, base.tokenizer, base.text_encoder, base.scaling_factor)

@@ -27,6 +27,9 @@ def test_captions_say_what_is_seen_and_how_it_moves() -> None:
     assert world.caption(scene) == "a striped pink ring circling around over snow"
     assert world.appearance_caption(scene) == "a striped pink ring over snow"
     assert world.appearance_words(scene) == "striped pink ring"
+    assert world.caption(scene, ("colour",)) == "a striped ring circling around over snow"
+    assert world.caption(scene, ("background", "colour")) == "a striped ring circling around"
+    assert world.appearance_caption(scene, ("background",)) == "a striped pink ring"
 
 
 def test_wandering_has_no_words() -> None:

@@ -15,18 +15,29 @@ from ..pipeline import VideoPipeline
 from ..playground import world
 from ..playground.motions import follows
 from ..playground.probe import Reading, read_clip
-from ..playground.scores import diversity, score_reading
+from ..playground.scores import diversity, score_reading, shown_share
 from ..sampling import SampleSettings, sample
 from ..stack import AdapterStack
 from ..training.batches import derived_seed
 
 # What a measurement means; a change makes finished cells stale.
-MEASURES_VERSION = 1
+MEASURES_VERSION = 2
 
 # Name -> (heading, what it is, whether higher is better; None where neither is).
 MEASURES: Mapping[str, tuple[str, str, bool | None]] = {
     "fidelity": ("motion fidelity", "with the reference, up to phase, place and size, in [-1, 1]", True),
     "leakage": ("leakage", "share of frames with the reference's look where another was asked for", False),
+    "free_leakage": (
+        "leakage where unnamed",
+        "share of frames with the reference's colour or background where the prompt names neither; chance alone gives "
+        "1/8 and 1/5, so only what lies above the base's is leakage",
+        False,
+    ),
+    "own_fidelity": (
+        "fidelity, own caption",
+        "motion fidelity under the reference's own caption: whether the motion was learned at all",
+        True,
+    ),
     "alignment": ("text alignment", "share of background, colour, shape and fill that are as asked", True),
     "performs": ("performs it", "share of videos that follow the motion and no other of the world more", True),
     "turned_fidelity": ("fidelity in any direction", "rotation-free motion fidelity, in [0, 1]", True),
@@ -40,19 +51,23 @@ MEASURES: Mapping[str, tuple[str, str, bool | None]] = {
 
 @dataclass(frozen=True)
 class Ask:
-    """What is sampled: scenes to ask for, several start noises each; `seed` is the unit's."""
+    """What is sampled: scenes to ask for, several start noises each; `seed` is the unit's.
+
+    What the prompts leave `unnamed`, of "colour" and "background", the model is free to choose.
+    """
 
     scenes: tuple[world.Scene, ...]
     noises: int
     seed: int
     num_inference_steps: int
     guidance_scale: float
+    unnamed: tuple[str, ...] = ()
 
     def requests(self) -> list[SampleSettings]:
         """One per video, scene by scene; the start noise depends on seed, scene and number alone."""
         return [
             SampleSettings(
-                prompt=world.caption(scene),
+                prompt=world.caption(scene, self.unnamed),
                 num_inference_steps=self.num_inference_steps,
                 guidance_scale=self.guidance_scale,
                 seed=derived_seed(self.seed, "bench", number, noise),
@@ -66,14 +81,39 @@ class Ask:
         return asdict(self)
 
 
-def measure(pipeline: VideoPipeline, stack: AdapterStack, ask: Ask, reference: Reading) -> dict[str, Any]:
-    """Sample, read and score: the mean of every measure of `MEASURES`, None for one that cannot be said."""
-    videos = sample(pipeline, ask.requests(), stack=stack, batch_size=8)
-    return score_videos([video.frames for video in videos], ask, reference)
+def measure(
+    pipeline: VideoPipeline,
+    stack: AdapterStack,
+    ask: Ask,
+    reference: Reading,
+    *,
+    own: Ask | None = None,
+    free: Ask | None = None,
+) -> dict[str, Any]:
+    """Sample, read and score: the mean of every measure of `MEASURES`, None for one that cannot be said.
+
+    `own` asks for the reference itself, `free` for a scene whose looks the prompt leaves unnamed.
+    """
+    asks = [one for one in (ask, own, free) if one is not None]
+    requests = [request for one in asks for request in one.requests()]
+    videos = iter(sample(pipeline, requests, stack=stack, batch_size=8))
+    frames = {one: [next(videos).frames for _ in one.requests()] for one in asks}
+    measured = score_videos(frames[ask], ask, reference)
+    measured["own_fidelity"] = score_videos(frames[own], own, reference)["fidelity"] if own else None
+    measured["free_leakage"] = free_leakage(frames[free], free, reference) if free else None
+    return measured
+
+
+def free_leakage(videos: Sequence[Tensor], ask: Ask, reference: Reading) -> float:
+    """Mean share of frames that show the reference's value of what the prompts leave unnamed, chance included."""
+    shares = [
+        shown_share(read_clip(frames), name, getattr(reference, name)) for frames in videos for name in ask.unnamed
+    ]
+    return statistics.fmean(shares)
 
 
 def score_videos(videos: Sequence[Tensor], ask: Ask, reference: Reading) -> dict[str, Any]:
-    """Videos (f, h, w, 3) in the order of `ask.requests()` -> the mean of every measure."""
+    """Videos (f, h, w, 3) in the order of `ask.requests()` -> the mean of every measure that needs no other `Ask`."""
     asked = [scene for scene in ask.scenes for _ in range(ask.noises)]
     readings = [read_clip(frames) for frames in videos]
     scores = [score_reading(reading, scene, reference) for reading, scene in zip(readings, asked, strict=True)]

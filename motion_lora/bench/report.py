@@ -20,10 +20,11 @@ from ..storage import write_atomically
 from .measure import MEASURES
 from .published import PUBLISHED
 from .settings import TEST_MOTIONS, TUNING_MOTIONS, BenchSettings
-from .table import CellData, Check, Row, calibration, curves, noise_floor, rows_of
+from .table import COMPARED, CellData, Check, Row, calibration, curves, noise_floor, rows_of
 from .variants import VARIANTS
 
-_SHOWN = ("fidelity", "performs", "leakage", "alignment", "consistency", "diversity")
+_SHOWN = ("fidelity", "own_fidelity", "performs", "leakage", "free_leakage", "alignment", "consistency", "diversity")
+_AGAINST = ("leakage", "free_leakage")
 _PLOTTED = {"fidelity": "motion fidelity", "leakage": "appearance leakage", "alignment": "text alignment"}
 
 
@@ -100,7 +101,9 @@ def _markdown(
         + "\n".join(f"- **{head}**: {what}{_arrow(better)}." for head, what, better in MEASURES.values())
         + "\n\nDefinitions in full: `motion_lora/playground/scores.py`, `motion_lora/metrics/trajectories.py`.",
         "## Noise floor\n\n" + _floor_table(found),
-        "## Plots\n\n![motion fidelity against leakage](fidelity_leakage.png)\n\n"
+        "## Plots\n\n"
+        + "\n\n".join(f"![motion fidelity against {MEASURES[name][0]}](fidelity_{name}.png)" for name in _AGAINST)
+        + "\n\n"
         + "\n\n".join(f"![{title} over steps](curve_{name}.png)" for name, title in _PLOTTED.items()),
         "## Published figures, for comparison\n\n" + PUBLISHED,
     ]
@@ -120,7 +123,9 @@ def _conditions(
     lines = [
         f"    {command}",
         "",
-        f"{len(found)} of {planned} cells; a cell is {settings.prompts} prompts x {settings.noises} start noises, "
+        f"{len(found)} of {planned} cells; a cell is {settings.prompts} other looks x {settings.noises} start noises, "
+        f"the clip's own caption x {settings.noises} and a prompt without colour and background x "
+        f"{settings.free_noises}, "
         f"{settings.num_inference_steps} DDIM steps, guidance {settings.guidance_scale:g}. Intervals are 95 %, "
         "Student's, over cells.",
         "",
@@ -154,11 +159,12 @@ def _results_table(rows: Sequence[Row]) -> str:
 
 
 def _difference_table(rows: Sequence[Row]) -> str:
-    head = ["variant", "fidelity - base", "leakage - base", "fidelity - temporal LoRA", "leakage - temporal LoRA"]
+    others = ("base", "temporal LoRA")
+    head = ["variant", *(f"{MEASURES[name][0]} - {other}" for other in others for name in COMPARED)]
     body = [
         [
             row.title,
-            *(short_interval(pairs.get(name)) for pairs in (row.to_base, row.to_temporal) for name in _DIFFERENCES),
+            *(short_interval(pairs.get(name)) for pairs in (row.to_base, row.to_temporal) for name in COMPARED),
         ]
         for row in rows
         if row.to_base or row.to_temporal
@@ -166,11 +172,8 @@ def _difference_table(rows: Sequence[Row]) -> str:
     return markdown_table(head, body)
 
 
-_DIFFERENCES = ("fidelity", "leakage")
-
-
 def _floor_table(found: Sequence[CellData]) -> str:
-    floors = [noise_floor(found, name) for name in ("fidelity", "leakage", "alignment")]
+    floors = [noise_floor(found, name) for name in (*COMPARED, "alignment")]
     body = [[MEASURES[f.measure][0], f"{f.cell:.3f}", f"{f.mean:.3f}"] for f in floors if f is not None]
     if not body:
         return "Identical settings were run with one seed only, so chance cannot be told."
@@ -257,21 +260,9 @@ def plain_interval(interval: Interval) -> dict[str, Any]:
 
 
 def _plots(output: Path, rows: Sequence[Row], found: Sequence[CellData]) -> list[str]:
-    points = [
-        Point(
-            row.variant,
-            row.measures["leakage"].estimate,
-            row.measures["fidelity"].estimate,
-            _reach(row.measures["leakage"]),
-            _reach(row.measures["fidelity"]),
-        )
-        for row in rows
-    ]
-    if not points:
+    if not rows:
         return []
-    title = "Motion fidelity against leakage (95 %)"
-    picture = plot_points(points, title=title, x_label="appearance leakage", y_label="motion fidelity")
-    files = [write_png(output / "fidelity_leakage.png", picture).name]
+    files = [_against(output / f"fidelity_{name}.png", rows, name) for name in _AGAINST]
     for name, heading in _PLOTTED.items():
         lines = [
             Line(variant, [step for step, _ in curve], [interval.estimate for _, interval in curve])
@@ -281,6 +272,23 @@ def _plots(output: Path, rows: Sequence[Row], found: Sequence[CellData]) -> list
             drawn = plot_lines(lines, title=f"{heading} over training steps", x_label="step", y_label=heading)
             files.append(write_png(output / f"curve_{name}.png", drawn).name)
     return files
+
+
+def _against(path: Path, rows: Sequence[Row], measure: str) -> str:
+    """Every row as a point, motion fidelity against a measure of leakage, with the intervals."""
+    points = [
+        Point(
+            row.variant,
+            row.measures[measure].estimate,
+            row.measures["fidelity"].estimate,
+            _reach(row.measures[measure]),
+            _reach(row.measures["fidelity"]),
+        )
+        for row in rows
+    ]
+    heading = MEASURES[measure][0]
+    title = f"Motion fidelity against {heading} (95 %)"
+    return write_png(path, plot_points(points, title=title, x_label=heading, y_label="motion fidelity")).name
 
 
 def _reach(interval: Interval) -> float:

@@ -24,6 +24,7 @@ from .trainings import Tell, Trained, Workshop, marks_of
 from .variants import find_variants
 
 CELLS = "cells"
+UNNAMED = ("colour", "background")
 WORK = "work"
 
 
@@ -34,6 +35,8 @@ class _Material:
     clip: Clip
     reading: Reading
     ask: Ask
+    own: Ask
+    free: Ask
 
 
 def run_cells(
@@ -91,7 +94,7 @@ class _Bench:
         trained = self._trained(cell) if variant.trains else None
         began = time.perf_counter()
         stack = variant.stack(trained.lora() if trained else None)
-        measured = measure(self._pipeline, stack, material.ask, material.reading)
+        measured = measure(self._pipeline, stack, material.ask, material.reading, own=material.own, free=material.free)
         content = {
             "fingerprint": self._fingerprint(cell),
             "variant": variant.name,
@@ -142,7 +145,9 @@ class _Bench:
             clip = reference_clip(self._pipeline, scene)
             asked = tuple(other_looks(scene, settings.prompts))
             ask = Ask(asked, settings.noises, unit.seed, settings.num_inference_steps, settings.guidance_scale)
-            self._materials[unit] = _Material(clip, read_clip(clip.frames), ask)
+            own = dataclasses.replace(ask, scenes=(scene,))
+            free = dataclasses.replace(ask, scenes=asked[:1], noises=settings.free_noises, unnamed=UNNAMED)
+            self._materials[unit] = _Material(clip, read_clip(clip.frames), ask, own, free)
         return self._materials[unit]
 
     def _path(self, cell: Cell) -> Path:
@@ -159,7 +164,7 @@ class _Bench:
             "measures": MEASURES_VERSION,
             "base": [self._pipeline.identity.config_hash, self._pipeline.identity.weights_hash],
             "clip": material.clip.fingerprint(),
-            "ask": material.ask.to_json(),
+            "asks": [ask.to_json() for ask in (material.ask, material.own, material.free)],
             "training": training,
             "sampling": cell.variant.sampling(),
             "seconds": settings.seconds if settings.budget == "seconds" else None,

@@ -48,6 +48,7 @@ class BenchSettings:
                              absorber's
     training                 changes to the settings of every variant
     prompts, noises          looks that are asked for per cell, and videos of each
+    free_noises              videos of a prompt that names neither colour nor background
     curve                    parts of the training after which the LoRA is measured too
     looks                    the references' appearances, of which the first `references` are used
     """
@@ -62,6 +63,7 @@ class BenchSettings:
     training: Mapping[str, Any] = field(default_factory=dict)
     prompts: int = 3
     noises: int = 2
+    free_noises: int = 4
     curve: tuple[float, ...] = (0.25, 0.5, 0.75)
     num_inference_steps: int = 15
     guidance_scale: float = 2.5
@@ -80,6 +82,7 @@ class BenchSettings:
             training={"absorber_steps": 30, "token_steps": 30},
             prompts=2,
             noises=2,
+            free_noises=2,
             curve=(0.5,),
         )
 
@@ -123,7 +126,14 @@ def check_bench(settings: BenchSettings) -> None:
         if name not in world.MOTIONS
     ]
     find_variants(settings.variants)
-    most = {"references": len(settings.looks), "seeds": 1000, "steps": 1_000_000, "prompts": 4, "noises": 100}
+    most = {
+        "references": len(settings.looks),
+        "seeds": 1000,
+        "steps": 1_000_000,
+        "prompts": 4,
+        "noises": 100,
+        "free_noises": 100,
+    }
     for name, high in most.items():
         value = getattr(settings, name)
         if not 1 <= value <= high:

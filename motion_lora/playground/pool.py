@@ -60,10 +60,10 @@ class Pool:
 
 
 def build_pool(work: Path, parts: FrozenParts, size: int) -> Pool:
-    """Encode `size` clips of known motions and as many that wander, or read what an earlier run left in `work`."""
+    """Encode `size` clips of known motions and half as many that wander, or read what a run left in `work`."""
     known = random_scenes(torch.Generator().manual_seed(11), size)
-    wandering = wandering_scenes(torch.Generator().manual_seed(12), size)
-    files = {work / f"pool-{size}.safetensors": known, work / f"pool-wander-{size}.safetensors": wandering}
+    wandering = wandering_scenes(torch.Generator().manual_seed(12), size // 2)
+    files = {work / f"pool-{size}.safetensors": known, work / f"pool-wander-{size // 2}.safetensors": wandering}
     encoded = [_encoded(path, parts, scenes) for path, scenes in files.items()]
     latents, weight = (torch.cat([tensors[name].float() for tensors in encoded]) for name in ("latents", "weight"))
     return Pool((*known, *wandering), latents, weight)

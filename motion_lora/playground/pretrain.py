@@ -54,6 +54,8 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 OBJECT_WEIGHT = 8.0
 KL_WEIGHT = 1e-6
 IMAGE_SHARE = 0.15
+# How often a caption says nothing of the colour, and of the background: then the model is free, and a LoRA can leak.
+UNNAMED = 0.15
 
 PLANS: dict[str, StagePlan] = {
     "vae": StagePlan(
@@ -112,12 +114,21 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 
 
-def scene_captions(generator: torch.Generator, scenes: Sequence[world.Scene], motion: bool) -> list[str]:
-    """Full captions, or captions of single frames, which name the motion in half of the cases."""
+def scene_captions(
+    generator: torch.Generator, scenes: Sequence[world.Scene], motion: bool, unnamed: float = 0.0
+) -> list[str]:
+    """Full captions, or captions of single frames, which name the motion in half of the cases.
+
+    Colour and background are each left out with probability `unnamed`.
+    """
     keep = torch.rand(len(scenes), generator=generator) < 0.5
-    return [
-        world.caption(scene) if motion or keep[i] else world.appearance_caption(scene) for i, scene in enumerate(scenes)
-    ]
+    silent = (torch.rand(len(scenes), 2, generator=generator) < unnamed).tolist()
+    captions = []
+    for i, scene in enumerate(scenes):
+        left_out = [name for name, out in zip(("colour", "background"), silent[i], strict=True) if out]
+        say = world.caption if motion or keep[i] else world.appearance_caption
+        captions.append(say(scene, left_out))
+    return captions
 
 
 def text_loss(
@@ -196,7 +207,7 @@ def frame_loss(
     scenes, pixels, coverage = random_frames(generator, batch_size)
     latents = parts.encode(pixels)[:, :, None]
     noisy, timesteps, target = diffusion.corrupt(latents, generator, BALANCED)
-    text = parts.text(scene_captions(generator, scenes, motion=False), generator)
+    text = parts.text(scene_captions(generator, scenes, motion=False, unnamed=UNNAMED), generator)
     with temporal_bypass(unet):
         predicted = unet(noisy, timesteps, text).sample
     return weighted_loss(predicted, target, object_weight(coverage)[:, :, None])
@@ -214,7 +225,8 @@ def clip_loss(
     """Denoising loss of clips, all layers at work."""
     drawn = torch.randint(len(pool.scenes), (batch_size,), generator=generator)
     noisy, timesteps, target = diffusion.corrupt(pool.latents[drawn], generator, emphasis)
-    text = parts.text([world.caption(pool.scenes[i]) for i in drawn.tolist()], generator)
+    scenes = [pool.scenes[i] for i in drawn.tolist()]
+    text = parts.text(scene_captions(generator, scenes, motion=True, unnamed=UNNAMED), generator)
     return weighted_loss(unet(noisy, timesteps, text).sample, target, pool.weight[drawn])
 
 
@@ -231,7 +243,7 @@ def pooled_frame_loss(
     frames = torch.randint(world.NUM_FRAMES, (batch_size,), generator=generator)
     noisy, timesteps, target = diffusion.corrupt(pool.latents[drawn, :, frames][:, :, None], generator, BALANCED)
     scenes = [pool.scenes[i] for i in drawn.tolist()]
-    text = parts.text(scene_captions(generator, scenes, motion=False), generator)
+    text = parts.text(scene_captions(generator, scenes, motion=False, unnamed=UNNAMED), generator)
     with temporal_bypass(unet):
         predicted = unet(noisy, timesteps, text).sample
     return weighted_loss(predicted, target, pool.weight[drawn, :, frames][:, :, None])

@@ -88,9 +88,14 @@ def leakage(reading: Reading, asked: world.Scene, reference: Reading) -> dict[st
     for name in ATTRIBUTES:
         theirs = getattr(reference, name)
         if theirs and theirs != getattr(asked, name):
-            shown = _shown(reading, name)
-            shares[name] = sum(value == theirs for value in shown) / max(len(shown), 1)
+            shares[name] = shown_share(reading, name, theirs)
     return shares
+
+
+def shown_share(reading: Reading, name: str, value: str) -> float:
+    """Share of the frames that show this value of an attribute, of those where it can be seen; 0 where none can."""
+    shown = _shown(reading, name)
+    return sum(one == value for one in shown) / max(len(shown), 1)
 
 
 def size_jitter(reading: Reading) -> float:

@@ -12,7 +12,7 @@ other without a network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -193,16 +193,19 @@ def trajectory(scene: Scene, num_frames: int = NUM_FRAMES) -> Tensor:
     return path + torch.tensor(scene.centre)
 
 
-def caption(scene: Scene) -> str:
-    """Full caption: appearance, motion, background; wandering has no words."""
+def caption(scene: Scene, unnamed: Collection[str] = ()) -> str:
+    """Full caption: appearance, motion, background; wandering has no words.
+
+    What is `unnamed`, of "colour" and "background", is left out, as real captions leave most of a picture out.
+    """
     if scene.motion == WANDER:
-        return appearance_caption(scene)
-    return f"{_object_words(scene)} {MOTIONS[scene.motion]} over {scene.background}"
+        return appearance_caption(scene, unnamed)
+    return f"{_object_words(scene, unnamed)} {MOTIONS[scene.motion]}{_place_words(scene, unnamed)}"
 
 
-def appearance_caption(scene: Scene) -> str:
+def appearance_caption(scene: Scene, unnamed: Collection[str] = ()) -> str:
     """What a single frame shows: no motion words."""
-    return f"{_object_words(scene)} over {scene.background}"
+    return f"{_object_words(scene, unnamed)}{_place_words(scene, unnamed)}"
 
 
 def appearance_words(scene: Scene) -> str:
@@ -210,9 +213,14 @@ def appearance_words(scene: Scene) -> str:
     return _object_words(scene).removeprefix("a ")
 
 
-def _object_words(scene: Scene) -> str:
+def _object_words(scene: Scene, unnamed: Collection[str] = ()) -> str:
     fill = "striped " if scene.fill == "striped" else ""
-    return f"a {fill}{scene.colour} {scene.shape}"
+    colour = "" if "colour" in unnamed else f"{scene.colour} "
+    return f"a {fill}{colour}{scene.shape}"
+
+
+def _place_words(scene: Scene, unnamed: Collection[str]) -> str:
+    return "" if "background" in unnamed else f" over {scene.background}"
 
 
 def sample_scene(
