@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +47,10 @@ Tell = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """A training that is done: LoRA files by step, seconds of the motion stage and of the absorber, parameters."""
+    """A training that is done: LoRA files by step, seconds of the motion stage and of the absorber, parameters.
+
+    The seconds count what comes before the first step too: encoding, and redrawing the clip where a method does that.
+    """
 
     loras: Mapping[int, Path]
     steps: int
@@ -103,14 +107,14 @@ class Workshop:
         path = self._folder / f"speed-{_key(self._pipeline.identity.weights_hash, plan)}.json"
         about = _read(path)
         if about is None:
-            about = {"variant": name, "seconds_per_step": self._seconds_per_step(clip, settings, absorber)}
-            about["absorber_seconds"] = absorber_seconds
+            before, per_step = self._timing(clip, settings, absorber)
+            about = {"variant": name, "before": before + absorber_seconds, "seconds_per_step": per_step}
             write_atomically(path, json.dumps(about).encode())
-        steps = int((seconds - about["absorber_seconds"]) / about["seconds_per_step"])
+        steps = int((seconds - about["before"]) / about["seconds_per_step"])
         if steps < 1:
             raise SettingsError(
-                f"seconds is {seconds:g}, and {name} needs {about['absorber_seconds']:.1f} for its absorber and "
-                f"{about['seconds_per_step']:.2f} for a step; give more."
+                f"seconds is {seconds:g}, and {name} needs {about['before']:.1f} before its first step, its absorber "
+                f"included, and {about['seconds_per_step']:.2f} for a step; give more."
             )
         return steps
 
@@ -155,7 +159,7 @@ class Workshop:
             save_lora(loras[step], lora)
             return "continue"
 
-        tell = self._reporter(name, [])
+        tell = _Before(self._reporter(name, []))
 
         def report(step: StepReport) -> str:
             tell(step)
@@ -171,7 +175,7 @@ class Workshop:
             raise TrainingError(f"The training of {name} ended {result.ending}; run the benchmark again to go on.")
         about = {
             "name": name,
-            "seconds": sum(report.seconds for report in result.losses),
+            "seconds": tell.seconds + sum(report.seconds for report in result.losses),
             "parameters": result.lora.num_parameters,
             "settings": dict(result.settings),
         }
@@ -179,13 +183,15 @@ class Workshop:
         shutil.rmtree(folder / "run", ignore_errors=True)
         return about
 
-    def _seconds_per_step(self, clip: Clip, settings: TrainSettings, absorber: Absorber | None) -> float:
+    def _timing(self, clip: Clip, settings: TrainSettings, absorber: Absorber | None) -> tuple[float, float]:
+        """Seconds before the first step, and per step."""
         seconds: list[float] = []
         if absorber is None:
             settings = replace(settings, absorber="none")
         short = replace(settings, steps=_TIMED_STEPS)
-        train(self._pipeline, [clip], short, absorber=absorber, callback=self._reporter("timing", seconds))
-        return statistics.fmean(seconds[_WARM_UP:])
+        report = _Before(self._reporter("timing", seconds))
+        train(self._pipeline, [clip], short, absorber=absorber, callback=report)
+        return report.seconds, statistics.fmean(seconds[_WARM_UP:])
 
     def _reporter(self, what: str, seconds: list[float]) -> Callback:
         def report(step: StepReport) -> str:
@@ -194,6 +200,20 @@ class Workshop:
             return "continue"
 
         return report
+
+
+class _Before:
+    """A callback around another that notes the seconds from its making to the beginning of the first step."""
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback, self._began = callback, time.perf_counter()
+        self.seconds = 0.0
+        self._first = True
+
+    def __call__(self, report: StepReport) -> str:
+        if self._first:
+            self.seconds, self._first = time.perf_counter() - self._began - report.seconds, False
+        return self._callback(report)
 
 
 def _key(*what: Any) -> str:
