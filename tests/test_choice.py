@@ -14,24 +14,12 @@ from cli_helpers import CAPTIONS, fails, succeeds, write_base, write_clip
 from PIL import Image
 from training_samples import Listener, quick, sample_clip, small_pipeline
 
-from motion_lora.choice import (
-    Checkpoint,
-    Limits,
-    Record,
-    ValidationPlan,
-    Validator,
-    check_plan,
-    choose,
-    curve_csv,
-    excess,
-    has_settled,
-    train_validated,
-    write_curve,
-)
+from motion_lora.choice import Checkpoint, Limits, choose, curve_csv, excess, has_settled, write_curve
 from motion_lora.errors import SettingsError
 from motion_lora.files import load_lora
 from motion_lora.judging import ALIGNMENT, LEAKAGE, MOTION
 from motion_lora.training import train
+from motion_lora.validation import Record, Validation, ValidationPlan, Validator, check_plan, train_validated
 
 BASE = {MOTION: 0.2, LEAKAGE: 0.05, ALIGNMENT: 0.9}
 
@@ -128,14 +116,15 @@ def validated(folder: Path, judge: KnownJudge, plan: ValidationPlan = PLAN, call
     pipeline, clip = small_pipeline(), sample_clip()
     settings = quick(absorber="none", steps=steps)
     heard: list[int] = []
-    found = train_validated(
-        lambda inner: train(pipeline, [clip], settings, callback=inner, checkpoint=folder / "run"),
+    validation = Validation(
         Validator(pipeline, judge, plan),
         folder / "validation",
         settings,
-        callback=callback,
         limits=Limits(patience=1),
         heard=lambda point, base: heard.append(point.step),
+    )
+    found = train_validated(
+        lambda inner: train(pipeline, [clip], settings, callback=inner, checkpoint=folder / "run"), validation, callback
     )
     return found, heard
 
@@ -169,11 +158,39 @@ def test_early_stop(tmp_path: Path) -> None:
 def test_an_interrupted_run_keeps_its_validations(tmp_path: Path, straight: str) -> None:
     found, heard = validated(tmp_path, KnownJudge(0.1, 0.9), callback=Listener(("motion", 3), "pause"))
     assert found.result.ending == "paused" and heard == [2]
-    found, heard = validated(tmp_path, KnownJudge(0.1, 0.3, 0.5))
+    judge = KnownJudge(0.3, 0.5)
+    found, heard = validated(tmp_path, judge)
     assert heard == [4, 6] and [point.step for point in found.points] == [2, 4, 6]
+    assert not judge.left and found.base[MOTION] == 0.1, "the base is not scored again"
     assert found.choice is not None and found.choice.step == 2
     assert found.result.lora.fingerprint() == straight
-    assert Record(tmp_path / "validation").lora(2).fingerprint() == found.best.fingerprint()
+    assert Record(tmp_path / "validation", PLAN).lora(2).fingerprint() == found.best.fingerprint()
+
+
+class BrokenJudge(KnownJudge):
+    """Goes away at its last call, as a process that is killed."""
+
+    def score(self, prompt: str, frames: torch.Tensor, neutral: torch.Tensor | None = None) -> dict[str, float]:
+        if len(self.left) == 1:
+            raise KeyboardInterrupt
+        return super().score(prompt, frames, neutral)
+
+
+def test_a_validation_that_was_cut_off_is_made_up_for(tmp_path: Path, straight: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        validated(tmp_path, BrokenJudge(0.1, 0.3, 0.0))
+    found, heard = validated(tmp_path, KnownJudge(0.9, 0.5))
+    assert heard == [4, 6] and [point.scores[MOTION] for point in found.points] == [0.3, 0.9, 0.5]
+    assert found.result.lora.fingerprint() == straight and found.choice is not None and found.choice.step == 4
+
+
+def test_a_finished_run_is_not_scored_again_but_for_another_plan(tmp_path: Path) -> None:
+    validated(tmp_path, KnownJudge(0.1, 0.3, 0.8, 0.5))
+    found, heard = validated(tmp_path, KnownJudge())
+    assert heard == [] and found.choice is not None and found.choice.step == 4
+    other = ValidationPlan(**{**vars(PLAN), "prompts": ("a blue square",)})
+    found, heard = validated(tmp_path, KnownJudge(0.2, 0.5), other)
+    assert heard == [6] and found.base[MOTION] == 0.2 and len(found.points) == 1
 
 
 def test_a_plan_that_cannot_be_followed_is_refused() -> None:
@@ -210,4 +227,4 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "validate_every is 0" in fails(capsys, *words, "--validate-every", 0)
     other = [str(word) for word in words]
     other[other.index("--caption") + 1] = other[other.index("--appearance-caption") + 1] = "a red square on the road"
-    assert "There is no --validate-prompt" in fails(capsys, *other, "--validate-every", 2)
+    assert "There is no prompt to validate with" in fails(capsys, *other, "--validate-every", 2)

@@ -59,6 +59,7 @@ IMPORT_ORDER = (
     "playground",
     "judging",
     "choice",
+    "validation",
     "jobs",
     "compare",
     "bench",

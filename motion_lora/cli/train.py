@@ -19,17 +19,17 @@ from .settings import TRAIN_OPTIONS
 from .validation import (
     VALIDATION_OPTIONS,
     check_validation,
+    plan_of,
     run_validated,
     save_validation,
     validation_facts,
-    validation_plan,
 )
 
 if TYPE_CHECKING:
-    from ..choice import Validated
     from ..clips import Clip
     from ..pipeline import VideoPipeline
     from ..training import Absorber, Callback, Command, StepReport, TrainResult, TrainSettings
+    from ..validation import Validated
 
 _EXAMPLES = """\
 examples:
@@ -308,7 +308,7 @@ def _train(
 
     if "validate_every" not in values:
         return train_with_bar(work), None
-    plan = validation_plan(values, pipeline, clips)
+    plan = plan_of(values, pipeline, clips)
     found = run_validated(values, pipeline, clips, settings, plan, checkpoint / "validation", work, train_with_bar)
     return found.result, found
 

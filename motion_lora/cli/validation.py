@@ -12,11 +12,12 @@ from .options import Option
 from .results import check_output
 
 if TYPE_CHECKING:
-    from ..choice import Checkpoint, Validated, ValidationPlan
+    from ..choice import Checkpoint
     from ..clips import Clip
     from ..judging import Scores
     from ..pipeline import VideoPipeline
     from ..training import Callback, TrainResult, TrainSettings
+    from ..validation import Validated, ValidationPlan
 
 VALIDATION_OPTIONS = (
     Option("validate_every", int, "steps between validations: a few videos are made and scored (default: none)"),
@@ -27,9 +28,6 @@ VALIDATION_OPTIONS = (
     Option("early_stop", bool, "stop when validations no longer improve (default: off)"),
     Option("clip_model", Path, "folder of a CLIP model, to validate text alignment too", metavar="FOLDER"),
 )  # fmt: skip
-# What the playground was tuned for; others are sampled as `motion-lora sample` does.
-_PLAYGROUND_GUIDANCE = 2.5
-_PLAYGROUND_PROMPTS, _PLAYGROUND_NOISES = 3, 2
 
 
 def check_validation(values: Mapping[str, Any], output: Path) -> None:
@@ -50,38 +48,18 @@ def best_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.best.safetensors")
 
 
-def validation_plan(values: Mapping[str, Any], pipeline: VideoPipeline, clips: Sequence[Clip]) -> ValidationPlan:
-    """The plan that the options ask for; raises SettingsError where there is no prompt for this base."""
-    from ..choice import ValidationPlan
-    from ..playground import PLAYGROUND_NAME
-    from ..sampling import SampleSettings
+def plan_of(values: Mapping[str, Any], pipeline: VideoPipeline, clips: Sequence[Clip]) -> ValidationPlan:
+    """The plan that the options ask for."""
+    from ..validation import validation_plan
 
-    playground = pipeline.identity.name.startswith(PLAYGROUND_NAME)
-    prompts = tuple(values.get("validate_prompt", ())) or _other_prompts(clips[0].caption)
-    if not prompts:
-        raise SettingsError(
-            "There is no --validate-prompt; name one or more, with the clip's motion and a look that is not the clip's."
-        )
-    return ValidationPlan(
+    return validation_plan(
+        pipeline,
+        clips[0],
         values["validate_every"],
-        prompts,
-        noises=_PLAYGROUND_NOISES if playground else 1,
+        values.get("validate_prompt", ()),
         num_inference_steps=values.get("validate_steps", 15),
-        guidance_scale=_PLAYGROUND_GUIDANCE if playground else SampleSettings.guidance_scale,
-        num_frames=clips[0].num_frames,
-        height=clips[0].height,
-        width=clips[0].width,
         early_stop=values.get("early_stop", False),
     )
-
-
-def _other_prompts(caption: str) -> tuple[str, ...]:
-    """Other looks for a caption in the playground's words; none for any other caption."""
-    from ..playground import world
-    from ..playground.prompts import asked_scene, other_looks
-
-    scene = asked_scene(caption)
-    return () if scene is None else tuple(world.caption(s) for s in other_looks(scene, _PLAYGROUND_PROMPTS))
 
 
 def run_validated(
@@ -95,9 +73,9 @@ def run_validated(
     with_bar: Callable[[Callable[[Callback], TrainResult]], TrainResult],
 ) -> Validated:
     """Train by `train(callback)` inside `with_bar`, with validations whose record is kept in `folder`."""
-    from ..choice import Validator, check_plan, train_validated
     from ..judging import make_judge
     from ..metrics import ClipScorer
+    from ..validation import Validation, Validator, check_plan, train_validated
 
     check_plan(plan, settings)
     scorer = ClipScorer.load(values["clip_model"], device=str(pipeline.device)) if "clip_model" in values else None
@@ -107,8 +85,8 @@ def run_validated(
     made: list[Validated] = []
 
     def work(callback: Callback) -> TrainResult:
-        validator = Validator(pipeline, judge, plan)
-        made.append(train_validated(train, validator, folder, settings, callback=callback, heard=_tell))
+        validation = Validation(Validator(pipeline, judge, plan), folder, settings, heard=_tell)
+        made.append(train_validated(train, validation, callback))
         return made[0].result
 
     with_bar(work)
