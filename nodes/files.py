@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..motion_lora.errors import SettingsError
 from ..motion_lora.lora import LoRA
-from . import folders, host, shown
+from . import folders, host, listed, shown
 from .choices import COUNTS, LORA_FORMATS
-from .save import PRECISIONS
 from .sockets import CATEGORY, Base, MotionLoRA, TextPart, io
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def _lora_name() -> io.Combo.Input:
     return io.Combo.Input("lora_name", options=folders.choices(folders.all_lora_names()), tooltip=_ANY_FILE)
 
 
-class LoadAnyLoRA(io.ComfyNode):
+class LoadAnyLoRA(listed.FromLoRAFile):
     """A LoRA from a file of any format that is understood."""
 
     @classmethod
@@ -85,14 +84,6 @@ class LoadAnyLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str = "", **unused: Any) -> str:
-        return shown.file_mark(folders.lora_path, lora_name)
-
-    @classmethod
-    def validate_inputs(cls, lora_name: str) -> bool | str:
-        return shown.is_listed(folders.lora_path, lora_name)
-
-    @classmethod
     def execute(
         cls, lora_name: str, base_model: VideoPipeline | None = None, text_encoder: bool = False, clip: int = 0
     ) -> io.NodeOutput:
@@ -122,7 +113,7 @@ def read(
     return report, f"{report.text}; {warning}" if warning else report.text
 
 
-class InspectLoRA(io.ComfyNode):
+class InspectLoRA(listed.FromLoRAFile):
     """What a LoRA file is."""
 
     @classmethod
@@ -144,14 +135,6 @@ class InspectLoRA(io.ComfyNode):
                 io.Image.Output("table", display_name="table", tooltip="The report as the node shows it."),
             ],
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, lora_name: str = "", **unused: Any) -> str:
-        return shown.file_mark(folders.lora_path, lora_name)
-
-    @classmethod
-    def validate_inputs(cls, lora_name: str) -> bool | str:
-        return shown.is_listed(folders.lora_path, lora_name)
 
     @classmethod
     def execute(cls, lora_name: str, base_model: VideoPipeline | None = None) -> io.NodeOutput:
@@ -187,24 +170,10 @@ class ConvertLoRA(io.ComfyNode):
                     tooltip="motion-lora: this project's own. kohya: lora_unet_* keys with alpha. peft: what diffusers "
                     "and PEFT read.",
                 ),
-                io.String.Input(
-                    "filename",
-                    default="motion/converted",
-                    tooltip="Below output/loras; subfolders are fine. An existing file is never replaced, the new one "
-                    "gets a number.",
-                ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(PRECISIONS),
-                    default="as trained",
-                    tooltip="fp16 and bf16 halve the file and round the numbers.",
-                ),
+                listed.filename("motion/converted"),
+                listed.precision(),
             ],
-            outputs=[
-                io.String.Output(
-                    "lora_name", display_name="lora_name", tooltip="The name under which loaders list the file."
-                )
-            ],
+            outputs=[listed.written_name()],
         )
 
     @classmethod
@@ -214,7 +183,8 @@ class ConvertLoRA(io.ComfyNode):
 
         path = folders.new_file(folders.lora_folder(), filename)
         write = {"motion-lora": save_lora, "kohya": export_kohya, "peft": export_peft}[format]
-        write(path, motion_lora, metadata=host.metadata_allowed(), dtype=PRECISIONS[precision], overwrite=False)
+        dtype = listed.PRECISIONS[precision]
+        write(path, motion_lora, metadata=host.metadata_allowed(), dtype=dtype, overwrite=False)
         name = folders.listed_name(path)
         host.tell_node(cls.hidden.unique_id, f"{name}: {len(motion_lora)} layers written ({format})")
         return io.NodeOutput(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..motion_lora.files import load_absorber, load_lora
-from . import bases, folders, shown
+from . import bases, folders, listed, shown
 from .choices import DTYPES
 from .sockets import CATEGORY, Absorber, Base, MotionLoRA, io
 
@@ -52,7 +52,7 @@ class LoadT2VModel(io.ComfyNode):
         return io.NodeOutput(bases.load(model, dtype, download))
 
 
-class LoadMotionLoRA(io.ComfyNode):
+class LoadMotionLoRA(listed.FromLoRAFile):
     """A motion LoRA from its file."""
 
     @classmethod
@@ -80,14 +80,6 @@ class LoadMotionLoRA(io.ComfyNode):
                 ),
             ],
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, lora_name: str) -> str:
-        return shown.file_mark(folders.lora_path, lora_name)
-
-    @classmethod
-    def validate_inputs(cls, lora_name: str) -> bool | str:
-        return shown.is_listed(folders.lora_path, lora_name)
 
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..motion_lora.files import save_absorber, save_lora
 from ..motion_lora.lora import LoRA
-from . import folders, host
+from . import folders, host, listed
 from .sockets import CATEGORY, Absorber, MotionLoRA, io
 
 if TYPE_CHECKING:
     from ..motion_lora.inversion import Absorber as AbsorberValue
-
-PRECISIONS = {"as trained": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class SaveMotionLoRA(io.ComfyNode):
@@ -32,30 +28,17 @@ class SaveMotionLoRA(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 MotionLoRA.Input("motion_lora", tooltip="What to save."),
-                io.String.Input(
-                    "filename",
-                    default="motion/my_motion",
-                    tooltip="Below output/loras; subfolders are fine. An existing file is never replaced, the new one "
-                    "gets a number.",
-                ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(PRECISIONS),
-                    default="as trained",
-                    tooltip="fp16 and bf16 halve the file and round the numbers.",
-                ),
+                listed.filename("motion/my_motion"),
+                listed.precision(),
             ],
-            outputs=[
-                io.String.Output(
-                    "lora_name", display_name="lora_name", tooltip="The name under which loaders list the file."
-                )
-            ],
+            outputs=[listed.written_name()],
         )
 
     @classmethod
     def execute(cls, motion_lora: LoRA, filename: str, precision: str) -> io.NodeOutput:
         path = folders.new_file(folders.lora_folder(), filename)
-        save_lora(path, motion_lora, metadata=host.metadata_allowed(), dtype=PRECISIONS[precision], overwrite=False)
+        dtype = listed.PRECISIONS[precision]
+        save_lora(path, motion_lora, metadata=host.metadata_allowed(), dtype=dtype, overwrite=False)
         return io.NodeOutput(folders.listed_name(path))
 
 

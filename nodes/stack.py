@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..motion_lora.curves import FrameCurve, Schedule
 from ..motion_lora.lora import LoRA
 from ..motion_lora.spelling import block_strengths_from
 from ..motion_lora.stack import AdapterStack, StackEntry, block_of
-from . import files, folders, host, shown
+from . import files, folders, host, listed
 from .choices import HIGHWAY_PRESETS, MAX_HIGHWAY_SCALE
 from .sockets import CATEGORY, Base, FrameStrength, MotionLoRA, Stack, StrengthSchedule, TextPart, io
 
@@ -111,7 +111,7 @@ class MotionLoRAStack(io.ComfyNode):
         return io.NodeOutput((stack or AdapterStack()).add(entry))
 
 
-class AppearanceLoRA(io.ComfyNode):
+class AppearanceLoRA(listed.FromLoRAFile):
     """A look from a spatial LoRA on the same stack."""
 
     @classmethod
@@ -147,14 +147,6 @@ class AppearanceLoRA(io.ComfyNode):
             ],
             outputs=[Stack.Output("stack_out", display_name="stack", tooltip=_STACK_OUT)],
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, lora_name: str = "", **unused: Any) -> str:
-        return shown.file_mark(folders.lora_path, lora_name)
-
-    @classmethod
-    def validate_inputs(cls, lora_name: str) -> bool | str:
-        return shown.is_listed(folders.lora_path, lora_name)
 
     @classmethod
     def execute(
