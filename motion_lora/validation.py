@@ -168,8 +168,10 @@ class Record:
         self.folder = folder
         self._plan: dict[str, Any] = json.loads(json.dumps(asdict(replace(plan, early_stop=False))))
         content = _read(folder / RECORD)
-        if content.get("plan") != self._plan:
+        if content and content.get("plan") != self._plan:
             content = {}
+            for path in self._paths():
+                path.unlink()
         self.base: dict[str, float] = content.get("base", {})
         self.points = [Checkpoint(entry["step"], entry["scores"]) for entry in content.get("points", [])]
 
@@ -182,9 +184,7 @@ class Record:
         return [found[f"{number:04d}"] for number in range(len(found))] if self.base else []
 
     def open(self, base: Scores, neutral: Sequence[Tensor]) -> None:
-        """Keep what the base does, and forget all else."""
-        for path in self._paths():
-            path.unlink()
+        """Keep what the base does; scores that were made beside another are forgotten."""
         tensors = {f"{number:04d}": frames.contiguous() for number, frames in enumerate(neutral)}
         write_atomically(self.folder / _NEUTRAL, serialize(tensors, {}))
         self.base, self.points = dict(base), []
@@ -206,7 +206,7 @@ class Record:
     def unscored(self) -> int | None:
         """The step of a LoRA that was kept last and has no scores yet."""
         last = max(map(_step_of, self._paths()), default=0)
-        return last if self.base and last > max((point.step for point in self.points), default=0) else None
+        return last if last > max((point.step for point in self.points), default=0) else None
 
     def has(self, step: int, lora: LoRA) -> bool:
         """Whether this very LoRA is scored."""
@@ -267,8 +267,14 @@ class Validation:
             self._score(step, lora)
         return "stop" if self.settled else "continue"
 
+    def postpone(self, result: TrainResult) -> None:
+        """Where training was held at a step to validate after, keep its LoRA to be scored when it goes on."""
+        last = result.losses[-1] if result.losses else None
+        if last is not None and self.due(last) and not self.record.has(last.step, result.lora):
+            self.record.keep(last.step, result.lora)
+
     def catch_up(self) -> None:
-        """Score the LoRA that an interruption left without scores: training goes on after its step."""
+        """Score the LoRA that was left without scores: training goes on after its step."""
         step = self.record.unscored()
         if step is not None:
             self._know_base()
@@ -308,6 +314,8 @@ def train_validated(
     """Train by `run(callback)` with a validation every `plan.every` steps of the motion stage, and at the end."""
     validation.catch_up()
     result = train_with_visits(run, validation.due, validation.visit, callback)
+    if result.ending != "completed":
+        validation.postpone(result)
     record, choice = validation.record, validation.choose()
     best = record.lora(choice.step) if choice is not None else None
     stopped_early = validation.settled and result.ending == "stopped"

@@ -24,6 +24,7 @@ from . import background
 PREFIX = "/motion_lora"
 MAX_BODY = 4096
 _VIDEO = {".mp4": "video/mp4"}
+_CURVE = {".csv": "text/csv; charset=utf-8", ".png": "image/png"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -34,6 +35,7 @@ def register() -> None:
     routes.get(f"{PREFIX}/jobs")(_answering(_jobs))
     routes.get(f"{PREFIX}/jobs/{{id}}")(_answering(_job))
     routes.get(f"{PREFIX}/jobs/{{id}}/previews/{{name}}")(_answering(_preview))
+    routes.get(f"{PREFIX}/jobs/{{id}}/{{curve}}")(_answering(_curve))
     routes.post(f"{PREFIX}/jobs/{{command}}")(_answering(_command))
 
 
@@ -54,6 +56,17 @@ async def _preview(request: web.Request) -> web.StreamResponse:
     if path.suffix not in _VIDEO:
         raise SettingsError(f"{path.name} is no preview")
     headers = {"Content-Type": _VIDEO[path.suffix], "X-Content-Type-Options": "nosniff", "Cache-Control": "private"}
+    return web.FileResponse(path, headers=headers)
+
+
+async def _curve(request: web.Request) -> web.StreamResponse:
+    path = background.runner().store.curve(request.match_info["id"], request.match_info["curve"])
+    headers = {
+        "Content-Type": _CURVE[path.suffix],
+        "Content-Disposition": f'inline; filename="{path.name}"',
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+    }
     return web.FileResponse(path, headers=headers)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..motion_lora.jobs import APPEARANCE_ABSORBER, MOTION_LORA, Job, PreviewPlan
+from ..motion_lora.errors import SettingsError
+from ..motion_lora.jobs import APPEARANCE_ABSORBER, BEST, LAST, MOTION_LORA, Job, PreviewPlan
 from ..motion_lora.methods import ABSORBERS, METHODS
 from . import background, bases, shown
 from .advanced import DEFAULT, SWITCHES, Options
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..motion_lora.jobs.training_work import TrainingInputs
     from ..motion_lora.pipeline import VideoPipeline
     from ..motion_lora.training import TrainSettings
+    from ..motion_lora.validation import ValidationPlan
 
 _ZERO = "0: the default of this method and base model."
 _ABSORBING = [name for name in ABSORBERS if name != "none"]
@@ -98,6 +100,7 @@ class TrainMotionLoRA(io.ComfyNode):
                     "the motion belong: a robot {motion} in a desert. The clip is redrawn under each and the motion "
                     "learned from all. Method many-looks needs about ten; empty: the method's own.",
                 ),
+                *_validation(),
             ],
             outputs=[
                 MotionLoRA.Output("motion_lora", display_name="motion_lora", tooltip="For a Motion LoRA Stack."),
@@ -123,8 +126,9 @@ class TrainMotionLoRA(io.ComfyNode):
         appearance_absorber: AbsorberValue | None = None,
         **widgets: Any,
     ) -> io.NodeOutput:
+        material = (base_model, clips, appearance_absorber)
         preview = PreviewPlan(preview_prompt, preview_every, seed=widgets["seed"])
-        return await _train(cls, MOTION_LORA, (base_model, clips, appearance_absorber), widgets, preview)
+        return await _train(cls, MOTION_LORA, material, widgets, preview, _plan(base_model, clips[0], widgets))
 
 
 class TrainAppearanceAbsorber(io.ComfyNode):
@@ -198,13 +202,16 @@ async def _train(
     material: tuple[VideoPipeline, tuple[Clip, ...], AbsorberValue | None],
     widgets: dict[str, Any],
     preview: PreviewPlan,
+    validation: ValidationPlan | None = None,
 ) -> io.NodeOutput:
     """Ask for the job that the widgets describe, and wait for it if they say so."""
     from ..motion_lora.jobs.training_work import TrainingInputs, training_spec
 
-    hidden, inputs = node.hidden, TrainingInputs(*material)
+    hidden, inputs, keep = node.hidden, TrainingInputs(*material), widgets.get("keep", BEST)
     settings = settings_from(inputs.pipeline, widgets)
     _check(kind, inputs, settings)
+    if validation is not None:
+        _check_validation(validation, inputs, settings, keep)
     spec = training_spec(
         kind,
         widgets["name"].strip() or inputs.clips[0].caption,
@@ -212,6 +219,8 @@ async def _train(
         settings,
         base=bases.recipe_of(inputs.pipeline),
         preview=preview,
+        validation=validation,
+        keep=keep,
         yields=widgets["pause_while_generating"],
     )
     again = background.continuation_of(hidden.prompt, hidden.extra_pnginfo, hidden.unique_id)
@@ -238,6 +247,39 @@ def _check(kind: str, inputs: TrainingInputs, settings: TrainSettings) -> None:
     else:
         stages = all_stages(settings, absorber_given=inputs.absorber is not None)
     check_run(inputs.pipeline, inputs.clips, settings, stages, inputs.absorber)
+
+
+def _plan(base: VideoPipeline, clip: Clip, widgets: dict[str, Any]) -> ValidationPlan | None:
+    """How the checkpoints are validated; None where they are not."""
+    every = widgets.get("validate_every", 0)
+    if not every:
+        return None
+    from ..motion_lora.validation import validation_plan
+
+    prompts = [line.strip() for line in widgets.get("validate_prompts", "").splitlines() if line.strip()]
+    return validation_plan(base, clip, every, prompts, early_stop=widgets.get("early_stop", False))
+
+
+def _check_validation(plan: ValidationPlan, inputs: TrainingInputs, settings: TrainSettings, keep: str) -> None:
+    """As `_check`: what cannot be validated, or says nothing of a motion."""
+    from ..motion_lora.jobs.validating import decides
+    from ..motion_lora.judging import motion_fault
+    from ..motion_lora.training.checks import learns_motion
+    from ..motion_lora.training.settings import main_stages
+    from ..motion_lora.validation import check_plan
+
+    if not any(learns_motion(stage) for stage in main_stages(settings)):
+        raise SettingsError(
+            f"validate_every is {plan.every}, and method {settings.method!r} learns a look, which no validation of "
+            "motion can judge; set validate_every to 0."
+        )
+    check_plan(plan, settings)
+    fault = motion_fault(inputs.pipeline, inputs.clips[0].frames) if decides(plan, keep) else ""
+    if fault:
+        raise SettingsError(
+            f"The best checkpoint cannot be told, nor an early stop: motion fidelity cannot be measured ({fault}). Set "
+            "keep to last and switch early_stop off, or set validate_every to 0."
+        )
 
 
 def settings_from(base: VideoPipeline, widgets: dict[str, Any]) -> TrainSettings:
@@ -302,6 +344,43 @@ def _checkpointing() -> io.Boolean.Input:
         advanced=True,
         tooltip="About a third more time for a fraction of the memory.",
     )
+
+
+def _validation() -> list[Any]:
+    """Which checkpoint is kept, by measurement."""
+    return [
+        io.Int.Input(
+            "validate_every",
+            default=0,
+            min=0,
+            max=100_000,
+            optional=True,
+            tooltip="Steps between two validations: a few small videos are sampled and scored, and the curves drawn in "
+            "the panel. 0: none.",
+        ),
+        io.String.Input(
+            "validate_prompts",
+            default="",
+            multiline=True,
+            optional=True,
+            tooltip="Prompts of those videos, one per line, with the clip's motion and a look that is not the clip's. "
+            "Empty, for a clip of the playground: other looks than its own.",
+        ),
+        io.Combo.Input(
+            "keep",
+            options=[BEST, LAST],
+            default=BEST,
+            optional=True,
+            tooltip="With validations: the checkpoint of the most faithful motion among those whose leakage and text "
+            "alignment stay near the base's, or the last one. Both files stay in the job's folder.",
+        ),
+        io.Boolean.Input(
+            "early_stop",
+            default=False,
+            optional=True,
+            tooltip="With validations: end the training when four in a row have brought nothing more.",
+        ),
+    ]
 
 
 def _options() -> io.Input:

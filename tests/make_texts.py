@@ -138,6 +138,17 @@ Cancel, or lost in a crash goes on from its last checkpoint. `retrain` trains ag
 **The panel** (the camera symbol in the sidebar) shows every training with its loss, speed and previews, and has the
 buttons to pause, resume, stop and save, and cancel. The finished file is in `output/loras/motion`.
 
+**Which checkpoint?** A LoRA that trains on is not always a better one: at some point the clip's look comes along. With
+`validate_every` a few small videos are sampled on the way, always of the same prompts and start noises, and scored:
+motion fidelity to the clip, leakage of its look, text alignment. The panel draws the curves and marks the best
+checkpoint: of those whose leakage is at most 0.1 above the base's and whose text alignment is at least 0.9 times the
+base's, the one of the highest motion fidelity. `keep` says whether that one or the last goes on; both files, the curve
+and a table stay in the job's folder (`best.safetensors`, `last.safetensors`, `validation.png`, `validation.csv` below
+`user/motion_lora`). `early_stop` ends the training when four validations in a row have brought nothing more. Each
+validation takes as long as sampling its videos: six on the playground, elsewhere one for each of `validate_prompts`.
+On the playground the scores are exact. On other models motion fidelity, by tracked points (it needs the package
+`opencv-python-headless`), and leakage are proxies, and text alignment is left out.
+
 **Memory.** Too little? Switch `gradient_checkpointing` on, use fewer frames or smaller ones, or
 `pause_while_generating` to give the memory back whenever another workflow runs.
 """,

@@ -167,6 +167,13 @@ def test_an_interrupted_run_keeps_its_validations(tmp_path: Path, straight: str)
     assert Record(tmp_path / "validation", PLAN).lora(2).fingerprint() == found.best.fingerprint()
 
 
+def test_a_pause_at_a_validation_leaves_none_out(tmp_path: Path) -> None:
+    found, heard = validated(tmp_path, KnownJudge(), callback=Listener(("motion", 2), "pause"))
+    assert found.result.ending == "paused" and heard == []
+    found, heard = validated(tmp_path, KnownJudge(0.1, 0.9, 0.3, 0.5))
+    assert heard == [2, 4, 6] and found.choice is not None and found.choice.step == 2
+
+
 class BrokenJudge(KnownJudge):
     """Goes away at its last call, as a process that is killed."""
 

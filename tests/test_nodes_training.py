@@ -286,6 +286,54 @@ def test_an_absorber_is_trained_kept_loaded_and_used(host: Host, material: dict,
     assert newest(host).spec.plan == {"motion": 2} and len(made.args[0]) > 0
 
 
+def test_checkpoints_are_validated_and_one_is_kept(host: Host, material: dict, seed: int) -> None:
+    validate = {"validate_every": 2, "validate_prompts": "a blue square\n\n a red square over snow ", "keep": "last"}
+    made = host.run(TRAIN, **material, **{**QUICK, "steps": 4}, **validate, seed=seed)
+    job = newest(host)
+    assert job.spec.validation["prompts"] == ("a blue square", "a red square over snow") and job.spec.keep == "last"
+    shown = next(one for one in host.module("background").snapshot()["jobs"] if one["id"] == job.id)
+    assert [point["step"] for point in shown["validation"]["points"]] == [2, 4]
+    assert all("appearance_leakage" in point["scores"] for point in shown["validation"]["points"])
+    names = {path.name for path in job.folder.iterdir()}
+    assert {"best.safetensors", "last.safetensors", "validation.csv", "validation.png"} <= names
+    last = host.library("files").load_lora(job.folder / "last.safetensors")
+    assert made.args[0].fingerprint() == last.fingerprint()
+    count = len(jobs(host))
+    host.run(TRAIN, **material, **{**QUICK, "steps": 4}, seed=seed)
+    assert len(jobs(host)) == count, "what is only looked at changes nothing"
+
+
+def test_validation_on_the_playground_needs_no_prompt(host: Host, seed: int) -> None:
+    base = host.run("MotionLoRA_LoadT2VModel", model="playground (built-in)").args[0]
+    clips = host.run("MotionLoRA_PlaygroundClip", num_frames=4, motion="orbit").args[0]
+    plan = host.module("train")._plan(base, clips[0], {"validate_every": 50})
+    assert plan.prompts == tuple(dict.fromkeys(plan.prompts)) and len(plan.prompts) == 3
+    assert all("circling around" in prompt and "red" not in prompt for prompt in plan.prompts)
+    assert host.module("train")._plan(base, clips[0], {"validate_every": 0}) is None
+
+
+@pytest.mark.parametrize(
+    ("widgets", "message"),
+    [
+        pytest.param({}, "no prompt to validate with.*validate_prompts", id="no prompt"),
+        pytest.param({"method": "motiondirector-image"}, "learns a look", id="a look"),
+        pytest.param({"validate_prompts": "x", "keep": "best"}, "cannot be told.*keep to last", id="no fidelity"),
+        pytest.param(
+            {"validate_prompts": "x", "keep": "last", "early_stop": True}, "switch early_stop off", id="no stop"
+        ),
+    ],
+)
+def test_validations_that_cannot_be_are_refused_at_once(
+    host: Host, material: dict, seed: int, widgets: dict, message: str
+) -> None:
+    (clip,) = material["clips"]
+    still = dataclasses.replace(clip, frames=torch.zeros_like(clip.frames))
+    count = len(jobs(host))
+    with pytest.raises(host.library("errors").SettingsError, match=message):
+        host.run(TRAIN, **{**material, "clips": (still,), **QUICK, **widgets}, validate_every=2, seed=seed)
+    assert len(jobs(host)) == count, "no failed job is left behind"
+
+
 def test_messages_reach_the_browser_without_paths(host: Host, material: dict, seed: int) -> None:
     host.server.sent.clear()
     host.run(TRAIN, **material, **QUICK, seed=seed)

@@ -112,6 +112,54 @@ def test_stages_follow_each_other_in_the_chart(tmp_path: Path) -> None:
     assert found == {"x": [1, 2, 3, 4], "borders": [2], "mean": [1, 1, 5, 5]}
 
 
+VALIDATION = {
+    "keep": "last",
+    "base": {"motion_fidelity": 0.2, "text_alignment": 30.0},
+    "points": [
+        {"step": 50, "scores": {"motion_fidelity": 0.5, "appearance_leakage": 0.1, "text_alignment": 27.0}},
+        {"step": 100, "scores": {"motion_fidelity": 0.4, "text_alignment": 15.0}},
+    ],
+    "best": {"step": 50, "admissible": True, "reason": "motion fidelity 0.500 at step 50"},
+}
+
+
+@needs_node
+def test_validation_curves_begin_at_the_base(tmp_path: Path) -> None:
+    code = f"""
+    import {{ bestText, curvesOf, tableOf }} from 'LIB/chart.js'
+    const told = {json.dumps(VALIDATION)}
+    const result = [curvesOf(told), tableOf(told), bestText(told), bestText({{ ...told, keep: 'best' }})]
+    """
+    curves, table, last, best = run(code, tmp_path)
+    assert curves == {
+        "motion_fidelity": [[0, 0.2], [50, 0.5], [100, 0.4]],
+        "appearance_leakage": [[50, 0.1]],
+        "text_alignment": [[0, 1], [50, 0.9], [100, 0.5]],
+    }
+    assert table["head"] == ["step", "motion fidelity", "leakage", "text alignment"]
+    assert table["rows"] == [
+        ["base", "0.20", "", "30.00"],
+        ["50, best", "0.50", "0.10", "27.00"],
+        ["100", "0.40", "", "15.00"],
+    ]
+    assert last == "best (the last is kept): motion fidelity 0.500 at step 50"
+    assert best == "best: motion fidelity 0.500 at step 50"
+
+
+@needs_node
+def test_validations_stay_where_a_message_has_none(tmp_path: Path) -> None:
+    code = """
+    import { Jobs } from 'LIB/jobs.js'
+    const jobs = new Jobs({})
+    jobs.apply({ jobs: [{ id: 'a', state: 'running', validation: { points: [1] } }] })
+    jobs.apply({ jobs: [{ id: 'a', state: 'running' }] })
+    const kept = jobs.byId.get('a').validation
+    jobs.apply({ jobs: [{ id: 'a', state: 'cancelled', validation: {} }] })
+    const result = [kept, jobs.byId.get('a').validation]
+    """
+    assert run(code, tmp_path) == [{"points": [1]}, {}]
+
+
 @needs_node
 @pytest.mark.parametrize(
     ("job", "labels"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from .records import (
     ACTIVE,
     APPEARANCE_ABSORBER,
+    BEST,
     CANCELLED,
     DONE,
     FAILED,
     INTERRUPTED,
+    LAST,
     MOTION_LORA,
     PAUSED,
     QUEUED,
@@ -23,16 +25,19 @@ from .records import (
     PreviewPlan,
 )
 from .runner import JobRunner
-from .store import RESULT, JobStore
+from .store import CURVE_FILES, RESULT, JobStore
 from .work import Outcome, Reporter, Work
 
 __all__ = [
     "ACTIVE",
     "APPEARANCE_ABSORBER",
+    "BEST",
     "CANCELLED",
+    "CURVE_FILES",
     "DONE",
     "FAILED",
     "INTERRUPTED",
+    "LAST",
     "MOTION_LORA",
     "PAUSED",
     "QUEUED",

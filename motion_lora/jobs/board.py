@@ -33,6 +33,7 @@ class Entry:
     payload: object = None
     command: str = ""
     told: int = 0
+    told_validation: Mapping[str, Any] | None = None
     saved_at: float = 0.0
     began_at: float = 0.0
     stepped_at: float | None = None
@@ -143,6 +144,12 @@ class Board:
             others = tuple(known for known in entry.status.previews if known != name)
             self.update(entry, replace(entry.status, previews=(*others, name)))
 
+    def validated(self, entry: Entry, curve: Mapping[str, Any]) -> None:
+        """Another checkpoint is scored; nor is that a step's time."""
+        with self.changed:
+            entry.stepped_at = None
+            self.update(entry, replace(entry.status, validation=curve))
+
     def conclude(self, entry: Entry, state: str, message: str = "") -> None:
         """The job leaves its device: payload dropped, log closed, what nobody needs any more removed."""
         with self.changed:
@@ -160,8 +167,8 @@ class Board:
                 seconds=entry.status.seconds + lap,
             )
             if state == records.CANCELLED:
-                self.store.forget_checkpoint(entry.id)
-                status = replace(status, done_steps=0, step=0)
+                self.store.forget_work(entry.id)
+                status = replace(status, done_steps=0, step=0, validation={})
             self.update(entry, status)
 
     def delete(self, job_id: str) -> None:
@@ -210,7 +217,8 @@ class Board:
             self._announcer.mark(job_id)
 
     def _deltas(self, ids: list[str]) -> Mapping[str, Any]:
-        """What changed since the last message: statuses, and of each loss curve only the new points."""
+        """What changed since the last message: statuses, of each loss curve only the new points, and the validations
+        only where there is a new one."""
         with self.changed:
             changes: list[dict[str, Any]] = []
             for job_id in ids:
@@ -219,8 +227,12 @@ class Board:
                     changes.append({"id": job_id, "deleted": True})
                     continue
                 fresh = entry.log.points[entry.told :]
-                changes.append({**entry.view().to_json(), "new_losses": [list(p[:3]) for p in thin(fresh)]})
+                change = {**entry.view().to_json(), "new_losses": [list(p[:3]) for p in thin(fresh)]}
                 entry.told = len(entry.log.points)
+                if entry.told_validation is entry.status.validation:
+                    del change["validation"]
+                entry.told_validation = entry.status.validation
+                changes.append(change)
             return {"jobs": changes}
 
 

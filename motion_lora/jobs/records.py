@@ -28,6 +28,8 @@ STATES = ACTIVE | RESUMABLE | {DONE, CANCELLED}
 MOTION_LORA = "motion-lora"
 APPEARANCE_ABSORBER = "appearance-absorber"
 
+BEST, LAST = "best", "last"
+
 
 @dataclass(frozen=True)
 class PreviewPlan:
@@ -49,7 +51,8 @@ class JobSpec:
     """What was asked. `fingerprint` names everything that determines the result; the rest is how it is made and shown.
 
     `device` is the queue that the job waits in, `base` the recipe by which the base model is found again after a
-    restart, `plan` the steps of each stage in order, `settings` the training settings as JSON.
+    restart, `plan` the steps of each stage in order, `settings` the training settings as JSON. `validation` is the
+    `ValidationPlan` as JSON, empty for none, and `keep` the checkpoint that becomes the result: LAST or BEST.
     """
 
     kind: str
@@ -60,6 +63,8 @@ class JobSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, int] = field(default_factory=dict)
     preview: PreviewPlan = PreviewPlan()
+    validation: Mapping[str, Any] = field(default_factory=dict)
+    keep: str = LAST
     yields: bool = False
     checkpoint_every: int = 50
 
@@ -78,7 +83,8 @@ class JobStatus:
     """Where a job stands. Times are seconds since 1970, `seconds` the time spent at work, `rate` seconds per step.
 
     `done_steps` of `all_steps` counts over all stages, `step` of `total` within the stage. `resumed_at` is the step
-    over all stages at which the last run took up a checkpoint.
+    over all stages at which the last run took up a checkpoint. `validation` is what the panel draws of it: the base's
+    scores, those of each checkpoint, and the best so far.
     """
 
     state: str = QUEUED
@@ -96,6 +102,7 @@ class JobStatus:
     seconds: float = 0.0
     resumed_at: int = 0
     previews: tuple[str, ...] = ()
+    validation: Mapping[str, Any] = field(default_factory=dict)
     published: str = ""
     background: bool = False
 

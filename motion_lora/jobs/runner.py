@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -294,7 +294,9 @@ class JobRunner:
         """After the work returned: publish what it saved, and say how it ended."""
         stopped = entry.command == "stop" and outcome.saved
         if outcome.saved and (outcome.finished or stopped):
-            name = self._work.publish(entry.spec, entry.folder, entry.status.done_steps)
+            # One that ended early by itself is finished for all that.
+            step = entry.status.all_steps if outcome.finished else entry.status.done_steps
+            name = self._work.publish(entry.spec, entry.folder, step)
             self._board.update(entry, replace(entry.status, published=name))
         with self._changed:
             if outcome.finished:
@@ -325,6 +327,9 @@ class _Reporter:
 
     def preview(self, name: str) -> None:
         self._runner._board.previewed(self._entry, name)
+
+    def validated(self, curve: Mapping[str, Any]) -> None:
+        self._runner._board.validated(self._entry, curve)
 
     def note(self, message: str) -> None:
         board, entry = self._runner._board, self._entry

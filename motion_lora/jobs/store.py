@@ -6,6 +6,8 @@
                 inputs/        what a restart needs to go on; removed when the job is done
                 checkpoint/    likewise
                 result.*       what came out
+                validation/    scored checkpoints; removed when the job is done
+                validation.*   their curve
                 previews/      small videos by step
                 notes/         small JSON values that the host keeps with the job
 
@@ -33,6 +35,8 @@ _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}-[0-9a-f]{4}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RESULT = "result.safetensors"
 INPUTS, CHECKPOINT, PREVIEWS, NOTES = "inputs", "checkpoint", "previews", "notes"
+VALIDATION, CURVE = "validation", "validation"
+CURVE_FILES = (f"{CURVE}.csv", f"{CURVE}.png")
 
 
 class JobStore:
@@ -76,9 +80,17 @@ class JobStore:
         """An existing file in one part of a job ("previews" ...), by plain name; `SettingsError` for anything else."""
         if part not in (PREVIEWS, NOTES) or not _NAME.fullmatch(name):
             raise SettingsError(f"{name[:60]!r} is not a file of a job")
-        path = self.folder(job_id) / part / name
+        return self._existing(job_id, self.folder(job_id) / part / name)
+
+    def curve(self, job_id: str, name: str) -> Path:
+        """An existing file of the validation curve, one of CURVE_FILES; `SettingsError` for anything else."""
+        if name not in CURVE_FILES:
+            raise SettingsError(f"{name[:60]!r} is not one of {', '.join(CURVE_FILES)}")
+        return self._existing(job_id, self.folder(job_id) / name)
+
+    def _existing(self, job_id: str, path: Path) -> Path:
         if path.is_symlink() or not path.is_file():
-            raise SettingsError(f"job {job_id} has no {part} file {name!r}")
+            raise SettingsError(f"job {job_id} has no file {path.name!r}")
         return path
 
     def save_status(self, job_id: str, status: JobStatus) -> None:
@@ -105,12 +117,15 @@ class JobStore:
 
     def forget_inputs(self, job_id: str) -> None:
         """Drop what only an unfinished job needs."""
-        self.forget_checkpoint(job_id)
-        shutil.rmtree(self.folder(job_id) / INPUTS, ignore_errors=True)
+        for part in (CHECKPOINT, VALIDATION, INPUTS):
+            shutil.rmtree(self.folder(job_id) / part, ignore_errors=True)
 
-    def forget_checkpoint(self, job_id: str) -> None:
+    def forget_work(self, job_id: str) -> None:
         """Drop the work done so far; a later run starts anew."""
-        shutil.rmtree(self.folder(job_id) / CHECKPOINT, ignore_errors=True)
+        for part in (CHECKPOINT, VALIDATION):
+            shutil.rmtree(self.folder(job_id) / part, ignore_errors=True)
+        for name in CURVE_FILES:
+            (self.folder(job_id) / name).unlink(missing_ok=True)
 
     def delete(self, job_id: str) -> None:
         """Remove a job: first out of sight in one step, then from the disk."""

@@ -1,8 +1,4 @@
-"""Training as the work of a job: what is kept for a restart, laps between previews, the result and its file.
-
-A preview needs the device and the LoRA as it is, so a job pauses itself for one: training writes its checkpoint and
-returns, the preview is drawn, and training goes on from the checkpoint, to the same bits as without a preview.
-"""
+"""Training as the work of a job: what is kept for a restart, stops for previews and validations, the result's file."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,9 +20,11 @@ from ..lora import LoRA
 from ..pipeline import VideoPipeline
 from ..storage import free_path, path_inside, read_tensors, serialize, write_atomically
 from ..training import (
+    Callback,
     StepReport,
     TrainingAbortedError,
     TrainingPausedError,
+    TrainResult,
     TrainSettings,
     fingerprint,
     step_plan,
@@ -34,14 +32,18 @@ from ..training import (
     train_absorber,
 )
 from ..training.settings import absorber_stages
+from ..training.visits import train_with_visits
+from ..validation import ValidationPlan
 from .previews import draw_preview
-from .records import APPEARANCE_ABSORBER, JobSpec, PreviewPlan
+from .records import APPEARANCE_ABSORBER, LAST, JobSpec, PreviewPlan
 from .store import CHECKPOINT, INPUTS, PREVIEWS, RESULT
-from .work import CONTINUE, PAUSE, Outcome, Reporter
+from .validating import JobValidation, decides, rule_of
+from .work import CONTINUE, STOP, Outcome, Reporter
 
 _LOG = logging.getLogger(__name__)
 _CLIPS, _WORDS, _ABSORBER = "clips.safetensors", "clips.json", "absorber.safetensors"
 _NETWORK = "absorber_network.json"
+_EARLY = "ended early: the last validations brought nothing more"
 # Every field of a Clip but its frames.
 _CLIP_WORDS = ("fps", "caption", "appearance_caption", "absorb_words", "source")
 
@@ -81,14 +83,21 @@ def training_spec(
     *,
     base: Mapping[str, str],
     preview: PreviewPlan | None = None,
+    validation: ValidationPlan | None = None,
+    keep: str = LAST,
     yields: bool = False,
 ) -> JobSpec:
-    """The spec of a training job, with the fingerprint of everything that determines its result."""
+    """The spec of a training job, with the fingerprint of everything that determines its result.
+
+    Without a `validation` there is nothing but the last checkpoint to `keep`.
+    """
     plan = step_plan(settings, absorber_given=inputs.absorber is not None)
     if kind == APPEARANCE_ABSORBER:
         absorbing = [stage.name for stage in absorber_stages(settings)]
         plan = {stage: steps for stage, steps in plan.items() if stage in absorbing}
     mark = fingerprint(inputs.pipeline.identity, inputs.clips, settings, inputs.absorber)
+    if validation is not None and decides(validation, keep):
+        mark = f"{mark}:{json.dumps(rule_of(validation, keep), sort_keys=True)}"
     return JobSpec(
         kind=kind,
         name=name,
@@ -98,6 +107,8 @@ def training_spec(
         settings=settings.to_json(),
         plan=plan,
         preview=preview or PreviewPlan(),
+        validation={} if validation is None else asdict(validation),
+        keep=LAST if validation is None else keep,
         yields=yields,
     )
 
@@ -121,7 +132,7 @@ class TrainingWork:
         return TrainingInputs(base, kept_clips(folder / INPUTS), kept_absorber(folder / INPUTS, base))
 
     def run(self, spec: JobSpec, payload: object, folder: Path, reporter: Reporter) -> Outcome:
-        """Train until the end or a command, with a stop at every preview."""
+        """Train until the end or a command, with a stop at every preview and validation."""
         inputs = _checked(payload)
         self._host.prepare(spec)
         try:
@@ -153,65 +164,91 @@ def load_result(folder: Path, kind: str) -> LoRA | Absorber:
 # One run ------------------------------------------------------------------------------------------------------------
 
 
-class _Lap:
-    """The callback of one call of `train`: asks the runner, and ends the lap where a preview is due."""
+class _Stops:
+    """Where training stops on its way, and what is done there: previews, and validations with the LoRA as it is."""
 
-    def __init__(self, spec: JobSpec, reporter: Reporter, drawn: frozenset[int]) -> None:
-        self._spec, self._reporter, self._drawn = spec, reporter, drawn
-        self.answer: str = CONTINUE
-        self.preview_at: int | None = None
+    def __init__(self, spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> None:
+        self._spec, self._inputs, self._folder, self._reporter = spec, inputs, folder, reporter
+        self._stage, self._steps = list(spec.plan.items())[-1]
+        self.validation = JobValidation(spec, inputs, folder, reporter) if spec.validation else None
+        self.settled = False
+        self._fault = ""
 
-    def __call__(self, report: StepReport) -> str:
-        self.answer = self._reporter.step(report)
-        motion = list(self._spec.plan)[-1:] == [report.stage]
-        plan = self._spec.preview
-        due = plan.wanted and motion and report.step % plan.every == 0 and report.step not in self._drawn
-        if self.answer == CONTINUE and due and report.step < report.total:
-            self.preview_at = report.step
-            return PAUSE
-        return self.answer
+    @property
+    def fault(self) -> str:
+        """What went wrong without being a reason to end the training."""
+        return self._fault or (self.validation.fault if self.validation else "")
+
+    def due(self, report: StepReport) -> bool:
+        if report.stage != self._stage:
+            return False
+        return self._previews_at(report.step) or (self.validation is not None and self.validation.due(report))
+
+    def visit(self, lora: LoRA, step: int) -> str:
+        """At the end both are done in any case."""
+        if self.validation is not None and (step == self._steps or step % self._spec.validation["every"] == 0):
+            self.settled = self.validation.visit(lora, step) == STOP
+        if self._spec.preview.wanted and (self._previews_at(step) or step == self._steps or self.settled):
+            self._fault = _preview(self._spec, self._inputs, lora, step, self._folder, self._reporter) or self._fault
+        return STOP if self.settled else CONTINUE
+
+    def _previews_at(self, step: int) -> bool:
+        return self._spec.preview.wanted and step % self._spec.preview.every == 0
 
 
 def _run_motion(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> Outcome:
-    settings = TrainSettings(**spec.settings)
-    drawn: frozenset[int] = frozenset()
-    fault = ""
-    while True:
-        lap = _Lap(spec, reporter, drawn)
-        result = train(
+    settings, stops = TrainSettings(**spec.settings), _Stops(spec, inputs, folder, reporter)
+
+    def run(callback: Callback) -> TrainResult:
+        return train(
             inputs.pipeline,
             inputs.clips,
             settings,
             absorber=inputs.absorber,
-            callback=lap,
+            callback=callback,
             checkpoint=folder / CHECKPOINT,
         )
-        if result.ending == "paused" and lap.preview_at is None:
+
+    # A server that went away may have left a checkpoint without its scores, or settled and not ended.
+    lora = stops.validation.catch_up() if stops.validation else None
+    finished = early = lora is not None
+    if lora is None:
+        result = train_with_visits(run, stops.due, stops.visit, reporter.step)
+        if stops.validation and result.ending != "completed":
+            stops.validation.postpone(result)
+        if result.ending == "paused":
             return Outcome(finished=False, saved=False)
-        if result.ending != "paused":
-            break
-        assert lap.preview_at is not None
-        drawn |= {lap.preview_at}
-        fault = _preview(spec, inputs, result.lora, lap.preview_at, folder, reporter) or fault
-    if len(result.lora) == 0:
+        lora, early = result.lora, stops.settled and result.ending == "stopped"
+        finished = early or result.ending == "completed"
+    if len(lora) == 0:
         return Outcome(finished=False, saved=False, note="the motion stage has taken no step yet; resume to go on")
-    named = result.lora.with_metadata(**{"motion_lora.title": spec.name, "modelspec.title": spec.name})
-    save_lora(folder / RESULT, named)
-    finished = result.ending == "completed"
-    if finished and spec.preview.wanted:
-        fault = _preview(spec, inputs, result.lora, settings.steps, folder, reporter) or fault
-    return Outcome(finished=finished, saved=True, note=fault)
+    title = {"motion_lora.title": spec.name, "modelspec.title": spec.name}
+    kept = stops.validation.kept(lora, title) if stops.validation else lora
+    save_lora(folder / RESULT, kept.with_metadata(**title))
+    return Outcome(finished=finished, saved=True, note=stops.fault or (_EARLY if early else ""))
+
+
+class _Asked:
+    """A callback that keeps the last answer."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter, self.answer = reporter, CONTINUE
+
+    def __call__(self, report: StepReport) -> str:
+        self.answer = self._reporter.step(report)
+        return self.answer
 
 
 def _run_absorber(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> Outcome:
-    lap = _Lap(spec, reporter, frozenset())
-    settings = TrainSettings(**spec.settings)
+    asked, settings = _Asked(reporter), TrainSettings(**spec.settings)
     try:
-        absorber = train_absorber(inputs.pipeline, inputs.clips, settings, callback=lap, checkpoint=folder / CHECKPOINT)
+        absorber = train_absorber(
+            inputs.pipeline, inputs.clips, settings, callback=asked, checkpoint=folder / CHECKPOINT
+        )
     except TrainingPausedError:
         return Outcome(finished=False, saved=False)
     save_absorber(folder / RESULT, absorber)
-    return Outcome(finished=lap.answer == CONTINUE, saved=True)
+    return Outcome(finished=asked.answer == CONTINUE, saved=True)
 
 
 def _preview(spec: JobSpec, inputs: TrainingInputs, lora: LoRA, step: int, folder: Path, reporter: Reporter) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .records import JobSpec
 
@@ -36,6 +37,10 @@ class Reporter(Protocol):
         """A preview file of this name is there."""
         ...
 
+    def validated(self, curve: Mapping[str, Any]) -> None:
+        """Another checkpoint is scored; `curve` is all that the panel draws."""
+        ...
+
     def note(self, message: str) -> None:
         """One line for the user."""
         ...
@@ -65,5 +70,8 @@ class Work(Protocol):
         ...
 
     def publish(self, spec: JobSpec, folder: Path, step: int) -> str:
-        """Put the result where users look for it and say under which name ("" where there is no such place)."""
+        """Put the result where users look for it and say under which name ("" where there is no such place).
+
+        `step` is how far it got, over all stages: all of them for a finished one.
+        """
         ...

@@ -1,6 +1,6 @@
 /** One job as a card: used in the panel and, smaller, inside the train nodes. Updates in place, so focus stays. */
 
-import { LossChart } from './chart.js'
+import { LossChart, tableOf, ValidationChart } from './chart.js'
 import { duration, el, setText, show, speed } from './dom.js'
 import { ACTIVE, WITH_RESULT } from './jobs.js'
 
@@ -54,14 +54,18 @@ export function stateText(job) {
 export class JobCard {
   /**
    * @param {(command: string, job: object) => Promise<void>} act carries out a button's command
-   * @param {object} options `compact` for the card in a node; `previewUrl(job, name)`; `details(id)`
+   * @param {object} options `compact` for the card in a node; `previewUrl(job, name)`; `curveUrl(job, ending)`;
+   *   `details(id)`
    */
-  constructor(job, act, { compact = false, previewUrl, details }) {
+  constructor(job, act, { compact = false, previewUrl, curveUrl, details }) {
     this.act = act
     this.previewUrl = previewUrl
+    this.curveUrl = curveUrl
     this.fetchDetails = details
     this.compact = compact
     this.chart = new LossChart(compact ? 44 : 72)
+    this.validation = new ValidationChart(compact ? 0 : 88)
+    this.scores = compact ? null : this.#makeScores()
     this.title = el('h3', { class: 'mlora-name' })
     this.badge = el('span', { class: 'mlora-badge' })
     this.about = el('p', { class: 'mlora-about' })
@@ -86,6 +90,8 @@ export class JobCard {
       this.progress,
       this.numbers,
       this.chart.element,
+      this.validation.element,
+      this.scores,
       this.previews,
       this.message,
       this.problem,
@@ -112,8 +118,10 @@ export class JobCard {
     show(this.message, Boolean(job.message))
     this.message.classList.toggle('mlora-failed', job.state === 'failed')
     this.chart.update(job.losses ?? [])
+    this.validation.update(job.validation)
     this.#updateButtons(job)
     if (this.compact) return
+    this.#updateScores(job)
     this.#updatePreviews(job)
     this.continueBox.checked = job.continues !== null && job.continues !== undefined
     show(this.continues, ACTIVE.includes(job.state) && (this.continueBox.checked || this.offered))
@@ -225,6 +233,39 @@ export class JobCard {
     setText(this.previewLabel, `step ${parseInt(name, 10)}`)
     this.video.setAttribute('aria-label', `Preview at step ${parseInt(name, 10)}: ${this.job.preview_prompt}`)
     this.slider.setAttribute('aria-valuetext', `step ${parseInt(name, 10)}`)
+  }
+
+  /** The validations in figures: what the curves show, for keyboards, screen readers and spreadsheets. */
+  #makeScores() {
+    this.table = el('table', { class: 'mlora-table' })
+    this.judged = el('p', { class: 'mlora-about' })
+    this.files = ['csv', 'png'].map((ending) =>
+      el('a', { target: '_blank', rel: 'noopener', textContent: `validation.${ending}` })
+    )
+    return el(
+      'details',
+      { class: 'mlora-details', hidden: true },
+      el('summary', { textContent: 'Validations' }),
+      this.table,
+      this.judged,
+      el('p', { class: 'mlora-files' }, ...this.files)
+    )
+  }
+
+  #updateScores(job) {
+    const shown = job.validation ?? {}
+    show(this.scores, Boolean(shown.points?.length))
+    if (!shown.points?.length || this.scored === shown) return
+    this.scored = shown
+    const { head, rows } = tableOf(shown)
+    const line = (tag, cells, scope) =>
+      el('tr', {}, ...cells.map((text, index) => el(index && tag === 'td' ? 'td' : 'th', { textContent: text, scope: index ? scope : scope ?? 'row' })))
+    this.table.replaceChildren(
+      el('thead', {}, line('th', head, 'col')),
+      el('tbody', {}, ...rows.map((cells) => line('td', cells)))
+    )
+    setText(this.judged, (shown.notes ?? []).join('; '))
+    for (const [index, ending] of ['csv', 'png'].entries()) this.files[index].href = this.curveUrl(job, ending)
   }
 
   #makeContinues() {

@@ -73,7 +73,7 @@ export function addJobWidget(app, jobs, act, node) {
   const widget = node.addDOMWidget('motion_lora_job', 'motion_lora_job', holder, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => (card ? 190 : 40),
+    getMinHeight: () => (card ? (card.job.validation?.points?.length ? 226 : 190) : 40),
     getValue: () => '',
     setValue: () => {}
   })

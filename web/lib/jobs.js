@@ -63,7 +63,13 @@ export class Jobs extends EventTarget {
     return this.api.apiURL(`/motion_lora/jobs/${encodeURIComponent(job.id)}/previews/${encodeURIComponent(name)}`)
   }
 
-  /** A message of the server: statuses as they are now, and only the new points of the curves. */
+  /** The validation curve as a file, "csv" or "png". */
+  curveUrl(job, ending) {
+    return this.api.apiURL(`/motion_lora/jobs/${encodeURIComponent(job.id)}/validation.${ending}`)
+  }
+
+  /** A message of the server: statuses as they are now, only the new points of the losses, and
+   * validations where there is a new one. */
   apply(message) {
     const before = new Map(this.byId)
     for (const { new_losses: fresh = [], ...change } of message.jobs) {

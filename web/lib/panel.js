@@ -79,6 +79,7 @@ export class Panel {
     }
     const card = new JobCard(job, this.act, {
       previewUrl: (one, name) => this.jobs.previewUrl(one, name),
+      curveUrl: (one, ending) => this.jobs.curveUrl(one, ending),
       details: (id) => this.jobs.details(id)
     })
     this.cards.set(job.id, card)
