@@ -578,6 +578,61 @@ To share the mix as one file: **Merge LoRAs**, then **Convert LoRA**.
         sample("moved", (1900, 0), "a panda is skateboarding on a beach", "two"),
         save("save", (1440, 600), "moved", "video/motion_lora_friends"),
     ],
+    "13_compare_and_choose": [
+        note(
+            "note",
+            (0, 0),
+            (420, 460),
+            """
+# Choose a checkpoint, compare strengths
+
+Press Run. Nothing is downloaded; on two CPU cores it takes some minutes.
+
+1. **Train Motion LoRA** stops every 100 steps (`validate_every`), samples six small videos and scores them. The panel
+   behind the camera symbol on the left draws the curves: motion fidelity, leakage of the clip's look, text alignment.
+   The dotted line is the best checkpoint.
+2. `keep` *best* hands that one on; the last stays beside it in the job's folder, with the curve as CSV and PNG. With
+   your own clip, write `validate_prompts`: its motion, other looks.
+3. **Compare LoRAs** samples two prompts with the base model, the LoRA at strength 0.5 and at 1.0, all from the same
+   noise, and writes the scores into the table.
+
+Take the strength at which the motion is there and the look is not.
+""",
+        ),
+        base((0, 520)),
+        clip("clip", (0, 710), motion="orbit"),
+        Node(
+            "train",
+            "MotionLoRA_TrainMotionLoRA",
+            (480, 0),
+            {"method": "many-looks", "steps": 300, "name": "orbit, best of 300 steps", "validate_every": 100},
+            {"base_model": ("base", "base_model"), "clips": ("clip", "clips")},
+            (420, 940),
+        ),
+        stack("half", (960, 0), "train", strength=0.5),
+        stack("full", (960, 260), "train"),
+        Node(
+            "compare",
+            "MotionLoRA_CompareLoRAs",
+            (1440, 0),
+            {
+                "prompts": f"{PROMPT}\na green triangle circling around over night",
+                "seed": 7,
+                "guidance_scale": 2.5,
+                "label_1": "strength 0.5",
+                "label_2": "strength 1.0",
+            },
+            {
+                "base_model": ("base", "base_model"),
+                "stack_1": ("half", "stack"),
+                "stack_2": ("full", "stack"),
+                "reference": ("clip", "clips"),
+            },
+            (440, 720),
+        ),
+        Node("table", "PreviewAny", (960, 520), {}, {"source": ("compare", "table")}, (420, 300)),
+        save("save", (1940, 0), "compare", "video/motion_lora_compare_and_choose"),
+    ],
 }
 
 _BUILD = """async (nodes) => {
