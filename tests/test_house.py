@@ -252,8 +252,8 @@ def test_library_and_nodes_keep(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", [has_docstring, ascii_only], ids=lambda rule: rule.__name__)
-def test_tests_and_bench_keep(rule: Rule) -> None:
-    paths = sources(ROOT / "tests", ROOT / "bench")
+def test_tests_bench_and_docs_keep(rule: Rule) -> None:
+    paths = sources(ROOT / "tests", ROOT / "bench", ROOT / "docs")
     found = [f"{relative(path)}: {offence}" for path in paths for offence in rule(path, parse(path))]
     assert not found, "\n".join(found)
 
