@@ -618,6 +618,7 @@ Take the strength at which the motion is there and the look is not.
             {
                 "prompts": f"{PROMPT}\na green triangle circling around over night",
                 "seed": 7,
+                "num_inference_steps": 20,
                 "guidance_scale": 2.5,
                 "label_1": "strength 0.5",
                 "label_2": "strength 1.0",

@@ -282,6 +282,9 @@ def test_a_yielding_job_steps_aside(server: RealComfyUI, seed: int) -> None:
         ("/motion_lora/jobs/..%2F..%2Fx", {}, 404),
         ("/motion_lora/jobs/x/previews/000001.mp4", {}, 400),
         ("/motion_lora/jobs/ID/previews/..%2Fstatus.json", {}, 400),
+        ("/motion_lora/jobs/ID/status.json", {}, 400),
+        ("/motion_lora/jobs/ID/..%2F..%2Fx.csv", {}, 400),
+        ("/motion_lora/jobs/x/validation.csv", {}, 400),
         ("/motion_lora/jobs/ID/previews/..%2F..%2F..%2F..%2Fx.mp4", {}, 400),
         ("/motion_lora/jobs", {"headers": {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}}, 403),
         ("/motion_lora/jobs/pause", {"body": {"id": "x"}, "headers": {"Origin": "http://evil.example"}}, 403),
@@ -396,6 +399,28 @@ def test_a_story_of_the_methods_runs_by_pressing_run(browser: Browser, server: R
     assert status_of(record) == "success", record["status"]
     videos = [image for output in record["outputs"].values() for image in output.get("images", [])]
     assert any(video["filename"].startswith("motion_lora_") and video["type"] == "output" for video in videos)
+
+
+def test_checkpoints_are_validated_and_compared(browser: Browser, server: RealComfyUI) -> None:
+    load_on_test_base(browser, "13_compare_and_choose")
+    browser.set_widget(TRAIN, "validate_every", 2)
+    browser.set_widget(TRAIN, "seed", 90_002)
+    browser.set_widget("MotionLoRA_CompareLoRAs", "num_inference_steps", 2)
+    panel = browser.open_panel()
+    record = server.finished(browser.run(), 600)
+    assert status_of(record) == "success", record["status"]
+    job = job_of(server, 90_002)
+    assert [point["step"] for point in job["validation"]["points"]] == [2, 4]
+    for name in ("validation.csv", "validation.png"):
+        assert server.call(f"/motion_lora/jobs/{job['id']}/{name}")[0] == 200
+    card = panel.locator(f"[data-id='{job['id']}']")
+    assert card.locator(".mlora-curve-motion_fidelity").first.is_visible()
+    card.locator("summary", has_text="Validations").focus()
+    browser.page.keyboard.press("Enter")
+    assert "best" in card.locator(".mlora-table").inner_text()
+    browser.page.keyboard.press("Tab")
+    assert browser.page.evaluate("document.activeElement.textContent") == "validation.csv"
+    browser.shot("panel_validation")
 
 
 @pytest.mark.parametrize("name", ["03_sample_shared_lora", "04_stack_motions_and_look", "12_inspect_and_stack"])
