@@ -33,7 +33,7 @@ QUICK_VARIANTS = (
     "motiondirector",
     "tap-k",
     "tap-k-highway-code",
-    "temporal-phased",
+    "temporal-unphased",
     "spatial-lora",
     "spatial-temporal-lora",
     "many-looks",

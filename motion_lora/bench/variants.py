@@ -72,43 +72,35 @@ class Variant:
 
 
 def _rows() -> tuple[Variant, ...]:
-    no_absorber, temporal = {"absorber": "none"}, "customize-a-video"
+    no_absorber, temporal, separate = {"absorber": "none"}, "customize-a-video", "separate-motion-appearance"
     rows = (
         Variant("base", "base model, no LoRA"),
         Variant("temporal", "temporal LoRA, no absorber", temporal, no_absorber),
+        Variant(
+            "temporal-all-noise",
+            "temporal LoRA trained and used at all timesteps",
+            temporal,
+            {**no_absorber, "timestep_low": 0.0},
+        ),
         Variant("spatial-absorber", "Customize-A-Video, spatial-LoRA absorber", temporal, {"absorber": "spatial"}),
         Variant("token-absorber", "Customize-A-Video, learned tokens", temporal, {"absorber": "textual-inversion"}),
         Variant("dual-absorber", "Customize-A-Video, dual absorber", temporal, {"absorber": "dual"}),
-        Variant("motiondirector", "MotionDirector, same rank", "motiondirector", {"rank": 4}),
+        Variant("motiondirector", "MotionDirector, same rank", "motiondirector"),
         # Half the rank: feed-forward layers beside attention make twice the parameters (Customize-A-Video, Table 1).
-        Variant("motiondirector-small", "MotionDirector, same parameters", "motiondirector", {"rank": 2}),
-        Variant("tap-k", "TAP, key only (paper)", "separate-motion-appearance", {"targets": "tap-k", "rank": 4}),
-        Variant(
-            "tap-k-out", "TAP, key and output (code)", "separate-motion-appearance", {"targets": "tap-k-out", "rank": 4}
-        ),
-        Variant("tap-qk", "TAP, query and key", "separate-motion-appearance", {"targets": "tap-qk", "rank": 4}),
-        Variant(
-            "tap-k-highway-code",
-            "TAP key + highway 'code'",
-            "separate-motion-appearance",
-            {"targets": "tap-k", "rank": 4},
-            highway=Highway("code"),
-        ),
-        Variant(
-            "tap-k-highway-all",
-            "TAP key + highway 'all'",
-            "separate-motion-appearance",
-            {"targets": "tap-k", "rank": 4},
-            highway=Highway("all"),
-        ),
+        Variant("motiondirector-small", "MotionDirector, same parameters", "motiondirector", {"rank": 16}),
+        Variant("tap-k", "TAP, key only (paper)", separate, {"targets": "tap-k"}),
+        Variant("tap-k-out", "TAP, key and output (code)", separate, {"targets": "tap-k-out"}),
+        Variant("tap-qk", "TAP, query and key", separate, {"targets": "tap-qk"}),
+        Variant("tap-k-highway-code", "TAP key + highway 'code'", separate, {"targets": "tap-k"}, Highway("code")),
+        Variant("tap-k-highway-all", "TAP key + highway 'all'", separate, {"targets": "tap-k"}, Highway("all")),
         Variant("temporal-highway-code", "temporal LoRA + highway 'code'", temporal, no_absorber, Highway("code")),
         Variant("temporal-highway-all", "temporal LoRA + highway 'all'", temporal, no_absorber, Highway("all")),
         Variant(
-            "temporal-phased",
-            "temporal LoRA in the first half of the steps",
+            "temporal-unphased",
+            "temporal LoRA in all steps, without phased integration",
             temporal,
             no_absorber,
-            schedule=Schedule(end=0.5),
+            schedule=Schedule(),
         ),
         Variant(RECIPE, "Many Looks (this project)", RECIPE),
         Variant(f"{RECIPE}-dual", "Many Looks + dual absorber", RECIPE, {"absorber": "dual"}),
