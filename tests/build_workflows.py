@@ -588,7 +588,7 @@ To share the mix as one file: **Merge LoRAs**, then **Convert LoRA**.
 
 Press Run. Nothing is downloaded; on two CPU cores it takes some minutes.
 
-1. **Train Motion LoRA** stops every 100 steps (`validate_every`), samples six small videos and scores them. The panel
+1. **Train Motion LoRA** stops every 150 steps (`validate_every`), samples six small videos and scores them. The panel
    behind the camera symbol on the left draws the curves: motion fidelity, leakage of the clip's look, text alignment.
    The dotted line is the best checkpoint.
 2. `keep` *best* hands that one on; the last stays beside it in the job's folder, with the curve as CSV and PNG. With
@@ -605,7 +605,7 @@ Take the strength at which the motion is there and the look is not.
             "train",
             "MotionLoRA_TrainMotionLoRA",
             (480, 0),
-            {"method": "many-looks", "steps": 300, "name": "orbit, best of 300 steps", "validate_every": 100},
+            {"method": "many-looks", "steps": 600, "name": "orbit, best of 600 steps", "validate_every": 150},
             {"base_model": ("base", "base_model"), "clips": ("clip", "clips")},
             (420, 940),
         ),
