@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from motion_lora.pipeline import VideoPipeline
 from motion_lora.playground.prompts import asked_scene
 from motion_lora.restyle import motion_similarity, motion_words, moving_caption, restyled_latents, still_caption
 from motion_lora.stack import AdapterStack, Schedule, StackEntry, trained_schedule
-from motion_lora.training import TrainSettings, check_settings, train
+from motion_lora.training import TrainingAbortedError, TrainSettings, check_settings, train
 from motion_lora.training.settings import main_stages
 from motion_lora.training.stage import HELD, StageRun
 
@@ -140,6 +141,30 @@ def test_a_pause_changes_nothing(pipeline: VideoPipeline, clip: Clip, tmp_path: 
     assert train(pipeline, [clip], settings, checkpoint=tmp_path / "c").lora.fingerprint() == whole.fingerprint()
     other = train(pipeline, [clip], replace(settings, looks=LOOKS[:1])).lora
     assert other.fingerprint() != whole.fingerprint()
+
+
+def test_a_run_that_goes_on_draws_no_look_again(
+    pipeline: VideoPipeline, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[object] = []
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        drawn.append(options["seeds"])
+        return restyled_latents(*arguments, **options)
+
+    monkeypatch.setattr("motion_lora.training.batches.restyled_latents", counted)
+    settings, folder = many(steps=3), tmp_path / "run"
+    for step in (1, 2):
+        train(pipeline, [clip], settings, callback=Listener(("motion", step), "pause"), checkpoint=folder)
+    assert len(drawn) == 1 and [path.name for path in folder.glob("kept-*")] == ["kept-looks-0.safetensors"]
+    (kept,) = folder.glob("kept-*")
+    kept.write_bytes(kept.read_bytes()[:-9])
+    whole = train(pipeline, [clip], settings, checkpoint=folder).lora
+    assert len(drawn) == 2, "a damaged file is made again"
+    assert whole.fingerprint() == train(pipeline, [clip], settings).lora.fingerprint()
+    with pytest.raises(TrainingAbortedError):
+        train(pipeline, [clip], settings, callback=Listener(("motion", 1), "abort"), checkpoint=tmp_path / "other")
+    assert not (tmp_path / "other").exists(), "nothing stays of a run that was aborted"
 
 
 def test_copies_that_lost_the_motion_are_left_out(pipeline: VideoPipeline, clip: Clip) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from ..clips import Clip
 
 logger = logging.getLogger(__name__)
+
+Remember = Callable[[str, Callable[[], Tensor]], Tensor]
+"""Gets a name and what makes a tensor; gives the tensor, made now or by an earlier part of the same run."""
 
 # Customize-A-Video A.2. It does not say of what; sides are assumed, not areas.
 PATCH_RATIOS = (0.33, 0.67)
@@ -121,22 +125,28 @@ def restyle(
     materials: Sequence[Material],
     settings: TrainSettings,
     kinds: Iterable[str],
+    remember: Remember,
 ) -> list[Material]:
-    """Each clip once per look that keeps its motion; `pipeline` is the base itself. Raises TrainingError for none."""
+    """Each clip once per look that keeps its motion; `pipeline` is the base itself. Raises TrainingError for none.
+
+    What was drawn goes through `remember`, by a name.
+    """
     if not settings.looks:
         return []
     copies = []
     for material in materials:
         words = motion_words(clips[material.clip].caption, clips[material.clip].appearance_caption)
         seeds = [derived_seed(settings.seed, "look", material.clip, number) for number in range(len(settings.looks))]
-        drawn = restyled_latents(
+        draw = partial(
+            restyled_latents,
             pipeline,
             material.latents,
             settings.looks,
             strength=settings.look_strength,
             guidance_scale=settings.look_guidance_scale,
             seeds=seeds,
-        ).to(material.latents.device)
+        )
+        drawn = remember(f"looks-{material.clip}", draw).to(material.latents.device)
         alike = motion_similarity(material.latents, drawn) >= settings.look_similarity
         logger.info("%d of %d looks kept the motion of clip %d", int(alike.sum()), len(alike), material.clip + 1)
         if not alike.any():

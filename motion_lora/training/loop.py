@@ -189,7 +189,7 @@ class _Run:
     def _through(self, stage: Stage) -> Ending:
         # The parts of a dual absorber are trained apart, each on the bare network.
         held = None if stage in absorber_stages(self._settings) else self.absorber()
-        run = StageRun(self._pipeline, stage, self._settings, self._clips, held)
+        run = StageRun(self._pipeline, stage, self._settings, self._clips, held, self._keeper.remember)
         idle = self._settings.offload_encoders and not run.trains_tokens and run.device.type != "cpu"
         with run.prepared(), self._pipeline.offload_encoders() if idle else nullcontext():
             ending = fit(run, self._keeper, self._progress, self._callback)

@@ -19,7 +19,17 @@ from ..methods import Part, Pass, Stage
 from ..noise import NoiseSchedule
 from ..pipeline import VideoPipeline
 from ..targets import target_modules
-from .batches import Draw, derived_seed, draw_clip, draw_frames, prepare, restyle, step_generator, words_to_absorb
+from .batches import (
+    Draw,
+    Remember,
+    derived_seed,
+    draw_clip,
+    draw_frames,
+    prepare,
+    restyle,
+    step_generator,
+    words_to_absorb,
+)
 from .checkpointing import gradient_checkpointing
 from .settings import TrainSettings
 
@@ -78,6 +88,7 @@ class StageRun:
         settings: TrainSettings,
         clips: Sequence[Clip],
         absorber: Absorber | None,
+        remember: Remember | None = None,
     ) -> None:
         self.stage = stage
         self.settings = settings.resolved()
@@ -95,7 +106,7 @@ class StageRun:
         for part in stage.parts:
             if part.name != TOKENS:
                 self._add_part(pipeline, part, len(clips))
-        self._read_clips(pipeline, clips, absorber)
+        self._read_clips(pipeline, clips, absorber, remember or (lambda _, make: make()))
         self._forward: Any = torch.compile(self.unet) if settings.compile else self.unet
 
     # Making it ready
@@ -124,7 +135,9 @@ class StageRun:
             self._rates[name] = chosen.learning_rate
             self.parameters.update({f"{name}|{key}": weight for key, weight in adapter.parameters.items()})
 
-    def _read_clips(self, pipeline: VideoPipeline, clips: Sequence[Clip], absorber: Absorber | None) -> None:
+    def _read_clips(
+        self, pipeline: VideoPipeline, clips: Sequence[Clip], absorber: Absorber | None, remember: Remember
+    ) -> None:
         """Latents of all clips, and texts unless the tokens in them are what trains."""
         self.tokens = absorber.tokens if absorber is not None else None
         self.trains_tokens = any(part.name == TOKENS for part in self.stage.parts)
@@ -140,7 +153,7 @@ class StageRun:
         kinds = sorted({a_pass.caption for a_pass in self.stage.passes})
         self._materials = prepare(reader, clips, self.settings, self.tokens, kinds)
         if learns_motion(self.stage):
-            self._materials += restyle(pipeline, clips, self._materials, self.settings, kinds)
+            self._materials += restyle(pipeline, clips, self._materials, self.settings, kinds, remember)
         # Kept only where it is used in every step: it would hold the text encoder on the device.
         self.reader = reader if self.trains_tokens else None
         self._texts: dict[str, Tensor] = {}

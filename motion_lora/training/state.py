@@ -3,7 +3,8 @@
 A checkpoint is a folder with two files. `state-<stage>-<step>.safetensors` holds parameters and optimiser moments,
 `checkpoint.json` the position, the reports so far and the name of the former. The JSON is replaced last and at once,
 so there is always one whole checkpoint, whenever the power goes. Random numbers need no state: every step draws from
-generators seeded by the run's seed and the step.
+generators seeded by the run's seed and the step. `kept-*.safetensors` hold what was costly to make before the first
+step.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingsError, TrainingError
-from ..storage import read_tensors, serialize, write_atomically
+from ..errors import LoRAFileError, SettingsError, TrainingError
+from ..storage import read_header, read_tensors, serialize, write_atomically
 from .values import StepReport
 
 INDEX = "checkpoint.json"
+KEPT = "kept-"
 FORMAT = 1
 _log = logging.getLogger(__name__)
 
@@ -165,12 +167,35 @@ class Keeper:
         write_atomically(self.folder / INDEX, json.dumps(index).encode())
         self._drop(other_than=name)
 
+    def remember(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, kept beside the checkpoint, so that a run that goes on need not make it again.
+
+        Kept to the bit, on the CPU when it comes from the file. A file of another run, or a damaged one, is made anew.
+        Raises OutputError.
+        """
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{KEPT}{name}.safetensors"
+        mark = {"fingerprint": self._identity["fingerprint"], "dtype": self._run["dtype"]}
+        if path.exists():
+            try:
+                header = read_header(path)
+                if header.metadata == mark:
+                    return read_tensors(path, header)[name]
+            except (LoRAFileError, KeyError) as error:
+                _log.warning("%s is made again: %s", path.name, error)
+        made = make()
+        write_atomically(path, serialize({name: made}, mark))
+        return made
+
     def delete(self) -> None:
         """Remove the checkpoint, and its folder when nothing else is in it."""
         if self.folder is None or not self.folder.exists():
             return
         (self.folder / INDEX).unlink(missing_ok=True)
         self._drop(other_than="")
+        for path in self.folder.glob(f"{KEPT}*.safetensors"):
+            path.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             shutil.rmtree(self.folder, ignore_errors=True)
 
