@@ -500,7 +500,7 @@ def test_the_panel_from_start_to_save(browser: Browser, server: RealComfyUI) -> 
     added = json.loads(browser.page.evaluate("JSON.stringify((app.rootGraph ?? app.graph).serialize())"))
     loaders = [node for node in added["nodes"] if node["type"] == "MotionLoRA_LoadMotionLoRA"]
     assert loaders[-1]["widgets_values"][0] == job_of(server, 90_001)["published"] and added["links"]
-    card.locator(".mlora-details summary").click()
+    card.get_by_text("Details", exact=True).click()
     card.locator(".mlora-facts dd").first.wait_for()
     browser.shot("panel_saved")
 

@@ -53,6 +53,8 @@ export class Panel {
       card.element.remove()
       this.cards.delete(id)
     }
+    // Only now: a card that moves out of a hidden section would have lost the focus.
+    for (const { list, element } of [this.active, this.finished]) show(element, list.children.length > 0)
   }
 
   #section(title) {
@@ -61,7 +63,7 @@ export class Panel {
   }
 
   #fill(section, jobs) {
-    show(section.element, jobs.length > 0)
+    if (jobs.length) show(section.element, true)
     const wanted = jobs.map((job) => this.#card(job).element)
     wanted.forEach((element, index) => {
       if (section.list.children[index] === element) return
