@@ -124,8 +124,8 @@ takes a few minutes.
 
 1. **Clip**: a red circle circles over sand. The built-in model has never seen circling.
 2. **Absorber**: learns what single frames look like, so that the LoRA need not.
-3. **Motion LoRA**: learns the motion, from the clip and from copies of it redrawn in other looks. Watch it in the node,
-   or in the panel behind the camera symbol on the left.
+3. **Motion LoRA**: learns the motion, with the absorber held. Watch it in the node, or in the panel behind the camera
+   symbol on the left.
 4. **Videos**: the same prompt and seed without and with the LoRA.
 
 Then change the motion of the clip, the prompt or the strength, and press Run again. What is trained is not trained
@@ -146,7 +146,7 @@ twice.
             "train",
             "MotionLoRA_TrainMotionLoRA",
             (940, 0),
-            {"method": "many-looks", "name": "orbit"},
+            {"method": "customize-a-video", "name": "orbit"},
             {
                 "base_model": ("base", "base_model"),
                 "clips": ("clip", "clips"),
@@ -154,7 +154,7 @@ twice.
             },
             (420, 760),
         ),
-        stack("stack", (940, 810), "train"),
+        stack("stack", (940, 1100), "train"),
         play("plain", (1420, 0), PROMPT, title="Sample Video: base model"),
         play("moved", (1880, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
         beside(
@@ -295,7 +295,7 @@ left shows loss, speed and previews, and has the buttons to pause, resume, stop 
             {"base_model": ("base", "base_model"), "clips": ("clip", "clips")},
             (420, 780),
         ),
-        stack("stack", (460, 830), "train"),
+        stack("stack", (460, 1100), "train"),
         play("moved", (940, 0), "a yellow ring bouncing over night", "stack"),
         save("save", (1400, 0), "moved", "video/motion_lora_background"),
     ],
@@ -319,7 +319,7 @@ Sample Video, with a prior of 0.3.
         base((0, 420)),
         clip("clip", (0, 610), motion="orbit"),
         train("train", (460, 0), "motiondirector", "clip", "orbit by MotionDirector"),
-        stack("stack", (460, 830), "train"),
+        stack("stack", (460, 1100), "train"),
         play("plain", (940, 0), PROMPT, title="Sample Video: base model"),
         play("moved", (1400, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
         beside((1860, 0), "plain", "moved", ("clip", "frames"), left_label="base model", right_label="MotionDirector"),
@@ -348,7 +348,7 @@ more steps, because each clip gets its share of them.
         combine("pair", (920, 0), "one", "two"),
         combine("all", (920, 140), "pair", "three"),
         train("train", (920, 280), "motiondirector", "all", "bounce of three"),
-        stack("stack", (920, 1110), "train"),
+        stack("stack", (920, 1380), "train"),
         play("plain", (1400, 0), "a blue cross bouncing over snow", title="Sample Video: base model"),
         play("moved", (1860, 0), "a blue cross bouncing over snow", "stack", "Sample Video: with motion LoRA"),
         beside((2320, 0), "plain", "moved", ("one", "frames"), left_label="base model", right_label="with motion LoRA"),
@@ -510,7 +510,7 @@ For a model that was tuned on the subject (DreamBooth) there is **Absorber from 
         ),
         Node("shown", "PreviewImage", (940, 1130), {}, {"images": ("preview", "images")}, (420, 320)),
         train("train", (940, 0), "customize-a-video", "clip", "orbit, look held", absorber="absorber"),
-        stack("stack", (940, 830), "train"),
+        stack("stack", (940, 1100), "train"),
         play("plain", (1420, 0), PROMPT, title="Sample Video: base model"),
         play("moved", (1880, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
         beside(
@@ -588,7 +588,7 @@ To share the mix as one file: **Merge LoRAs**, then **Convert LoRA**.
 
 Press Run. Nothing is downloaded; on two CPU cores it takes some minutes.
 
-1. **Train Motion LoRA** stops every 150 steps (`validate_every`), samples six small videos and scores them. The panel
+1. **Train Motion LoRA** stops every 100 steps (`validate_every`), samples six small videos and scores them. The panel
    behind the camera symbol on the left draws the curves: motion fidelity, leakage of the clip's look, text alignment.
    The dotted line is the best checkpoint.
 2. `keep` *best* hands that one on; the last stays beside it in the job's folder, with the curve as CSV and PNG. With
@@ -605,7 +605,7 @@ Take the strength at which the motion is there and the look is not.
             "train",
             "MotionLoRA_TrainMotionLoRA",
             (480, 0),
-            {"method": "many-looks", "steps": 600, "name": "orbit, best of 600 steps", "validate_every": 150},
+            {"method": "customize-a-video", "steps": 400, "name": "orbit, best of 400 steps", "validate_every": 100},
             {"base_model": ("base", "base_model"), "clips": ("clip", "clips")},
             (420, 940),
         ),
