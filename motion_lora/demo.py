@@ -59,7 +59,7 @@ class DemoSettings:
     """What the demo shows. `steps`, `absorber_steps` and `token_steps` of None are the base's defaults."""
 
     motion: str = "orbit"
-    method: str = "customize-a-video"
+    method: str = "many-looks"
     absorber: str = "dual"
     steps: int | None = None
     absorber_steps: int | None = None

@@ -24,7 +24,7 @@ examples:
 
 DEMO_OPTIONS = (
     Option("motion", str, "motion of the reference clip (default: orbit)"),
-    Option("method", str, "training method (default: customize-a-video)"),
+    Option("method", str, "training method (default: many-looks)"),
     Option("absorber", str, "dual (default), spatial, textual-inversion or none"),
     Option("steps", int, "steps of the motion stage"),
     Option("absorber_steps", int, "steps of the spatial-LoRA absorber"),
