@@ -146,7 +146,7 @@ twice.
             "train",
             "MotionLoRA_TrainMotionLoRA",
             (940, 0),
-            {"method": "customize-a-video", "name": "orbit"},
+            {"method": "customize-a-video", "steps": 300, "name": "orbit"},
             {
                 "base_model": ("base", "base_model"),
                 "clips": ("clip", "clips"),
