@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from motion_lora.pipeline import VideoPipeline
@@ -25,6 +27,8 @@ from motion_lora.playground.pretrain import (
     BALANCED,
     ONLY_WORDS,
     Diffusion,
+    average,
+    main,
     random_frames,
     scene_captions,
     weighted_loss,
@@ -127,3 +131,25 @@ def test_each_word_is_one_token_and_the_encoder_knows_them(tmp_path: Path) -> No
     for word in vocabulary():
         assert len(tokenizer.tokenize(word)) == 1, word
     assert build_text_encoder(tokenizer).get_input_embeddings().num_embeddings == len(tokenizer)
+
+
+def test_two_models_of_one_path_are_averaged_weight_by_weight(tmp_path: Path) -> None:
+    second, mixed = tmp_path / "second", tmp_path / "mixed"
+    shutil.copytree(PLAYGROUND_FOLDER, second)
+    file = second / "unet" / "diffusion_pytorch_model.safetensors"
+    mine = load_file(PLAYGROUND_FOLDER / "unet" / file.name)
+    save_file({name: tensor + 1 for name, tensor in mine.items()}, file)
+    average(PLAYGROUND_FOLDER, second, 0.25, mixed)
+    for name, tensor in load_file(mixed / "unet" / file.name).items():
+        torch.testing.assert_close(tensor.float(), mine[name].float() + 0.25, rtol=0, atol=4e-3)
+    assert VideoPipeline.load(mixed).default_num_frames == world.NUM_FRAMES
+
+
+@pytest.mark.parametrize("wrong", (["--average-with", "x"], ["--start-from", "x", "--share", "2"]))
+def test_a_wrong_average_is_refused_before_work_starts(
+    wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--work", str(tmp_path / "work"), *wrong])
+    assert wrong[-2] in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()

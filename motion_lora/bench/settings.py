@@ -63,7 +63,7 @@ class BenchSettings:
     training: Mapping[str, Any] = field(default_factory=dict)
     prompts: int = 3
     noises: int = 2
-    free_noises: int = 4
+    free_noises: int = 8
     curve: tuple[float, ...] = (0.25, 0.5, 0.75)
     num_inference_steps: int = 15
     guidance_scale: float = 2.5

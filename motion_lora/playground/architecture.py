@@ -30,6 +30,8 @@ SCHEDULER_CONFIG: dict[str, Any] = {
     "clip_sample": False,
     "set_alpha_to_one": False,
     "steps_offset": 1,
+    # Sampling starts at the last, noisiest timestep, as training does (Lin et al. 2023, section 3.3).
+    "timestep_spacing": "trailing",
     "prediction_type": "v_prediction",
 }
 

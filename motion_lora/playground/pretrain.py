@@ -20,7 +20,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,12 @@ PLANS: dict[str, StagePlan] = {
     "image": StagePlan("image", seed=2, steps=2000, batch_size=64, learning_rate=1e-3, cooldown=0.1),
     "motion": StagePlan("motion", seed=3, steps=1000, batch_size=8, learning_rate=8e-4, cooldown=0.1),
     "video": StagePlan("video", seed=4, steps=3000, batch_size=8, learning_rate=8e-4, cooldown=0.4),
+}
+
+# Stages that a finished model can take once more: gently, and for a short while.
+AGAIN: dict[str, StagePlan] = {
+    "motion": replace(PLANS["motion"], steps=200, learning_rate=2e-4, warmup=20, cooldown=0.6, ema_decay=0.98),
+    "video": replace(PLANS["video"], steps=900),
 }
 
 
@@ -289,25 +295,32 @@ def run_unet(
         p.requires_grad_(False)
     run_stage(image, {"unet": unet}, lambda g: frame_loss(unet, parts, diffusion, g, image.batch_size), work)
 
-    for p in temporal:
-        p.requires_grad_(True)
-
     pool = build_pool(work, parts, POOL_SIZE)
+    train_motion(work, parts, unet, pool, motion)
+    return train_video(work, parts, unet, pool, video)
+
+
+def train_motion(
+    work: Path, parts: FrozenParts, unet: UNet3DConditionModel, pool: Pool, motion: StagePlan
+) -> UNet3DConditionModel:
+    """Stage 4: very noisy clips only, all layers."""
+    diffusion = Diffusion()
+    unet.requires_grad_(True)
     run_stage(
         motion,
         {"unet": unet},
         lambda g: clip_loss(unet, parts, pool, diffusion, g, motion.batch_size, ONLY_WORDS),
         work,
     )
-
-    return train_video(work, parts, unet, pool, video)
+    return unet.requires_grad_(False)
 
 
 def train_video(
     work: Path, parts: FrozenParts, unet: UNet3DConditionModel, pool: Pool, video: StagePlan
 ) -> UNet3DConditionModel:
-    """The last stage: clips and single frames in turn, all layers."""
+    """Stage 5: clips and single frames in turn, all layers."""
     diffusion = Diffusion()
+    unet.requires_grad_(True)
 
     def joint(generator: torch.Generator) -> Tensor:
         if float(torch.rand((), generator=generator)) < IMAGE_SHARE:
@@ -328,18 +341,37 @@ def pretrain(work: Path, output: Path, plans: dict[str, StagePlan]) -> None:
     write_model(output, parts, unet)
 
 
-def go_on(start: Path, work: Path, output: Path, plans: dict[str, StagePlan]) -> None:
-    """The last stage again, from a finished model folder: its parts, its UNet, a fresh optimiser."""
+def go_on(start: Path, work: Path, output: Path, plan: StagePlan) -> None:
+    """The motion or the video stage again, from a finished model folder: its parts, its UNet, a fresh optimiser."""
     work.mkdir(parents=True, exist_ok=True)
-    vae = AutoencoderKL.from_pretrained(str(start / "vae"), torch_dtype=torch.float32).requires_grad_(False)
-    encoder = CLIPTextModel.from_pretrained(str(start / "text_encoder"), torch_dtype=torch.float32).requires_grad_(
-        False
-    )
-    tokenizer = CLIPTokenizer.from_pretrained(str(start / "tokenizer"))
-    parts = FrozenParts(vae.eval(), tokenizer, encoder.eval(), float(vae.config["scaling_factor"]))
-    unet = UNet3DConditionModel.from_pretrained(str(start / "unet"), torch_dtype=torch.float32).eval()
+    parts, unet = _load_model(start)
     pool = build_pool(work, parts, POOL_SIZE)
-    write_model(output, parts, train_video(work, parts, unet, pool, plans["video"]))
+    stage = {"motion": train_motion, "video": train_video}[plan.name]
+    write_model(output, parts, stage(work, parts, unet, pool, plan))
+
+
+def average(first: Path, second: Path, share: float, output: Path) -> None:
+    """A model whose UNet is (1 - share) of the first's and `share` of the second's, where the second went on from it.
+
+    The other parts are the first's. Networks of one training path can be averaged weight by weight, and the average
+    is often better than either (Wortsman et al. 2022, Model soups).
+    """
+    parts, unet = _load_model(first)
+    _, other = _load_model(second)
+    with torch.no_grad():
+        for mine, its in zip(unet.parameters(), other.parameters(), strict=True):
+            mine.lerp_(its, share)
+    write_model(output, parts, unet)
+
+
+def _load_model(folder: Path) -> tuple[FrozenParts, UNet3DConditionModel]:
+    """The parts, frozen, and the UNet of a model folder, in fp32."""
+    fp32: dict[str, Any] = {"torch_dtype": torch.float32}
+    vae = AutoencoderKL.from_pretrained(str(folder / "vae"), **fp32).requires_grad_(False)
+    encoder = CLIPTextModel.from_pretrained(str(folder / "text_encoder"), **fp32).requires_grad_(False)
+    tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
+    parts = FrozenParts(vae.eval(), tokenizer, encoder.eval(), float(vae.config["scaling_factor"]))
+    return parts, UNet3DConditionModel.from_pretrained(str(folder / "unet"), **fp32).eval()
 
 
 def export(work: Path, output: Path) -> None:
@@ -371,18 +403,37 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "weights", help="model folder to write")
     for plan in PLANS.values():
         parser.add_argument(f"--{plan.name}-steps", type=int, default=plan.steps, help="default: %(default)s")
-    parser.add_argument("--start-from", type=Path, help="model folder whose UNet takes the video stage once more")
+    parser.add_argument("--start-from", type=Path, help="model folder whose UNet takes a stage once more")
+    parser.add_argument(
+        "--again", choices=("motion", "video"), default="video", help="that stage (default: %(default)s)"
+    )
+    parser.add_argument("--again-steps", type=int, help="of that stage (default: motion 200, video 900)")
+    parser.add_argument(
+        "--average-with",
+        type=Path,
+        help="with --start-from: write the average of the two folders' UNets instead of training",
+    )
+    parser.add_argument("--share", type=float, default=0.5, help="of the second folder in it (default: %(default)s)")
     parser.add_argument("--export", action="store_true", help="write the model from the checkpoints, and stop")
     parser.add_argument("--only", choices=tuple(PLANS), help="stop after this stage and write no model")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.average_with is not None and options.start_from is None:
+        parser.error("--average-with needs --start-from, the first of the two model folders")
+    if not 0 <= options.share <= 1:
+        parser.error(f"--share is {options.share:g}; it must be from 0 to 1")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = _parse(arguments)
     plans = {name: replace(plan, steps=getattr(options, f"{name}_steps")) for name, plan in PLANS.items()}
+    if options.average_with is not None:
+        average(options.start_from, options.average_with, options.share, options.output)
+        return
     if options.start_from is not None:
-        go_on(options.start_from, options.work, options.output, plans)
+        plan = AGAIN[options.again]
+        go_on(options.start_from, options.work, options.output, replace(plan, steps=options.again_steps or plan.steps))
         return
     if options.export:
         export(options.work, options.output)
