@@ -57,8 +57,11 @@ TINY: Mapping[str, Any] = {
     "norm_num_groups": 8,
 }
 CONFIGS: Mapping[str, Mapping[str, Any]] = {"modelscope": MODELSCOPE_UNET_CONFIG, "tiny": TINY}
-# Bytes per weight and for everything else that has to fit: activations, LoRA, optimizer, the process itself.
+# Bytes for what has to fit beside the weights where activations are computed twice: the largest block, LoRA, the rest.
 _ROOM_FOR_THE_REST = 8 * 2**30
+# Numbers that the backward pass keeps at 16 x 256 x 256, and bytes for all else: 12.4 GB at peak in bf16, while fp32
+# was killed at 24.4 GB.
+_KEPT_ACTIVATIONS, _REST = 4_600_000_000, 2**30
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -142,6 +145,16 @@ def choose_dtype(name: str, device: torch.device, config: Mapping[str, Any]) -> 
     weights = sum(parameter.numel() for parameter in empty_unet(config).parameters())
     fits = 4 * weights + _ROOM_FOR_THE_REST < total_memory()
     return torch.float32 if fits and not has_amx() else torch.bfloat16
+
+
+def needs_checkpointing(
+    options: argparse.Namespace, device: torch.device, dtype: torch.dtype, config: Mapping[str, Any]
+) -> bool:
+    """Whether a training step on a CPU would ask for more memory than there is; accelerators are left to the user."""
+    weights = sum(parameter.numel() for parameter in empty_unet(config).parameters())
+    share = options.num_frames * options.height * options.width / (16 * 256 * 256)
+    kept = _KEPT_ACTIVATIONS * share if options.config == "modelscope" else 0
+    return device.type == "cpu" and dtype.itemsize * (weights + kept) + _REST > 0.9 * total_memory()
 
 
 # The machine --------------------------------------------------------------------------------------------------------
@@ -351,7 +364,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--frames-per-step", type=int, default=4, help="images in an absorber step (default: 4)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, or a device name of torch")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: what is fast here and fits")
-    parser.add_argument("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument(
+        "--gradient-checkpointing",
+        action=argparse.BooleanOptionalAction,
+        help="default: on a CPU whose memory is too small without it",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument("--repeat", type=int, default=1, help="training steps; the fastest counts (default: 1)")
     parser.add_argument("--write", action="store_true", help=f"add the rows to {RESULTS.name}")
@@ -371,8 +388,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = pick_device(options.device)
     dtype = choose_dtype(options.dtype, device, config)
     rate = matmul_rate(device, dtype, 4096 if options.config == "modelscope" else 256)
+    if options.gradient_checkpointing is None:
+        options.gradient_checkpointing = needs_checkpointing(options, device, dtype, config)
     name = str(dtype).removeprefix("torch.")
     logger.info("%s, torch %s, %s, AMX: %s", machine_name(device), torch.__version__, name, has_amx())
+    logger.info("gradient checkpointing: %s", "on" if options.gradient_checkpointing else "off")
     logger.info("matrix product: %.0f GFLOP/s", rate / 1e9)
     with tempfile.TemporaryDirectory() as folder:
         pipeline = random_base(config, device, dtype, Path(folder))

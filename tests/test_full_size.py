@@ -66,3 +66,17 @@ def test_dtype_on_a_cpu_without_matrix_units(bench: ModuleType, monkeypatch: pyt
         monkeypatch.setattr(bench, "total_memory", lambda memory=memory: memory * 2**30)
         assert bench.choose_dtype("auto", cpu, MODELSCOPE_UNET_CONFIG) is expected
     assert bench.choose_dtype("fp16", cpu, MODELSCOPE_UNET_CONFIG) is torch.float16
+
+
+def test_checkpointing_is_on_where_memory_would_not_do_without(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(bench, "total_memory", lambda: 24 * 2**30)
+    for dtype, words, expected in (
+        (torch.float32, [], True),
+        (torch.bfloat16, [], False),
+        (torch.float32, ["--num-frames", "8"], False),
+    ):
+        assert bench.needs_checkpointing(bench.parse(words), cpu, dtype, MODELSCOPE_UNET_CONFIG) is expected
+    assert not bench.needs_checkpointing(bench.parse([]), torch.device("meta"), torch.float32, MODELSCOPE_UNET_CONFIG)

@@ -44,7 +44,9 @@ def fidelity(base: VideoPipeline, reference: Reading, lora: LoRA | None) -> floa
 
 def test_a_short_training_teaches_a_motion_that_the_base_does_not_know(base: VideoPipeline, reference: Reading) -> None:
     clip = clip_from_frames(world.render(SCENE), world.FPS, caption=world.caption(SCENE))
-    settings = replace(TrainSettings.for_base(base, "temporal-only"), steps=250)
+    # Feed-forward layers too: attention alone needs 400 steps or more with some seeds.
+    few = {"targets": "temporal-all", "learning_rate": 3e-3, "steps": 250}
+    settings = replace(TrainSettings.for_base(base, "temporal-only"), **few)
     before, after = fidelity(base, reference, None), fidelity(base, reference, train(base, [clip], settings).lora)
     assert after > before + 0.2, f"{before:.2f} without the LoRA, {after:.2f} with it"
 
