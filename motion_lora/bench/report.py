@@ -292,7 +292,8 @@ def _against(path: Path, rows: Sequence[Row], measure: str) -> str:
 
 
 def _reach(interval: Interval) -> float:
-    return interval.half_width if interval.count > 1 else 0.0
+    """Two cells give an interval that is wider than the plot, and says nothing that their number does not."""
+    return interval.half_width if interval.count > 2 else 0.0
 
 
 def _device(device: torch.device) -> str:
