@@ -24,7 +24,7 @@ from motion_lora.pictures import (
     write_png,
     write_video,
 )
-from motion_lora.pictures.plots import PALETTE, moving_average
+from motion_lora.pictures.plots import PALETTE, moving_average, name_boxes, stacked
 from motion_lora.playground import world
 
 SCENE = world.Scene("circle", "red", "sand", "orbit")
@@ -197,3 +197,29 @@ def test_one_exploding_step_does_not_flatten_the_losses() -> None:
 def test_moving_average_is_centred_and_skips_nan() -> None:
     assert moving_average([1.0, 2.0, 3.0], 1) == [1.0, 2.0, 3.0]
     assert moving_average([0.0, 3.0, math.nan, 9.0, 0.0], 3) == pytest.approx([1.5, 1.5, 6.0, 4.5, 4.5])
+
+
+def test_more_lines_than_colours_are_named_beyond_their_ends() -> None:
+    lines = [Line(f"line {i}", [0, 1], [2 * i, 2 * i + 1]) for i in range(len(PALETTE) + 1)]
+    # The plotting area is 784 pixels wide, the lines 1 of its 1.3 lengths: a legend would hide some of their ends.
+    end = 92 + 784 * 10 // 13
+    ends = plot_lines(lines).crop((end - 60, 0, end, 560))
+    assert all(has_colour(ends, colour) for colour in PALETTE)
+
+
+def test_names_hide_neither_each_other_nor_the_dots_and_stay_inside() -> None:
+    places = [(390.0, 10.0), (392.0, 12.0), (388.0, 11.0), (5.0, 195.0)]
+    boxes = name_boxes(places, [(60.0, 16.0)] * 4, 8.0, (400, 200))
+    for i, box in enumerate(boxes):
+        assert box[0] >= 0 and box[2] <= 400 and box[1] >= 0 and box[3] <= 200
+        for other in boxes[:i]:
+            assert box[2] <= other[0] or other[2] <= box[0] or box[3] <= other[1] or other[3] <= box[1]
+        assert not any(box[0] < x < box[2] and box[1] < y < box[3] for x, y in places)
+
+
+def test_stacked_names_keep_their_order_and_distance() -> None:
+    assert stacked([10.0, 50.0, 12.0], 4) == [9.0, 50.0, 13.0]
+    assert stacked([5.0, 5.0, 5.0], 2) == [3.0, 5.0, 7.0]
+    found = stacked([3.0, 1.0, 2.0, 9.0, 2.5], 2)
+    assert np.diff(sorted(found)).min() >= 2 - 1e-9
+    assert np.argsort(found).tolist() == np.argsort([3.0, 1.0, 2.0, 9.0, 2.5]).tolist()

@@ -27,6 +27,10 @@ _OVERSAMPLE = 2  # drawn twice as large and reduced: PIL's lines are not anti-al
 _GRID = (228, 228, 228)
 _TICKS = 6
 _SPREAD_PERCENT = 1.0
+_ROOM_FOR_NAMES = 0.3  # beyond the end of the x axis, in lengths of it
+# Where a point's name may stand, in lines above or below it: the nearest that is free.
+_NAME_SHIFTS = tuple(sorted((n - 0.5 for n in range(-6, 8)), key=lambda shift: abs(shift + 0.5)))
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,26 @@ class _Axis:
 def plot_lines(
     lines: Sequence[Line], *, title: str = "", x_label: str = "", y_label: str = "", log_y: bool = False
 ) -> Image.Image:
-    """Curves over a common x axis, with a legend. Raises OutputError where no point is finite."""
+    """Curves over a common x axis, with a legend; more than there are colours are named at their ends instead.
+
+    Raises OutputError where no point is finite.
+    """
     points = [(x, y) for line in lines for x, y in zip(line.x, line.y, strict=True) if _drawable(x, y, log_y)]
     bands = [v for line in lines for v in (*line.low, *line.high) if _drawable(0, v, log_y)]
     if not points:
         raise OutputError("There is nothing to plot: no point has finite coordinates.")
     crowded = any(line.smooth > 1 for line in lines)
     heights = _without_outliers([y for _, y in points]) if crowded else [y for _, y in points]
-    canvas = _Canvas(_axis([x for x, _ in points], pad=0.0), _axis([*heights, *bands], log=log_y))
+    xs, many = [x for x, _ in points], len(lines) > len(PALETTE)
+    room = [max(xs) + _ROOM_FOR_NAMES * (max(xs) - min(xs))] if many else []
+    canvas = _Canvas(_axis([*xs, *room], pad=0.0), _axis([*heights, *bands], log=log_y))
     canvas.frame(title, x_label, y_label)
     for index, line in enumerate(lines):
         _draw_line(canvas, line, PALETTE[index % len(PALETTE)], log_y)
-    canvas.legend([line.label for line in lines])
+    if many:
+        canvas.names([_last_point(line, log_y) for line in lines], beyond=True)
+    else:
+        canvas.legend([line.label for line in lines])
     return canvas.finish()
 
 
@@ -97,7 +109,7 @@ def plot_losses(losses: Mapping[str, Sequence[float]], *, title: str = "loss", l
 
 
 def plot_points(points: Sequence[Point], *, title: str = "", x_label: str = "", y_label: str = "") -> Image.Image:
-    """Labelled points with error bars. Raises OutputError where no point is finite."""
+    """Points with error bars, each with its label beside it. Raises OutputError where no point is finite."""
     finite = [p for p in points if _drawable(p.x, p.y, False)]
     if not finite:
         raise OutputError("There is nothing to plot: no point has finite coordinates.")
@@ -107,7 +119,7 @@ def plot_points(points: Sequence[Point], *, title: str = "", x_label: str = "", 
     canvas.frame(title, x_label, y_label)
     for index, point in enumerate(finite):
         canvas.marker(point, PALETTE[index % len(PALETTE)])
-    canvas.legend([p.label for p in finite])
+    canvas.names(finite)
     return canvas.finish()
 
 
@@ -123,6 +135,12 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
         inside = [min(max(v, low), high) for v in near if math.isfinite(v)]
         result.append(sum(inside) / len(inside) if inside else math.nan)
     return result
+
+
+def _last_point(line: Line, log_y: bool) -> Point:
+    """The line's end with its name, which is empty where nothing of it is drawn."""
+    drawn = [(x, y) for x, y in zip(line.x, line.y, strict=True) if _drawable(x, y, log_y)]
+    return Point(line.label, *drawn[-1]) if drawn else Point("", 0.0, 1.0)
 
 
 def _draw_line(canvas: _Canvas, line: Line, colour: tuple[int, int, int], log_y: bool) -> None:
@@ -213,6 +231,28 @@ class _Canvas:
             self.draw.line([self.at(*start), self.at(*end)], fill=_faint(colour, 0.35), width=2 * _OVERSAMPLE)
         self._dot(self.at(point.x, point.y), colour, 6)
 
+    def names(self, points: Sequence[Point], *, beyond: bool = False) -> None:
+        """Every point's label beside it, as there are more points than colours that eyes can tell apart.
+
+        `beyond` stacks them on the right, where the lines that end at the points do not run.
+        """
+        face, gap, height = font(13 * _OVERSAMPLE), 9 * _OVERSAMPLE, 16 * _OVERSAMPLE
+        places, texts = [self.at(point.x, point.y) for point in points], [plain(point.label) for point in points]
+        widths = [face.getlength(text) for text in texts]
+        if beyond:
+            middles = stacked([y for _, y in places], height)
+            lefts = [x + 2 * gap for x, _ in places]
+        else:
+            boxes = name_boxes(places, [(width, height) for width in widths], gap, self.area.size)
+            middles, lefts = [(box[1] + box[3]) / 2 for box in boxes], [box[0] for box in boxes]
+        for index, (x, y) in enumerate(places):
+            left, middle, width = lefts[index], middles[index], widths[index]
+            if abs(middle - y) > gap / 2 or beyond:
+                colour = PALETTE[index % len(PALETTE)]
+                near = left if left > x else left + width
+                self.draw.line([(x, y), (near, middle)], fill=_faint(colour, 0.5), width=_OVERSAMPLE)
+            self.draw.text((left, middle), texts[index], fill=INK, font=face, anchor="lm")
+
     def _dot(self, place: tuple[float, float], colour: tuple[int, int, int], radius: int) -> None:
         x, y = place
         reach = radius * _OVERSAMPLE
@@ -250,6 +290,51 @@ class _Canvas:
         border = [self.left, self.top, self.right, self.bottom]
         ImageDraw.Draw(self.image).rectangle(border, outline=FAINT, width=_OVERSAMPLE)
         return self.image.resize(_SIZE, Image.Resampling.LANCZOS)
+
+
+def name_boxes(
+    places: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], gap: float, area: tuple[int, int]
+) -> list[Box]:
+    """A box (left, top, right, bottom) per name beside its place: the nearest that hides no dot and no earlier name.
+
+    `sizes` are the names' widths and heights, `area` is what they must stay in.
+    """
+    taken: list[Box] = [(x - gap / 2, y - gap / 2, x + gap / 2, y + gap / 2) for x, y in places]
+    inside: Box = (0, 0, *area)
+    for (x, y), (width, height) in zip(places, sizes, strict=True):
+        options = [
+            (left, y + shift * height, left + width, y + (shift + 1) * height)
+            for shift in _NAME_SHIFTS
+            for left in (x + gap, x - gap - width)
+        ]
+        hidden = [
+            width * height - _overlap(option, inside) + sum(_overlap(option, other) for other in taken)
+            for option in options
+        ]
+        taken.append(options[hidden.index(min(hidden))])
+    return taken[len(places) :]
+
+
+def stacked(heights: Sequence[float], step: float) -> list[float]:
+    """The positions nearest to `heights` (least squares) that keep their order and are `step` apart or more."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    # Less their rank times the step they only have to rise: isotonic regression by pooling what does not.
+    pools: list[tuple[float, int]] = []
+    for rank, index in enumerate(order):
+        mean, count = heights[index] - rank * step, 1
+        while pools and pools[-1][0] > mean:
+            other, others = pools.pop()
+            mean, count = (mean * count + other * others) / (count + others), count + others
+        pools.append((mean, count))
+    risen = [mean for mean, count in pools for _ in range(count)]
+    found = dict(zip(order, (mean + rank * step for rank, mean in enumerate(risen)), strict=True))
+    return [found[index] for index in range(len(heights))]
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Area that two boxes share."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0) * max(height, 0)
 
 
 def _axis(values: Sequence[float], *, log: bool = False, pad: float = 0.05) -> _Axis:
