@@ -123,6 +123,18 @@ def test_prompts_share_no_look_with_the_reference(number: int) -> None:
     assert len({(scene.shape, scene.colour, scene.background) for scene in asked}) == 4
 
 
+def test_captions_of_references_name_few_looks_or_all(pipeline) -> None:
+    """Short ones leave to the training what a LoRA could leave to the prompt; they are asked for as they are."""
+    scene = reference_scene(Unit("orbit", 0, 0), REFERENCES)
+    short, full = (bench.settings.reference_clip(pipeline, scene, name) for name in ("short", "full"))
+    assert (short.caption, short.appearance_caption) == ("a striped circle circling around", "a striped circle")
+    assert short.absorb_words == "striped circle"
+    assert full.caption == world.caption(scene) and full.absorb_words == "striped red circle"
+    assert torch.equal(short.frames, full.frames)
+    with pytest.raises(SettingsError, match="captions is 'long', it must be one of: short, full"):
+        bench.check_bench(dataclasses.replace(TINY, captions="long"))
+
+
 def test_shards_are_the_whole_and_keep_a_clip_together() -> None:
     settings = BenchSettings(motions=("bounce", "swing", "eight"), references=2, seeds=3)
     parts = [units(settings, (number, 2)) for number in (1, 2)]
@@ -162,7 +174,7 @@ def test_what_can_be_shared_is_trained_once(whole, pipeline) -> None:
     assert sorted(begun) == ["absorber", "spatial-absorber", "temporal"]
     heard: list[str] = []
     workshop = Workshop(pipeline, folder / "work", lambda what, step, total: heard.append(what))
-    clip = bench.settings.reference_clip(pipeline, reference_scene(Unit("diagonal", 0, 0), (LOOK,)))
+    clip = bench.settings.reference_clip(pipeline, reference_scene(Unit("diagonal", 0, 0), (LOOK,)), TINY.captions)
     other = VARIANTS["spatial-absorber"].train_settings(pipeline, {**TINY.training, "seed": 9, "steps": 77})
     absorber, seconds = workshop.absorber(clip, other)
     assert absorber is not None and absorber.spatial is not None and seconds > 0 and not heard
@@ -189,7 +201,7 @@ def test_a_killed_run_goes_on_to_the_same_cells(whole, pipeline, tmp_path: Path)
 def test_a_kill_between_checkpoint_and_mark_starts_that_training_over(whole, pipeline, tmp_path: Path) -> None:
     workshop = Workshop(pipeline, tmp_path, lambda *step: None)
     variant = VARIANTS["temporal"]
-    clip = bench.settings.reference_clip(pipeline, reference_scene(Unit("diagonal", 0, 0), (LOOK,)))
+    clip = bench.settings.reference_clip(pipeline, reference_scene(Unit("diagonal", 0, 0), (LOOK,)), TINY.captions)
     settings = variant.train_settings(pipeline, {**TINY.training, "steps": 4})
 
     def killer(what: str, step: int, total: int) -> None:
@@ -217,7 +229,7 @@ def test_other_settings_make_a_cell_stale(whole, pipeline) -> None:
 def test_seconds_give_each_variant_its_own_steps(pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Workshop, "_timing", lambda self, clip, settings, absorber: (0.0, 0.5))
     workshop = Workshop(pipeline, tmp_path, lambda *step: None)
-    clip = bench.settings.reference_clip(pipeline, reference_scene(Unit("diagonal", 0, 0), (LOOK,)))
+    clip = bench.settings.reference_clip(pipeline, reference_scene(Unit("diagonal", 0, 0), (LOOK,)), TINY.captions)
     plain = VARIANTS["temporal"].train_settings(pipeline, TINY.training)
     assert workshop.steps_that_fit(clip, plain, 10.0, "temporal") == 20
     held = VARIANTS["spatial-absorber"].train_settings(pipeline, TINY.training)

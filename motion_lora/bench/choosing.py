@@ -102,7 +102,7 @@ def _measured(
     """Scores of the base (step 0) and of every checkpoint, by the validation sample and by the larger one."""
     bench, variant = settings.bench, VARIANTS[settings.variant]
     scene = reference_scene(unit, bench.looks)
-    clip = reference_clip(pipeline, scene)
+    clip = reference_clip(pipeline, scene, bench.captions)
     changes = {**bench.training, "seed": unit.seed, "steps": bench.steps}
     trained = workshop.train(clip, variant.train_settings(pipeline, changes), settings.marks, variant.name)
     sampling = (bench.num_inference_steps, bench.guidance_scale)

@@ -13,18 +13,19 @@ from typing import Any
 
 from ..clips import Clip
 from ..pipeline import VideoPipeline
+from ..playground import world
 from ..playground.probe import Reading, read_clip
 from ..playground.prompts import other_looks
 from ..stack import AdapterStack, StackEntry
 from ..storage import write_atomically
 from ..training import TrainSettings
 from .measure import MEASURES_VERSION, Ask, measure
-from .settings import BenchSettings, Cell, Unit, cells, check_bench, reference_clip, reference_scene
+from .settings import CAPTIONS, BenchSettings, Cell, Unit, cells, check_bench, reference_clip, reference_scene
 from .trainings import Tell, Trained, Workshop, marks_of
 from .variants import find_variants
 
 CELLS = "cells"
-UNNAMED = ("colour", "background")
+FREE = ("colour", "background")
 WORK = "work"
 
 
@@ -33,6 +34,7 @@ class _Material:
     """What the variants of a unit share."""
 
     clip: Clip
+    reference: str
     reading: Reading
     ask: Ask
     own: Ask
@@ -99,7 +101,7 @@ class _Bench:
             "fingerprint": self._fingerprint(cell),
             "variant": variant.name,
             "motion": cell.unit.motion,
-            "reference": material.clip.caption,
+            "reference": material.reference,
             "seed": cell.unit.seed,
             "steps": trained.steps if trained else 0,
             "train_seconds": trained.seconds if trained else 0.0,
@@ -142,12 +144,12 @@ class _Bench:
         if unit not in self._materials:
             settings = self._settings
             scene = reference_scene(unit, settings.looks)
-            clip = reference_clip(self._pipeline, scene)
+            clip = reference_clip(self._pipeline, scene, settings.captions)
             asked = tuple(other_looks(scene, settings.prompts))
             ask = Ask(asked, settings.noises, unit.seed, settings.num_inference_steps, settings.guidance_scale)
-            own = dataclasses.replace(ask, scenes=(scene,))
-            free = dataclasses.replace(ask, scenes=asked[:1], noises=settings.free_noises, unnamed=UNNAMED)
-            self._materials[unit] = _Material(clip, read_clip(clip.frames), ask, own, free)
+            own = dataclasses.replace(ask, scenes=(scene,), unnamed=CAPTIONS[settings.captions])
+            free = dataclasses.replace(ask, scenes=asked[:1], noises=settings.free_noises, unnamed=FREE)
+            self._materials[unit] = _Material(clip, world.caption(scene), read_clip(clip.frames), ask, own, free)
         return self._materials[unit]
 
     def _path(self, cell: Cell) -> Path:

@@ -26,6 +26,10 @@ REFERENCES: tuple[Mapping[str, Any], ...] = (
 _PLACE: Mapping[str, Any] = {"radius": 0.17, "scale": 0.22, "phase": 0.0, "centre": (0.5, 0.5)}
 BUDGETS = ("steps", "seconds")
 
+# What the references' captions leave out. A caption that names every look lets a LoRA leave all of them to the prompt,
+# so that nothing can leak; captions of real clips name few.
+CAPTIONS: Mapping[str, tuple[str, ...]] = {"short": ("colour", "background"), "full": ()}
+
 QUICK_VARIANTS = (
     "base",
     "temporal",
@@ -50,6 +54,7 @@ class BenchSettings:
     prompts, noises          looks that are asked for per cell, and videos of each
     free_noises              videos of a prompt that names neither colour nor background
     curve                    parts of the training after which the LoRA is measured too
+    captions                 "short": the references' captions name shape, fill and motion; "full": all there is
     looks                    the references' appearances, of which the first `references` are used
     """
 
@@ -67,6 +72,7 @@ class BenchSettings:
     curve: tuple[float, ...] = (0.25, 0.5, 0.75)
     num_inference_steps: int = 15
     guidance_scale: float = 2.5
+    captions: str = "short"
     looks: tuple[Mapping[str, Any], ...] = REFERENCES
 
     @classmethod
@@ -140,6 +146,8 @@ def check_bench(settings: BenchSettings) -> None:
             faults.append(f"{name} is {value}, it must be from 1 to {high}")
     if settings.budget not in BUDGETS:
         faults.append(f"budget is {settings.budget!r}, it must be one of: {', '.join(BUDGETS)}")
+    if settings.captions not in CAPTIONS:
+        faults.append(f"captions is {settings.captions!r}, it must be one of: {', '.join(CAPTIONS)}")
     if not settings.seconds > 0:
         faults.append(f"seconds is {settings.seconds}, it must be above 0")
     if not settings.motions:
@@ -169,13 +177,14 @@ def reference_scene(unit: Unit, looks: Sequence[Mapping[str, Any]]) -> world.Sce
     return world.Scene(motion=unit.motion, **{**_PLACE, **looks[unit.reference]})
 
 
-def reference_clip(pipeline: VideoPipeline, scene: world.Scene) -> Clip:
-    """The clip, in the base's size and length."""
+def reference_clip(pipeline: VideoPipeline, scene: world.Scene, captions: str) -> Clip:
+    """The clip, in the base's size and length, with the `CAPTIONS` of this name."""
+    unnamed = CAPTIONS[captions]
     frames = world.render(scene, pipeline.default_num_frames, pipeline.default_height)
     return Clip(
         frames,
         float(pipeline.default_fps),
-        world.caption(scene),
-        world.appearance_caption(scene),
-        world.appearance_words(scene),
+        world.caption(scene, unnamed),
+        world.appearance_caption(scene, unnamed),
+        world.appearance_words(scene, unnamed),
     )

@@ -44,6 +44,12 @@ QUALITY_OPTIONS = (
     Option("budget", str, "what every training gets alike (default: steps)", choices=("steps", "seconds")),
     Option("steps", int, "steps of the motion stage with --budget steps (default: 200)"),
     Option("seconds", float, "seconds of training, absorber included, with --budget seconds (default: 80)"),
+    Option(
+        "captions",
+        str,
+        "what the references' captions name: shape, fill and motion, or every look (default: short)",
+        choices=("short", "full"),
+    ),
     Option("prompts", int, "looks that are asked for per cell, up to 4 (default: 3)"),
     Option("noises", int, "videos of each (default: 2)"),
     Option("absorber_steps", int, "steps of the spatial-LoRA absorber, for all (default: the method's)"),

@@ -1,6 +1,6 @@
 """How well the playground's base model draws what it is told, read back by the probe.
 
-    python -m motion_lora.playground.quality [--model FOLDER] [--prompts 200] [--guidance 2.5]
+    python -m motion_lora.playground.quality [--model FOLDER] [--prompts 200] [--guidance 2.5] [--seed 0]
 
 Colour, shape, background and fill count as right when the probe reads the prompted one from the clip; a known motion
 when the probe's rule for known motions gives the prompted one. Held-out motion words were never trained, so the
@@ -108,11 +108,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--steps", type=int, default=NUM_INFERENCE_STEPS)
     parser.add_argument("--guidance", type=float, default=GUIDANCE_SCALE)
+    parser.add_argument("--seed", type=int, default=0, help="another seed asks other prompts (default: 0)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pipeline = VideoPipeline.load(options.model, dtype="fp32")
     quality = measure_quality(
-        pipeline, options.prompts, num_inference_steps=options.steps, guidance_scale=options.guidance
+        pipeline,
+        options.prompts,
+        seed=options.seed,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
     )
     logger.info("%s", json.dumps(asdict(quality), indent=2))
 

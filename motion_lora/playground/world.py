@@ -208,9 +208,9 @@ def appearance_caption(scene: Scene, unnamed: Collection[str] = ()) -> str:
     return f"{_object_words(scene, unnamed)}{_place_words(scene, unnamed)}"
 
 
-def appearance_words(scene: Scene) -> str:
-    """The nouns and adjectives that an appearance absorber should soak up."""
-    return _object_words(scene).removeprefix("a ")
+def appearance_words(scene: Scene, unnamed: Collection[str] = ()) -> str:
+    """The nouns and adjectives of the caption that an appearance absorber should soak up."""
+    return _object_words(scene, unnamed).removeprefix("a ")
 
 
 def _object_words(scene: Scene, unnamed: Collection[str] = ()) -> str:
