@@ -287,6 +287,18 @@ def test_absorber_alone_and_reused(pipeline, clip, trained):
         train_absorber(pipeline, [clip], quick(absorber="none"))
 
 
+def test_absorber_alone_for_a_method_of_many_looks(pipeline, clip, trained):
+    """An absorber comes before the looks: it is the one that any other method would train, and the method takes it."""
+    looks = ("a blue square {motion} over sand",)
+    settings = quick(method="many-looks", looks=looks, absorber="dual", steps=1)
+    absorber = train_absorber(pipeline, [clip], settings)
+    assert absorber.spatial is not None and trained[0].absorber.spatial is not None
+    assert absorber.spatial.fingerprint() == trained[0].absorber.spatial.fingerprint()
+    assert train(pipeline, [clip], settings, absorber=absorber).losses[-1].step == 1
+    with pytest.raises(SettingsError, match="looks are for learning a motion, which 'motiondirector-image' does not"):
+        train(pipeline, [clip], quick(method="motiondirector-image", looks=looks))
+
+
 def test_weights_of_a_tuned_network_as_absorber(pipeline, clip):
     tuned = {name: weight + 0.05 for name, weight in pipeline.unet.state_dict().items()}
     weights = spatial_weights(tuned, pipeline.unet)

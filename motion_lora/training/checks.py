@@ -51,7 +51,7 @@ def check_run(
     """Raise SettingsError, ClipError, LoRAFileError or ModelError for whatever does not fit. `settings` are checked."""
     NoiseSchedule(pipeline.scheduler_config)
     _check_targets(pipeline, settings, stages)
-    _check_looks(pipeline, clips, settings, stages, absorber)
+    _check_looks(pipeline, clips, settings, absorber)
     if settings.highway != "none":
         plan_highway(pipeline.unet, Highway(settings.highway, settings.highway_scale))
     if absorber is not None:
@@ -65,7 +65,6 @@ def _check_looks(
     pipeline: VideoPipeline,
     clips: Sequence[Clip],
     settings: TrainSettings,
-    stages: Sequence[Stage],
     absorber: Absorber | None,
 ) -> None:
     if find_method(settings.method).needs_looks and not settings.looks:
@@ -73,7 +72,8 @@ def _check_looks(
             f"Method {settings.method!r} learns a motion in many looks; give looks, captions of other subjects and "
             "places such as 'a robot in a desert', ten or so."
         )
-    if settings.looks and not any(learns_motion(stage) for stage in stages):
+    # The method's stages, not the run's: an absorber trained alone comes before the looks and does without them.
+    if settings.looks and not any(map(learns_motion, find_method(settings.method).stages)):
         raise SettingsError(f"looks are for learning a motion, which {settings.method!r} does not; leave them out.")
     if settings.looks and absorber is not None and absorber.weights:
         raise SettingsError(
