@@ -25,7 +25,6 @@ from .trainings import Tell, Trained, Workshop, marks_of
 from .variants import find_variants
 
 CELLS = "cells"
-FREE = ("colour", "background")
 WORK = "work"
 
 
@@ -148,7 +147,7 @@ class _Bench:
             asked = tuple(other_looks(scene, settings.prompts))
             ask = Ask(asked, settings.noises, unit.seed, settings.num_inference_steps, settings.guidance_scale)
             own = dataclasses.replace(ask, scenes=(scene,), unnamed=CAPTIONS[settings.captions])
-            free = dataclasses.replace(ask, scenes=asked[:1], noises=settings.free_noises, unnamed=FREE)
+            free = dataclasses.replace(ask, scenes=asked[:1], noises=settings.free_noises, unnamed=CAPTIONS["short"])
             self._materials[unit] = _Material(clip, world.caption(scene), read_clip(clip.frames), ask, own, free)
         return self._materials[unit]
 
