@@ -33,7 +33,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -q -n auto --dist loadfile $(TEST_ARGS)
+	$(BIN)/pytest -q -n auto --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python bench/full_size.py $(BENCH_ARGS)

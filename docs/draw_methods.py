@@ -67,6 +67,18 @@ def sampled(title: str, note: str, level: Level, video: Look = MOVED, words: Seq
 
 # Customize-A-Video --------------------------------------------------------------------------------------------------
 
+ABSORB = Row(
+    "1  Absorb the look.",
+    "Single frames, every temporal layer bypassed. LoRA and tokens are trained apart.",
+    (Strip(CLIP, order=(3, 0, 4, 2, 1), patches=True),),
+    ("frames in no order, patches,", '"a <1> <2> over sand"'),
+    Level({"absorber": "spatial-attention"}, trains=("absorber",), bypass=True),
+    (ERROR, "for each alone"),
+    (("held", "held in stage 2"),),
+    source=("customize-a-video", 0, 0),
+    tokens="trains",
+)
+
 CUSTOMIZE_A_VIDEO = Picture(
     "Customize-A-Video",
     "Ren et al. 2024, arXiv 2402.14780",
@@ -76,17 +88,7 @@ CUSTOMIZE_A_VIDEO = Picture(
     "whole clip passes the full UNet; both are active and frozen, and a LoRA on the temporal attentions is trained. "
     "Only that LoRA is kept and used in sampling.",
     (
-        Row(
-            "1  Absorb the look.",
-            "Single frames, every temporal layer bypassed. LoRA and tokens are trained apart.",
-            (Strip(CLIP, order=(3, 0, 4, 2, 1), patches=True),),
-            ("frames in no order, patches,", '"a <1> <2> over sand"'),
-            Level({"absorber": "spatial-attention"}, trains=("absorber",), bypass=True),
-            (ERROR, "for each alone"),
-            (("held", "held in stage 2"),),
-            source=("customize-a-video", 0, 0),
-            tokens="trains",
-        ),
+        ABSORB,
         Row(
             "2  Learn the motion.",
             "The whole clip. What the absorber explains need not go into the motion LoRA.",
@@ -339,13 +341,15 @@ MANY_LOOKS = Picture(
     "Many Looks",
     "this project",
     "Many Looks: the clip's frames are redrawn in other looks, and one temporal LoRA learns the motion of all copies",
-    "1: the clip's frames are noised part of the way and denoised under another caption with every temporal layer "
-    "bypassed and no LoRA, once per look. 2: copies that no longer change where and when the clip does are left out. "
-    "3: a temporal LoRA on attentions and feed-forward learns from the clip and the copies in turn, at high noise "
-    "only. 4: in sampling the LoRA acts in the same part of the noise, the first steps.",
+    "1: an absorber learns the clip's look, as in Customize-A-Video. 2: the clip's frames are noised part of the way "
+    "and denoised under another caption with every temporal layer bypassed and no LoRA, once per look. 3: copies that "
+    "no longer change where and when the clip does are left out. 4: a temporal LoRA on attentions and feed-forward "
+    "learns from the clip, beside the absorber, and from the copies, without it, in turn, at high noise only. 5: in "
+    "sampling the LoRA acts in the same part of the noise, the first steps.",
     (
+        replace(ABSORB, fate=(("held", "held in 4, for the clip"),), source=("many-looks", 0, 0)),
         Row(
-            "1  Redraw the frames under other captions.",
+            "2  Redraw the frames under other captions.",
             "Every temporal layer bypassed: no motion of the base gets in.",
             (Strip(CLIP, noisy=LOOK_STRENGTH),),
             (f"noised by {LOOK_STRENGTH:g} of the way,", '"a green triangle', 'over snow"'),
@@ -354,25 +358,30 @@ MANY_LOOKS = Picture(
             extra=lambda drawing, top: drawing.text(RIGHT, top + 75, "one copy per look", fill=MUTED),
         ),
         Panel(
-            "2  Leave out copies that lost the motion.",
+            "3  Leave out copies that lost the motion.",
             f"Where and when they change must be like the clip (\u2265 {LOOK_SIMILARITY:g}).",
             118,
             paint_selection,
         ),
         Row(
-            "3  Learn the motion.",
-            "The clip and its copies in turn: only the motion is common to them.",
+            "4  Learn the motion.",
+            "The clip, with the absorber, and its copies, without, in turn: the motion is common to them.",
             (Strip(CLIP), Strip(REDRAWN), Strip(SECOND)),
             ('"a green triangle', "circling around", 'over snow", ...'),
-            Level({"temporal": "temporal-all"}, trains=("temporal",)),
+            Level(
+                {"absorber": "spatial-attention", "temporal": "temporal-all"},
+                trains=("temporal",),
+                holds=("absorber",),
+            ),
             (ERROR,),
-            (("kept", "motion LoRA: in the file"),),
-            source=("many-looks", 0, 0),
+            (("dropped", "absorber: thrown away"), ("kept", "motion LoRA: in the file")),
+            source=("many-looks", 2, 0),
+            tokens="holds",
             extra=paint_noise_range,
         ),
         replace(
             sampled(
-                "4  Sample.",
+                "5  Sample.",
                 "The LoRA acts where it was trained: its file says in which steps.",
                 Level({"temporal": "temporal-all"}, uses=("temporal",)),
             ),

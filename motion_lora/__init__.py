@@ -5,7 +5,7 @@
     base = ml.load_playground()                       # or ml.VideoPipeline.load("models/zeroscope_v2_576w")
     clip = ml.read_clip("clip.mp4", caption="a red circle circling around over sand",
                         appearance_caption="a red circle over sand")
-    result = ml.train(base, [clip], ml.TrainSettings.for_base(base, "customize-a-video"))
+    result = ml.train(base, [clip], ml.TrainSettings.for_base(base))
     ml.save_lora("orbit.safetensors", result.lora)
     stack = ml.AdapterStack().add(ml.StackEntry(result.lora))
     video = ml.sample(base, ml.SampleSettings("a blue square circling around over snow"), stack=stack)[0]

@@ -203,7 +203,7 @@ def train_settings(pipeline: VideoPipeline, settings: DemoSettings) -> TrainSett
     names = ("absorber", "steps", "absorber_steps", "token_steps", "seed")
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     found = dataclasses.replace(TrainSettings.for_base(pipeline, settings.method), **given)
-    if METHODS[settings.method].needs_looks and not found.looks:
+    if METHODS[found.method].needs_looks and not found.looks:
         # Whatever the base is, the demo speaks of the playground's world.
         return dataclasses.replace(found, looks=PLAYGROUND_LOOKS)
     return found

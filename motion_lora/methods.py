@@ -131,7 +131,7 @@ LEARN_IN_MANY_LOOKS = Stage(
     name="motion",
     parts=(Part("temporal", targets="temporal-all"),),
     passes=(Pass(("temporal",)),),
-    source="this project: the clip and its restyled copies in turn (restyle.py)",
+    source="this project: the clip, beside its absorber, and its restyled copies in turn (restyle.py)",
 )
 
 LEARN_APPEARANCE = Stage(
@@ -239,7 +239,8 @@ _ROWS = (
         name="many-looks",
         title="Many Looks",
         source="this project",
-        stages=(LEARN_IN_MANY_LOOKS,),
+        stages=(ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS, LEARN_IN_MANY_LOOKS),
+        absorber="dual",
         needs_looks=True,
         defaults=_MANY_LOOKS,
     ),
@@ -269,6 +270,18 @@ _ROWS = (
 )
 
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
+
+# In the place of a method's name: the one that the base is best trained by, as far as that has been measured.
+AUTO = "auto"
+# This project's recipe, best on the playground under equal time (bench/equal-time) and measured nowhere else.
+RECIPE = "many-looks"
+_ELSEWHERE = "customize-a-video"
+
+
+def recommended_method(on_playground: bool) -> str:
+    """What `AUTO` stands for."""
+    return RECIPE if on_playground else _ELSEWHERE
+
 
 # The playground's network is a thousandth of ModelScope's, and its latents are 8 x 8: a third of that is no patch.
 _PLAYGROUND: Mapping[str, Any] = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..motion_lora.errors import SettingsError
 from ..motion_lora.jobs import APPEARANCE_ABSORBER, BEST, LAST, MOTION_LORA, Job, PreviewPlan
-from ..motion_lora.methods import ABSORBERS, METHODS
+from ..motion_lora.methods import ABSORBERS, AUTO, METHODS
 from . import background, bases, shown
 from .advanced import DEFAULT, SWITCHES, Options
 from .choices import AMOUNTS, COUNTS, TEMPORAL_TARGETS
@@ -51,9 +51,10 @@ class TrainMotionLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "method",
-                    options=list(METHODS),
-                    default="customize-a-video",
-                    tooltip="The published method; the README says when to use which.",
+                    options=[AUTO, *METHODS],
+                    default=AUTO,
+                    tooltip="The method; the README says when to use which. auto: the base's own, Many Looks on the "
+                    "playground and Customize-A-Video on others.",
                 ),
                 io.Combo.Input(
                     "absorber",
@@ -290,7 +291,7 @@ def settings_from(base: VideoPipeline, widgets: dict[str, Any]) -> TrainSettings
     chosen = {name: widgets.get(name, DEFAULT) for name in ("absorber", "targets", "patch_crop")}
     looks = tuple(line.strip() for line in widgets.get("looks", "").splitlines() if line.strip())
     return replace(
-        TrainSettings.for_base(base, widgets.get("method", "customize-a-video")),
+        TrainSettings.for_base(base, widgets.get("method", AUTO)),
         **numbers,
         **{name: SWITCHES.get(value, value) for name, value in chosen.items() if value != DEFAULT},
         **(widgets.get("options") or Options()).settings,

@@ -24,7 +24,7 @@ from motion_lora.bench.variants import RECIPE
 from motion_lora.choice import Limits
 from motion_lora.errors import SettingsError
 from motion_lora.judging import ALIGNMENT, LEAKAGE, MOTION
-from motion_lora.methods import METHODS, PLAYGROUND_DEFAULTS
+from motion_lora.methods import METHODS, PLAYGROUND_DEFAULTS, recommended_method
 from motion_lora.metrics import mean_interval
 from motion_lora.playground import load_playground, world
 from motion_lora.playground.probe import ATTRIBUTES, read_clip
@@ -93,7 +93,8 @@ def test_variants_differ_and_the_issues_rows_are_there() -> None:
     assert {v.method for v in VARIANTS.values() if v.control} == {"spatial-only", "spatial-temporal"}
     # A LoRA trained on noisy steps acts in those alone: phased integration is the rule, and its lack a row.
     assert VARIANTS["temporal-unphased"].schedule == Schedule()
-    assert RECIPE in VARIANTS and RECIPE in METHODS
+    assert VARIANTS[RECIPE].method == METHODS[recommended_method(on_playground=True)].name
+    assert VARIANTS[RECIPE].settings == {"absorber": METHODS[VARIANTS[RECIPE].method].absorber}
 
 
 def test_same_parameters_are_nearly_the_same() -> None:
@@ -421,9 +422,20 @@ def test_choice_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     (one,) = report["references"]
     assert [point["step"] for point in one["truth"]] == [0, 1, 2] and set(one["picks"]) == set(PICKS)
     assert {"CHOICE.md", "choices.json", "choice_diagonal-0.png"} <= {path.name for path in output.iterdir()}
-    monkeypatch.setattr(Workshop, "train", None)
+    trained, train = [], Workshop.train
+
+    def noted(self, clip, *rest):
+        trained.append(clip.caption)
+        return train(self, clip, *rest)
+
+    monkeypatch.setattr(Workshop, "train", noted)
     succeeds(*words, "--every", "1", "--train-variant", "temporal")
-    assert "| best possible |" in capsys.readouterr().out, "what is done is not done again"
+    said = capsys.readouterr().out
+    assert "| best possible |" in said and "name no colour and no background" in said
+    assert not trained, "what is done is not done again"
+    succeeds(*words, "--every", "1", "--train-variant", "temporal", "--captions", "full")
+    assert trained == ["a striped red circle moving diagonally over brick"], "another caption is another training"
+    assert "name no colour" not in capsys.readouterr().out
     assert "every is 3" in fails(capsys, *words, "--every", "3")
     assert "variant is 'base'" in fails(capsys, *words, "--train-variant", "base")
 

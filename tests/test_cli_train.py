@@ -320,8 +320,9 @@ def test_a_look_is_learned_from_one_image_a_folder_or_captioned_images(base: Pat
 
 def test_methods_are_listed(capsys) -> None:
     succeeds("methods")
-    table = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in table[1:]] == list(METHODS)
+    *table, nothing, default = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table[1:]] == list(METHODS) and not nothing
+    assert default == "auto, the default: many-looks on the playground, customize-a-video on other base models"
     succeeds("methods", "motiondirector")
     text = capsys.readouterr().out
     assert "one spatial LoRA for each clip" in text and "appearance-debiased" in text and "steps 150" in text

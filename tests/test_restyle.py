@@ -37,7 +37,7 @@ def clip() -> Clip:
 
 
 def many(**changes: object) -> TrainSettings:
-    few: dict[str, object] = {"looks": LOOKS, "look_guidance_scale": 2.0, "look_similarity": -1.0}
+    few: dict[str, object] = {"looks": LOOKS, "look_guidance_scale": 2.0, "look_similarity": -1.0, "absorber": "none"}
     return quick(method="many-looks", **{**few, **changes})
 
 
@@ -250,5 +250,5 @@ def test_the_upper_end_counts_too() -> None:
 
 def test_the_row_is_a_temporal_lora() -> None:
     row = METHODS["many-looks"]
-    assert row.needs_looks and row.keeps == ("temporal",) and row.absorber == "none"
+    assert row.needs_looks and row.keeps == ("temporal",) and row.absorber == "dual"
     assert TrainSettings.for_method("many-looks").timestep_low == 0.6

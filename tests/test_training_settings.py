@@ -109,3 +109,13 @@ def test_the_playground_has_defaults_of_its_own():
     assert play.spatial_path_probability == 0.8
     with pytest.raises(SettingsError, match="method is 'nothing'"):
         TrainSettings.for_base(base, "nothing")
+
+
+def test_where_no_method_is_named_the_base_decides():
+    """The recipe where it was measured, a published method where it was not."""
+    base = small_pipeline()
+    assert TrainSettings.for_base(base) == TrainSettings.for_method("customize-a-video")
+    play = dataclasses.replace(base, identity=dataclasses.replace(base.identity, name="playground-64"))
+    assert TrainSettings.for_base(play) == TrainSettings.for_base(play, "many-looks")
+    chosen = TrainSettings.for_base(play)
+    assert chosen.resolved().absorber == "dual" and chosen.looks, "it can be trained as it is"

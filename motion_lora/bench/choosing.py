@@ -26,7 +26,7 @@ from ..stack import AdapterStack, StackEntry
 from ..storage import write_atomically
 from .measure import MEASURES_VERSION, Ask, measure
 from .report import machine_facts, markdown_table, plain_interval, short_interval
-from .settings import BenchSettings, Unit, check_bench, reference_clip, reference_scene, units
+from .settings import BenchSettings, Unit, check_bench, reference_clip, reference_scene, units, what_captions_name
 from .trainings import Tell, Workshop
 from .variants import RECIPE, VARIANTS
 
@@ -212,9 +212,10 @@ def _markdown(
         "# Checkpoint choice on the playground",
         f"    {command}",
         f"Variant {settings.variant}, {len(found)} references, checkpoints every {settings.every} of "
-        f"{settings.bench.steps} steps. The choice saw {settings.bench.prompts} prompts x {settings.noises} start "
-        f"noises; all figures are from other start noises, {settings.truth_noises} of each prompt and of one more "
-        "look. Means with 95 % intervals over references.",
+        f"{settings.bench.steps} steps; "
+        f"{what_captions_name(settings.bench.captions)}. The choice saw {settings.bench.prompts} prompts x "
+        f"{settings.noises} start noises; all figures are from other start noises, {settings.truth_noises} of each "
+        "prompt and of one more look. Means with 95 % intervals over references.",
         f"Rule: leakage at most {limits.more_leakage:g} above the base's, text alignment at least "
         f"{1 - limits.less_alignment:.0%} of the base's, then the highest motion fidelity, the earliest within "
         f"{limits.tie:g} of it. Early stop after {limits.patience} validations without improvement: it would have "
@@ -248,6 +249,7 @@ def _mark(pipeline: VideoPipeline, settings: ChoiceSettings, unit: Unit) -> str:
         "measures": MEASURES_VERSION,
         "base": [pipeline.identity.config_hash, pipeline.identity.weights_hash],
         "look": dict(bench.looks[unit.reference]),
+        "captions": bench.captions,
         "training": variant.train_settings(pipeline, changes).with_effect(),
         "sampling": [variant.sampling(), bench.num_inference_steps, bench.guidance_scale, bench.prompts],
         "plan": [settings.marks, settings.noises, settings.truth_noises, asdict(settings.limits)],

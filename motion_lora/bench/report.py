@@ -19,7 +19,7 @@ from ..provenance import library_versions
 from ..storage import write_atomically
 from .measure import MEASURES
 from .published import PUBLISHED
-from .settings import CAPTIONS, TEST_MOTIONS, TUNING_MOTIONS, BenchSettings
+from .settings import TEST_MOTIONS, TUNING_MOTIONS, BenchSettings, what_captions_name
 from .table import COMPARED, CellData, Check, Row, calibration, curves, noise_floor, rows_of
 from .variants import VARIANTS
 
@@ -134,8 +134,7 @@ def _conditions(
         + (", ".join(test) or "none"),
         f"- motions here that belong to the tuning set: {', '.join(tuning) or 'none'}",
         f"- all test motions there are: {', '.join(TEST_MOTIONS)}",
-        "- the references' captions name "
-        + ("every look" if not (unnamed := CAPTIONS[settings.captions]) else f"no {' and no '.join(unnamed)}"),
+        f"- {what_captions_name(settings.captions)}",
         f"- {settings.references} reference looks, {settings.seeds} seeds; one absorber per reference clip and kind, "
         "trained with seed 0, is used by all variants and seeds",
         *(f"- {name}: {value}" for name, value in machine.items()),

@@ -40,7 +40,7 @@ QUICK_VARIANTS = (
     "temporal-unphased",
     "spatial-lora",
     "spatial-temporal-lora",
-    "many-looks",
+    "many-looks-dual",
 )
 
 
@@ -155,6 +155,12 @@ def check_bench(settings: BenchSettings) -> None:
     faults += [f"curve holds {part}, it must lie between 0 and 1" for part in settings.curve if not 0 < part < 1]
     if faults:
         raise SettingsError("; ".join(faults) + ".")
+
+
+def what_captions_name(captions: str) -> str:
+    """Half a sentence for a report."""
+    unnamed = CAPTIONS[captions]
+    return "the references' captions name " + (f"no {' and no '.join(unnamed)}" if unnamed else "every look")
 
 
 def units(settings: BenchSettings, shard: tuple[int, int] = (1, 1)) -> list[Unit]:

@@ -17,8 +17,8 @@ from ..pipeline import VideoPipeline
 from ..stack import AdapterStack, Schedule, StackEntry
 from ..training import TrainSettings, check_settings
 
-# This project's own recipe. Its files say in which steps they are to act.
-RECIPE = "many-looks"
+# The row of this project's own recipe. Its files say in which steps they are to act.
+RECIPE = "many-looks-dual"
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def _rows() -> tuple[Variant, ...]:
             no_absorber,
             schedule=Schedule(),
         ),
-        Variant(RECIPE, "Many Looks (this project)", RECIPE),
-        Variant(f"{RECIPE}-dual", "Many Looks + dual absorber", RECIPE, {"absorber": "dual"}),
+        Variant("many-looks", "Many Looks without absorber", "many-looks", no_absorber),
+        Variant(RECIPE, "Many Looks with dual absorber (this project)", "many-looks", {"absorber": "dual"}),
         Variant("spatial-lora", "S-LoRA (ablation)", "spatial-only", control=True),
         Variant("spatial-temporal-lora", "ST-LoRA (ablation)", "spatial-temporal", control=True),
     )

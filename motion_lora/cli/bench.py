@@ -36,6 +36,12 @@ examples:
   motion-lora bench choice --train-variant motiondirector --every 25 --motions bounce,swing --json
 """
 
+_CAPTIONS = Option(
+    "captions",
+    str,
+    "what the references' captions name: shape, fill and motion, or every look (default: short)",
+    choices=("short", "full"),
+)
 QUALITY_OPTIONS = (
     Option("variants", str, "variants to compare, separated by commas (default: all)"),
     Option("motions", str, "motions of the references, separated by commas (default: two of the test set)"),
@@ -44,12 +50,7 @@ QUALITY_OPTIONS = (
     Option("budget", str, "what every training gets alike (default: steps)", choices=("steps", "seconds")),
     Option("steps", int, "steps of the motion stage with --budget steps (default: 200)"),
     Option("seconds", float, "seconds of training, absorber included, with --budget seconds (default: 80)"),
-    Option(
-        "captions",
-        str,
-        "what the references' captions name: shape, fill and motion, or every look (default: short)",
-        choices=("short", "full"),
-    ),
+    _CAPTIONS,
     Option("prompts", int, "looks that are asked for per cell, up to 4 (default: 3)"),
     Option("noises", int, "videos of each (default: 2)"),
     Option("absorber_steps", int, "steps of the spatial-LoRA absorber, for all (default: the method's)"),
@@ -73,6 +74,7 @@ CHOICE_OPTIONS = (
     Option("motions", str, "motions of the references, separated by commas (default: two of the test set)"),
     Option("references", int, "looks of the references (default: 2)"),
     Option("steps", int, "steps of the motion stage (default: 200)"),
+    _CAPTIONS,
     Option("noises", int, "videos of each prompt that the choice sees (default: 2)"),
     Option("truth_noises", int, "videos of each prompt that judge it (default: 4)"),
     Option("prompts", int, "looks that the choice sees, up to 4 (default: 3)"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import SettingsError
-from ..methods import METHODS, PLAYGROUND_DEFAULTS, Method, Pass, Stage
+from ..methods import AUTO, METHODS, PLAYGROUND_DEFAULTS, Method, Pass, Stage, recommended_method
 from .bases import add_json_flag, wants_json
 from .console import write, write_json, write_table
 
@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         header = ("method", "stages", "learns", "keeps", "absorber", "steps", "rank", "source")
         write_table([_short(method) for method in chosen], header)
+        elsewhere, playground = recommended_method(on_playground=False), recommended_method(on_playground=True)
+        write(f"\n{AUTO}, the default: {playground} on the playground, {elsewhere} on other base models")
     return 0
 
 

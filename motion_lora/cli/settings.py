@@ -9,7 +9,7 @@ from __future__ import annotations
 from .options import Option
 
 TRAIN_OPTIONS = (
-    Option("method", str, "training method, as motion-lora methods lists them (default: customize-a-video)"),
+    Option("method", str, "training method, as motion-lora methods lists them (default: auto, the base's own)"),
     Option(
         "absorber", str, "what holds the look: dual, spatial, textual-inversion, none, or a file as for --load-absorber"
     ),

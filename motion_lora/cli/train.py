@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
+from ..methods import ABSORBERS, AUTO
 from .bases import BASE_OPTIONS, add_json_flag, load_base, wants_json
 from .console import Progress, note, write, write_json
 from .interrupt import StoppedError, interruptible
@@ -174,8 +175,6 @@ def _require_output(values: Mapping[str, Any]) -> Path:
 
 def _with_absorber_file(options: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
     """--absorber takes a file as well as a kind: then it means the same as --load-absorber."""
-    from ..methods import ABSORBERS
-
     named = getattr(options, "absorber", None)
     if named is None or named in ABSORBERS or not Path(named).expanduser().exists():
         return values
@@ -213,8 +212,10 @@ def train_settings(pipeline: VideoPipeline, values: Mapping[str, Any]) -> TrainS
     """The method's defaults on this base with the given values over them; raises SettingsError with every fault."""
     from ..training import TrainSettings, check_settings
 
-    defaults = TrainSettings.for_base(pipeline, values.get("method", "customize-a-video"))
+    defaults = TrainSettings.for_base(pipeline, values.get("method", AUTO))
     chosen = {option.name: values[option.name] for option in TRAIN_OPTIONS if option.name in values}
+    # Which method `AUTO` stands for, only the base says.
+    chosen["method"] = defaults.method
     settings = dataclasses.replace(defaults, **chosen)
     check_settings(settings)
     return settings

@@ -20,10 +20,12 @@ from ..methods import (
     ABSORB_BY_SPATIAL_LORA,
     ABSORB_BY_TOKENS,
     ABSORBERS,
+    AUTO,
     METHODS,
     PLAYGROUND_DEFAULTS,
     Method,
     Stage,
+    recommended_method,
 )
 from ..pipeline import VideoPipeline
 from ..targets import TARGETS
@@ -190,12 +192,16 @@ class TrainSettings:
         return cls(method=method, **find_method(method).defaults)
 
     @classmethod
-    def for_base(cls, pipeline: VideoPipeline, method: str = "customize-a-video") -> TrainSettings:
-        """The defaults of a method on this base: the authors', or the playground's own where its size needs them."""
+    def for_base(cls, pipeline: VideoPipeline, method: str = AUTO) -> TrainSettings:
+        """The defaults of a method on this base: the authors', or the playground's own where its size needs them.
+
+        `AUTO` is the recommended method: Many Looks on the playground, Customize-A-Video elsewhere.
+        """
+        on_playground = pipeline.identity.name.startswith("playground")
+        if method == AUTO:
+            method = recommended_method(on_playground)
         settings = cls.for_method(method)
-        if pipeline.identity.name.startswith("playground"):
-            return replace(settings, **PLAYGROUND_DEFAULTS.get(method, {}))
-        return settings
+        return replace(settings, **PLAYGROUND_DEFAULTS.get(method, {})) if on_playground else settings
 
     def resolved(self) -> TrainSettings:
         """The same settings with every None filled in that stands for another value."""
