@@ -116,10 +116,12 @@ base model and is refused on another one.
     "MotionLoRA_TrainMotionLoRA": """
 Learns the motion of the clips as a small file that can be put into other videos.
 
-**Methods.** `customize-a-video` for one clip, `motiondirector` for one or several, `separate-motion-appearance` where
-the clip's look comes through: it leaves most temporal weights alone. `many-looks`, this project's own, where the motion
+**Methods.** `auto` takes `many-looks` on the playground, where it was measured best, and `customize-a-video` on other
+base models. `customize-a-video` for one clip, `motiondirector` for one or several, `separate-motion-appearance` with
+little to learn in: it leaves most temporal weights alone. `many-looks`, this project's own, where the motion
 stays with the clip's own subject: it redraws the clip under the captions in `looks` and learns from all of them, at
-high noise only, so that its LoRA acts in the first steps of sampling. `motiondirector-image` learns a look from images
+high noise only, so that its LoRA acts in the first steps of sampling; an absorber keeps the clip's own look out.
+`motiondirector-image` learns a look from images
 or frames: its result goes on a Motion LoRA Stack like any other, beside a motion. The rest are ablations. Everything
 that a method is made of can be changed with **Advanced Training Settings**.
 

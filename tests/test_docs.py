@@ -108,9 +108,10 @@ def test_row_is_the_pass_of_its_method(row: drawing.Row) -> None:
 
 
 def test_tokens_are_trained_beside_the_spatial_absorber() -> None:
-    for name in ("customize-a-video", "many-looks"):
+    # Many Looks holds its absorber for the clip alone; its row shows a copy's caption, which has no tokens.
+    for name, states in {"customize-a-video": ["trains", "holds"], "many-looks": ["trains"]}.items():
         rows = draw_methods.PICTURES[name].rows
-        assert [row.tokens for row in rows if isinstance(row, drawing.Row) and row.tokens] == ["trains", "holds"]
+        assert [row.tokens for row in rows if isinstance(row, drawing.Row) and row.tokens] == states
     stages = METHODS["customize-a-video"].stages
     assert [stages[index].parts[0].name for index in (0, 1)] == ["absorber", "tokens"]
     assert stages[0].passes[0].bypass and stages[1].passes[0].bypass
