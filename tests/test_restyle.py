@@ -98,12 +98,24 @@ def test_motion_words_are_what_the_caption_says_more(caption: str, still: str, w
 # Training -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_clip_and_its_looks_come_in_turn(pipeline: VideoPipeline, clip: Clip) -> None:
+def test_captions_that_hide_the_motion_words_are_named(
+    pipeline: VideoPipeline, clip: Clip, caplog: pytest.LogCaptureFixture
+) -> None:
+    (stage,) = main_stages(many())
+    StageRun(pipeline, stage, many(), [clip, replace(clip, appearance_caption="")], None)
+    (said,) = caplog.messages
+    assert said.startswith("Clip 2: its captions do not say which words are the motion's")
+
+
+def test_the_clip_and_its_looks_come_in_turn(
+    pipeline: VideoPipeline, clip: Clip, caplog: pytest.LogCaptureFixture
+) -> None:
     (stage,) = main_stages(many())
     run = StageRun(pipeline, stage, many(), [clip, sample_clip(1)], None)
     draws = [run.draw(step) for step in range(6)]
     assert [draw.restyled for draw in draws] == [False, False, True, True, True, True]
     assert [draw.clip for draw in draws] == [0, 1, 0, 0, 1, 1]
+    assert not caplog.messages
     moving = ["a green square moving left over snow", "a blue ring over night moving left"]
     assert [draw.prompts["full"] for draw in draws] == [clip.caption, clip.caption, *moving, *moving]
     assert not torch.equal(draws[2].latents, draws[4].latents)

@@ -44,11 +44,11 @@ examples:
   motion-lora train --method motiondirector --folder clips/ --output turn.safetensors
   motion-lora train --method motiondirector-image --clip photo.png --caption "a red circle" --output look.safetensors
   motion-lora train --absorber look.safetensors --clip orbit.mp4 --caption "a red circle circling around over sand" \\
-      --output orbit.safetensors
+      --appearance-caption "a red circle over sand" --output orbit.safetensors
   motion-lora train --config run.toml --seed 1
 
-  motion-lora train --clip orbit.mp4 --caption "a red circle circling around over sand" --validate-every 50 \\
-      --early-stop --output orbit.safetensors
+  motion-lora train --clip orbit.mp4 --caption "a red circle circling around over sand" \\
+      --appearance-caption "a red circle over sand" --validate-every 50 --early-stop --output orbit.safetensors
 
 A file for --config holds the same names with underscores; several clips are tables of it:
 

@@ -136,6 +136,12 @@ def restyle(
     copies = []
     for material in materials:
         words = motion_words(clips[material.clip].caption, clips[material.clip].appearance_caption)
+        if not words:
+            logger.warning(
+                "Clip %d: its captions do not say which words are the motion's, so its copies in other looks are "
+                "learned without them; give a caption without the motion words as its appearance caption.",
+                material.clip + 1,
+            )
         seeds = [derived_seed(settings.seed, "look", material.clip, number) for number in range(len(settings.looks))]
         draw = partial(
             restyled_latents,

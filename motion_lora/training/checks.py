@@ -77,7 +77,8 @@ def _check_looks(
         raise SettingsError(f"looks are for learning a motion, which {settings.method!r} does not; leave them out.")
     if settings.looks and absorber is not None and absorber.weights:
         raise SettingsError(
-            "looks need an absorber that can be switched off, not whole weights; leave one of them out."
+            "looks need an absorber that can be switched off, not whole weights: take another absorber, or leave the "
+            "looks out, as method 'customize-a-video' does."
         )
     for look in settings.looks:
         for clip in clips:
