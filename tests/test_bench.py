@@ -242,6 +242,20 @@ def test_seconds_give_each_variant_its_own_steps(pipeline, tmp_path: Path, monke
     assert workshop.steps_that_fit(clip, plain, 10.0, "temporal") == 20, "timed once: a rerun has the same plan"
 
 
+def test_shards_that_time_at_once_go_by_one_plan(pipeline, tmp_path: Path) -> None:
+    slow, quick = (Workshop(pipeline, tmp_path, lambda *step: None) for _ in range(2))
+    clip = bench.settings.reference_clip(pipeline, reference_scene(Unit("diagonal", 0, 0), (LOOK,)), TINY.captions)
+    settings = VARIANTS["temporal"].train_settings(pipeline, TINY.training)
+
+    def overtaken(*what: object) -> tuple[float, float]:
+        assert quick.steps_that_fit(clip, settings, 10.0, "temporal") == 20
+        return 0.0, 1.0
+
+    quick._timing = lambda *what: (0.0, 0.5)
+    slow._timing = overtaken
+    assert slow.steps_that_fit(clip, settings, 10.0, "temporal") == 20
+
+
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 
