@@ -108,7 +108,7 @@ class Workshop:
         about = _read(path)
         if about is None:
             before, per_step = self._timing(clip, settings, absorber)
-            ours = {"variant": name, "before": before + absorber_seconds, "seconds_per_step": per_step}
+            ours: dict[str, Any] = {"variant": name, "before": before + absorber_seconds, "seconds_per_step": per_step}
             # Another shard may have been faster, and all go by one plan.
             about = _read(path) or ours
             write_atomically(path, json.dumps(about).encode())
