@@ -129,7 +129,7 @@ takes a few minutes.
 4. **Videos**: the same prompt and seed without and with the LoRA.
 
 Then change the motion of the clip, the prompt or the strength, and press Run again. What is trained is not trained
-twice. With more time: `method` *auto* and `steps` 0 carry a motion best on this model, and take about twice as long.
+twice. With more time: `method` *auto* and `steps` 0 carry a motion best on this model.
 """,
         ),
         base((0, 390)),

@@ -8,8 +8,9 @@ import json
 import pytest
 from training_samples import small_pipeline
 
+from motion_lora.cli.train import train_settings
 from motion_lora.errors import SettingsError
-from motion_lora.methods import PLAYGROUND_DEFAULTS
+from motion_lora.methods import AUTO, PLAYGROUND_DEFAULTS
 from motion_lora.training import RANGES, TrainSettings, check_settings, step_plan
 
 
@@ -119,3 +120,4 @@ def test_where_no_method_is_named_the_base_decides():
     assert TrainSettings.for_base(play) == TrainSettings.for_base(play, "many-looks")
     chosen = TrainSettings.for_base(play)
     assert chosen.resolved().absorber == "dual" and chosen.looks, "it can be trained as it is"
+    assert train_settings(base, {"method": AUTO}) == TrainSettings.for_base(base), "on the command line too"
