@@ -274,13 +274,13 @@ METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
 # In the place of a method's name: the one that the base is best trained by, as far as that has been measured.
 AUTO = "auto"
 # This project's recipe, best on the playground under equal time (bench/equal-time) and measured nowhere else.
-RECIPE = "many-looks"
+_ON_PLAYGROUND = "many-looks"
 _ELSEWHERE = "customize-a-video"
 
 
 def recommended_method(on_playground: bool) -> str:
     """What `AUTO` stands for."""
-    return RECIPE if on_playground else _ELSEWHERE
+    return _ON_PLAYGROUND if on_playground else _ELSEWHERE
 
 
 # The playground's network is a thousandth of ModelScope's, and its latents are 8 x 8: a third of that is no patch.
