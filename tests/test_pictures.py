@@ -207,6 +207,18 @@ def test_more_lines_than_colours_are_named_beyond_their_ends() -> None:
     assert all(has_colour(ends, colour) for colour in PALETTE)
 
 
+def test_legend_hides_no_line_where_any_place_is_free() -> None:
+    # They run through all four corners.
+    lines = [("low", [0.0, 0.0, 0.0]), ("high", [1.0, 1.0, 1.0]), ("arch", [0.0, 1.0, 0.0])]
+    named, nameless = (
+        np.asarray(plot_lines([Line(label if with_names else "", [0, 1, 2], y) for label, y in lines])).astype(int)
+        for with_names in (True, False)
+    )
+    coloured = nameless.max(axis=-1) - nameless.min(axis=-1) > 20
+    assert coloured.sum() > 2000 and (named != nameless).any()
+    assert (named[coloured] == nameless[coloured]).all()
+
+
 def test_names_hide_neither_each_other_nor_the_dots_and_stay_inside() -> None:
     places = [(390.0, 10.0), (392.0, 12.0), (388.0, 11.0), (5.0, 195.0)]
     boxes = name_boxes(places, [(60.0, 16.0)] * 4, 8.0, (400, 200))

@@ -259,13 +259,13 @@ class _Canvas:
         self.draw.ellipse([x - reach, y - reach, x + reach, y + reach], fill=colour)
 
     def legend(self, labels: Sequence[str]) -> None:
-        """Names in the corner that hides the least, in the order of drawing."""
+        """Names where they hide the least, in a corner if one is free, in the order of drawing."""
         named = [(plain(label), PALETTE[i % len(PALETTE)]) for i, label in enumerate(labels) if label]
         if not named:
             return
         face, step = font(14 * _OVERSAMPLE), 20 * _OVERSAMPLE
         size = (round(max(face.getlength(label) for label, _ in named)) + 44 * _OVERSAMPLE, step * len(named))
-        left, top = self._emptiest_corner(size)
+        left, top = self._emptiest_place(size)
         self.draw.rectangle([left, top, left + size[0], top + size[1]], fill=BACKGROUND, outline=_GRID)
         for i, (label, colour) in enumerate(named):
             y = top + step * i + step // 2
@@ -273,11 +273,14 @@ class _Canvas:
             self.draw.line(ends, fill=colour, width=3 * _OVERSAMPLE)
             self.draw.text((left + 36 * _OVERSAMPLE, y), label, fill=INK, font=face, anchor="lm")
 
-    def _emptiest_corner(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _emptiest_place(self, size: tuple[int, int]) -> tuple[int, int]:
         gap = 8 * _OVERSAMPLE
-        lefts, tops = (self.area.width - size[0] - gap, gap), (gap, self.area.height - size[1] - gap)
-        corners = [(left, top) for top in tops for left in lefts]
-        return min(corners, key=lambda c: self._ink((c[0], c[1], c[0] + size[0], c[1] + size[1])))
+        room = (self.area.width - size[0] - 2 * gap, self.area.height - size[1] - 2 * gap)
+        # The first of equals is taken: corners from the top right on, then the other places.
+        corners = [(1.0, 0.0), (0.0, 0.0), (1.0, 1.0), (0.0, 1.0)]
+        others = [(column / 4, row / 12) for column in (4, 0, 3, 1, 2) for row in range(13)]
+        places = [(round(gap + x * room[0]), round(gap + y * room[1])) for x, y in (*corners, *others)]
+        return min(places, key=lambda at: self._ink((at[0], at[1], at[0] + size[0], at[1] + size[1])))
 
     def _ink(self, box: tuple[int, int, int, int]) -> int:
         """How much of a box of the plotting area is coloured, neither paper nor grid."""
