@@ -259,9 +259,10 @@ def _install(unet: nn.Module, name: str, layers: Mapping[str, LoRALayer], dropou
     if "." in name or hasattr(nn.ModuleDict, name) or name in adapter_names(unet):
         raise SettingsError(f"adapter name is {name!r}; it must be new on this network, without dots, no torch name.")
     config = LoraConfig(r=1, lora_alpha=1, target_modules=list(layers), init_lora_weights=False)
-    with _keep_trainable(list(unet.parameters())):
-        # Without memory, for the factors are replaced; and without drawing from the host's random state.
-        inject_adapter_in_model(config, unet, adapter_name=name, low_cpu_mem_usage=True)
+    # On the meta device: without memory, as the factors are replaced, and without drawing from the host's random state.
+    # PEFT's own way to it, low_cpu_mem_usage, does that to whatever module any thread of the host is building.
+    with _keep_trainable(list(unet.parameters())), torch.device("meta"):
+        inject_adapter_in_model(config, unet, adapter_name=name)
     # PEFT's note that the network has an adapter; it would warn about it when the next one is added.
     unet.__dict__.pop("peft_config", None)
     for module, host in _hosts(unet):

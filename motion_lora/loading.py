@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,10 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from .backbones import SUPPORTED, check_kind
 from .errors import ModelError
@@ -43,7 +40,7 @@ _WEIGHT_NAMES: Mapping[str, str] = {
     "text_encoder": "model",
 }
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
-_READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
+_READ_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +62,14 @@ def read_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Parts:
     """
     configs, about = check_folder(folder), _read_about(folder)
     files = {part: pick_variant(folder / part, name, dtype, variant) for part, name in _WEIGHT_NAMES.items()}
-    with _no_progress_bars():
-        return Parts(
-            unet=_read_diffusers(UNet3DConditionModel, folder / "unet", dtype, files["unet"]),
-            vae=_read_diffusers(AutoencoderKL, folder / "vae", dtype, files["vae"]),
-            text_encoder=_read_text_encoder(folder / "text_encoder", dtype, files["text_encoder"]),
-            tokenizer=_read_tokenizer(folder / "tokenizer"),
-            scheduler_config=configs["scheduler"],
-            about=about,
-        )
+    return Parts(
+        unet=_read_diffusers(UNet3DConditionModel, folder / "unet", dtype, files["unet"]),
+        vae=_read_diffusers(AutoencoderKL, folder / "vae", dtype, files["vae"]),
+        text_encoder=_read_text_encoder(folder / "text_encoder", dtype, files["text_encoder"]),
+        tokenizer=_read_tokenizer(folder / "tokenizer"),
+        scheduler_config=configs["scheduler"],
+        about=about,
+    )
 
 
 def read_unet_weights(place: Path, variant: str | None = None) -> dict[str, Tensor]:
@@ -240,54 +236,66 @@ def _no_safetensors(folder: Path, stem: str) -> str:
     )
 
 
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Neither library draws its bars meanwhile: what is shown to the user is the host's affair."""
-    noisy = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
-    for library in noisy:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in noisy:
-            library.enable_progress_bar()
+# Neither library's own loader is used: while it builds a network, diffusers' (through accelerate) changes what every
+# module of the process is built of, so a model that another thread loads meanwhile, as in ComfyUI, has no weights.
 
 
 def _read_diffusers(kind: Any, folder: Path, dtype: torch.dtype, variant: str) -> Any:
     try:
-        module, report = kind.from_pretrained(
-            str(folder),
-            torch_dtype=dtype,
-            variant=variant or None,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with torch.device("meta"):
+            module = kind.from_config(read_json(folder / "config.json"))
+        stored = _read_weights(folder, variant)
     except _READ_ERRORS as error:
         raise ModelError(_unreadable(folder, error)) from error
-    _check_complete(folder, report["missing_keys"])
-    return module.eval().requires_grad_(False)
+    for name in module.state_dict().keys() - stored.keys():
+        if (old := _old_name(name)) in stored:
+            stored[name] = stored.pop(old)
+    return _filled(module, folder, stored, dtype)
 
 
 def _read_text_encoder(folder: Path, dtype: torch.dtype, variant: str) -> CLIPTextModel:
     """transformers 4 keeps the tensors below `text_model.`, 5 does not, and 4 cannot read what 5 has written."""
     try:
         config = CLIPTextConfig.from_pretrained(str(folder), local_files_only=True)
-        stored: dict[str, Tensor] = {}
-        for path in _weight_files(folder, _WEIGHT_NAMES["text_encoder"], variant):
-            stored.update(load_file(str(path)))
         with torch.device("meta"):
-            wanted = {name.removeprefix("text_model."): name for name in CLIPTextModel(config).state_dict()}
-        found = {name.removeprefix("text_model."): tensor for name, tensor in stored.items()}
-        _check_complete(folder, wanted.keys() - found.keys())
-        state = {name: found[short] for short, name in wanted.items()}
-        encoder: CLIPTextModel = CLIPTextModel.from_pretrained(None, config=config, state_dict=state)
+            encoder = CLIPTextModel(config)
+        stored = _read_weights(folder, variant)
     except _READ_ERRORS as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(_unreadable(folder, error)) from error
-    nn.Module.to(encoder, dtype).eval().requires_grad_(False)
+    found = {name.removeprefix("text_model."): tensor for name, tensor in stored.items()}
+    state = {n: found[s] for n in encoder.state_dict() if (s := n.removeprefix("text_model.")) in found}
+    _filled(encoder, folder, state, dtype)
+    # The only tensor that is in no file; on the meta device it has no values.
+    embeddings = next(module for module in encoder.modules() if hasattr(module, "position_ids"))
+    embeddings.position_ids = torch.arange(config.max_position_embeddings).expand((1, -1))
     return encoder
+
+
+def _read_weights(folder: Path, variant: str) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = {}
+    for path in _weight_files(folder, _WEIGHT_NAMES[folder.name], variant):
+        stored.update(load_file(str(path)))
+    return stored
+
+
+def _old_name(name: str) -> str:
+    """What a tensor of an autoencoder's attention was called before diffusers 0.18."""
+    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        name = name.replace(f".{new}.", f".{old}.")
+    return name
+
+
+def _filled(module: nn.Module, folder: Path, stored: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    """A network from the meta device with the tensors of its files, frozen and in evaluation mode."""
+    wanted = module.state_dict()
+    _check_complete(folder, wanted.keys() - stored.keys())
+    for name, tensor in wanted.items():
+        if stored[name].shape != tensor.shape:
+            shapes = f"{tuple(stored[name].shape)} in the weights and {tuple(tensor.shape)} by config.json"
+            raise ModelError(f"{folder} does not fit together: {name} is {shapes}. Download the files again.")
+    # Copied, for what safetensors gives is the file itself, which may be replaced while the model is in use.
+    module.load_state_dict({name: stored[name].to(dtype, copy=True) for name in wanted}, assign=True)
+    return module.eval().requires_grad_(False)
 
 
 def _check_complete(folder: Path, missing: Iterable[str]) -> None:

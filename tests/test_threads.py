@@ -1,0 +1,96 @@
+"""Several threads of one process: ComfyUI loads models and samples while a job of ours trains.
+
+Libraries below change torch for the whole process while they build or load networks; nothing of ours may let them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tiny import write_tiny_folder
+from torch import nn
+from training_samples import quick, sample_clip, small_pipeline
+
+from motion_lora.errors import MotionLoRAError
+from motion_lora.pipeline import VideoPipeline
+from motion_lora.sampling import SampleSettings, sample
+from motion_lora.stack import AdapterStack, StackEntry
+from motion_lora.training import train
+
+
+def trained(pipeline: VideoPipeline) -> str:
+    return train(pipeline, [sample_clip()], quick(absorber="none", steps=1)).lora.fingerprint()
+
+
+class Thread(threading.Thread):
+    """Repeats some work until it is stopped; `errors` keeps what went wrong."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._work, self._over = work, threading.Event()
+        self.rounds, self.errors = 0, []
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._work()
+            except (RuntimeError, ValueError, TypeError, AssertionError, MotionLoRAError) as error:
+                self.errors.append(repr(error))
+            self.rounds += 1
+
+    def __enter__(self) -> Thread:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self.join()
+
+
+def a_host_loads() -> None:
+    module = nn.Linear(4, 4)
+    assert module.weight.device.type == "cpu" and module.weight.abs().sum() > 0
+
+
+def test_others_build_their_models_while_we_train_and_load(tmp_path: Path) -> None:
+    folder, pipeline = write_tiny_folder(tmp_path / "tiny"), small_pipeline()
+    methods, state = (nn.Module.register_parameter, nn.Module.register_buffer), torch.random.get_rng_state()
+    trained(pipeline)
+    VideoPipeline.load(folder, device="cpu")
+    assert torch.equal(torch.random.get_rng_state(), state), "the host's random state is not ours to draw from"
+    with Thread(a_host_loads) as host:
+        for _ in range(2):
+            trained(pipeline)
+            VideoPipeline.load(folder, device="cpu")
+            assert (nn.Module.register_parameter, nn.Module.register_buffer) == methods
+    assert host.rounds > 10 and not host.errors
+
+
+def test_trainings_samples_and_loads_at_once_are_what_they_are_alone(tmp_path: Path) -> None:
+    folder, pipeline = write_tiny_folder(tmp_path / "tiny"), small_pipeline()
+    alone = trained(pipeline)
+    request = SampleSettings("a red circle", num_inference_steps=1, num_frames=2, height=16, width=16)
+    lora = train(pipeline, [sample_clip()], quick(absorber="none", steps=1)).lora
+    stack = AdapterStack((StackEntry(lora),))
+    (still,) = sample(pipeline, request, stack=stack)
+    prints: list[str] = []
+
+    def one_sample() -> None:
+        (video,) = sample(pipeline, request, stack=stack)
+        assert torch.equal(video.frames, still.frames)
+
+    def one_load() -> None:
+        assert not any(tensor.is_meta for tensor in VideoPipeline.load(folder, device="cpu").unet.parameters())
+
+    with (
+        Thread(lambda: prints.append(trained(pipeline))) as other,
+        Thread(one_sample) as sampler,
+        Thread(one_load) as loader,
+    ):
+        prints += [trained(pipeline) for _ in range(3)]
+    for thread in (other, sampler, loader):
+        assert thread.rounds and not thread.errors
+    assert set(prints) == {alone}
