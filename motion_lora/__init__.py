@@ -4,7 +4,9 @@
 
     base = ml.load_playground()                       # or ml.VideoPipeline.load("models/zeroscope_v2_576w")
     clip = ml.read_clip("clip.mp4", caption="a red circle circling around over sand",
-                        appearance_caption="a red circle over sand")
+                        appearance_caption="a red circle over sand",
+                        num_frames=base.default_num_frames, fps=base.default_fps,
+                        height=base.default_height, width=base.default_width)
     result = ml.train(base, [clip], ml.TrainSettings.for_base(base))
     ml.save_lora("orbit.safetensors", result.lora)
     stack = ml.AdapterStack().add(ml.StackEntry(result.lora))

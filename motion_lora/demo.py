@@ -27,7 +27,7 @@ from .pictures import contact_sheet, plot_losses, write_png, write_video
 from .pipeline import VideoPipeline
 from .playground import probe, world
 from .playground.scores import score_clip
-from .sampling import SampleSettings, sample
+from .sampling import SampleSettings, resolve, sample
 from .stack import AdapterStack, StackEntry
 from .storage import write_atomically
 from .training import Callback, StepReport, TrainResult, TrainSettings, train
@@ -131,16 +131,17 @@ def run_demo(
     """Train on a reference clip, sample with and without the LoRA, measure, and write everything into `output`.
 
     `callback` hears of training steps, `progress(stage, step, total)` of sampling steps. Raises what `train`, `sample`
-    and the writers raise, and SettingsError for a motion that the world does not know.
+    and the writers raise, and SettingsError for a motion that the world does not know, before any work.
     """
     settings = settings or DemoSettings()
-    clock, report_progress = _Clock(), progress or _ignore
+    clock, report_progress, scenes = _Clock(), progress or _ignore, new_scenes(settings)
+    for request in _requests(scenes, settings):
+        resolve(pipeline, request)
     with clock.phase("reference clip"):
         clip = reference_clip(pipeline, output / "reference.mp4", settings)
     with clock.phase("training"):
         result = train(pipeline, [clip], train_settings(pipeline, settings), callback=callback)
     lora = _keep(result, output, settings)
-    scenes = new_scenes(settings)
     with clock.phase("sampling"):
         stacks = {"base": AdapterStack(), "customised": AdapterStack((StackEntry(lora, name=settings.motion),))}
         videos = {
@@ -217,7 +218,12 @@ def sample_videos(
     callback: Callable[[int, int], None],
 ) -> list[Tensor]:
     """One video (f, h, w, 3) per scene, each with a seed of its own, the same ones for every stack."""
-    wanted = [
+    wanted = _requests(scenes, settings)
+    return [one.frames for one in sample(pipeline, wanted, stack=stack, callback=callback)]
+
+
+def _requests(scenes: Sequence[world.Scene], settings: DemoSettings) -> list[SampleSettings]:
+    return [
         SampleSettings(
             prompt=world.caption(scene),
             num_inference_steps=settings.num_inference_steps,
@@ -226,7 +232,6 @@ def sample_videos(
         )
         for number, scene in enumerate(scenes)
     ]
-    return [one.frames for one in sample(pipeline, wanted, stack=stack, callback=callback)]
 
 
 def scorer(reference: Tensor) -> Callable[[world.Scene, Tensor], Score]:

@@ -32,3 +32,13 @@ class OutputError(MotionLoRAError):
 
 class TrainingError(MotionLoRAError):
     """Training cannot go on: the loss is not finite, or the device ran out of memory."""
+
+
+# How the CPU allocator and some backends say it in a bare RuntimeError.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on any device. Without torch, which names its own error so."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)

@@ -310,7 +310,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return _accelerator() or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         here = pick_device()
         raise SettingsError(

@@ -95,5 +95,6 @@ def restyled_latents(
     source = latents.expand(len(wanted), -1, -1, -1, -1)
     # Sampling takes a replica of its own, which keeps the bypass of this one.
     with temporal_bypass(draft.unet):
-        made = sample(draft, wanted, source=source, decode=False)
+        # One at a time: with guidance a batch would need more memory than the training that follows.
+        made = sample(draft, wanted, source=source, decode=False, batch_size=1)
     return torch.cat([one.latents for one in made]).float().cpu().clone()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .ddim import InvertedClip, noise_prior
-from .errors import SettingsError
+from .errors import SettingsError, is_out_of_memory
 from .highway import appearance_highway, plan_highway
 from .pipeline import VideoPipeline, no_gradients
 from .schedulers import SCHEDULERS, make_scheduler
@@ -338,7 +338,9 @@ class _Batch:
         """A full device becomes a SettingsError that says what to lower."""
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             video = self.videos[0]
             raise SettingsError(
                 f"{self.pipeline.device} has too little memory for {len(self.videos)} x {video.num_frames} frames of "

@@ -8,8 +8,10 @@ order, and the same training has to give the same file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import logging
 import math
 import os
 import re
@@ -24,6 +26,8 @@ import torch
 from torch import Tensor
 
 from .errors import LoRAFileError, OutputError
+
+_log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 32 * 2**20  # the largest seen in real files, tag lists included, stay under 10 MiB
 MAX_DATA_BYTES = 2 * 2**30  # every linear layer of ModelScope at rank 320 in fp32 is 1 GiB
@@ -146,6 +150,22 @@ def write_atomically(
     finally:
         _discard(part)
     return path
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Remove what is there of these; one that cannot be removed stays, with a warning."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            # On Windows a virus scanner may hold it.
+            _log.warning("%s stays: %s", path, error)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder in which nothing is left."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def safe_name(name: str, fallback: str = "motion_lora", limit: int = 120) -> str:

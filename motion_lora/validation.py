@@ -24,9 +24,9 @@ from .lora import LoRA
 from .pipeline import VideoPipeline
 from .playground import PLAYGROUND_NAME, world
 from .playground.prompts import asked_scene, other_looks
-from .sampling import SampleSettings, sample
+from .sampling import SampleSettings, resolve, sample
 from .stack import AdapterStack, StackEntry
-from .storage import read_tensors, serialize, write_atomically
+from .storage import read_tensors, remove_files, remove_if_empty, serialize, write_atomically
 from .training import Callback, StepReport, TrainResult, TrainSettings
 from .training.batches import derived_seed
 from .training.settings import main_stages
@@ -36,7 +36,7 @@ RECORD = "validation.json"
 _NEUTRAL, _LORA = "base.safetensors", "validated-"
 # What the playground was tuned for.
 _PLAYGROUND_GUIDANCE = 2.5
-_PLAYGROUND_PROMPTS, _PLAYGROUND_NOISES = 3, 2
+_PLAYGROUND_PROMPTS, _PLAYGROUND_NOISES = 3, 4
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,15 @@ def check_plan(plan: ValidationPlan, settings: TrainSettings) -> None:
 
 
 class Validator:
-    """Samples a plan's prompts and has them judged; what the base does is measured once, at the first call."""
+    """Samples a plan's prompts and has them judged; what the base does is measured once, at the first call.
+
+    Raises SettingsError at once for a plan that cannot be sampled.
+    """
 
     def __init__(self, pipeline: VideoPipeline, judge: Judge, plan: ValidationPlan) -> None:
         self._pipeline, self._judge, self.plan = pipeline, judge, plan
+        for request in self._requests():
+            resolve(pipeline, request)
         self._neutral: list[Tensor] = []
         self._base: dict[str, float] = {}
 
@@ -226,6 +231,12 @@ class Record:
     def _write(self) -> None:
         content = {"plan": self._plan, "base": self.base, "points": [asdict(point) for point in self.points]}
         write_atomically(self.folder / RECORD, json.dumps(content).encode())
+
+
+def delete_record(folder: Path) -> None:
+    """Remove a run's validations, and the folder when nothing else is in it."""
+    remove_files([folder / RECORD, folder / _NEUTRAL, *folder.glob(f"{_LORA}*.safetensors")])
+    remove_if_empty(folder)
 
 
 class Validation:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from cli_helpers import CAPTION, CAPTIONS, FEW_STEPS, fails, succeeds, write_base, write_clip
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import write_tiny_folder
 
@@ -360,6 +361,38 @@ def test_out_of_memory_while_loading(refused, monkeypatch: pytest.MonkeyPatch) -
     assert "out of memory" in refused()
 
 
+def test_out_of_memory_anywhere_is_one_line(refused, base: Path, place: Path, capsys, monkeypatch) -> None:
+    """The allocator of CPUs raises a RuntimeError that only its text tells from others."""
+    huge = ("--height", 65536, "--width", 65536, "--num-frames", 1024, "--num-inference-steps", 1)
+    line = fails(capsys, "sample", "--base", base, "--prompt", "x", "--output", place / "x.mp4", *huge)
+    assert "too little memory for 1 x 1024 frames of 65536 x 65536" in line
+
+    def full(*unused: object, **keywords: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("motion_lora.cli.train.load_base", full)
+    assert "It ran out of memory; lower the size" in refused()
+
+
+def test_rates_and_devices_that_are_none(refused, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "1.png")
+    for rate in ("nan", "0", "-5", "inf"):
+        assert "images_fps is" in refused("--images-fps", rate, clip=folder)
+    assert "device is 'meta', which is not on this machine" in refused("--device", "meta")
+
+
+def test_validation_that_cannot_be_sampled_is_refused_before_training(refused) -> None:
+    words = ("--validate-every", 1, "--validate-prompt", "x", "--absorber", "none")
+    assert "num_inference_steps is 0" in refused(*words, "--validate-steps", 0)
+
+
+def test_demo_that_cannot_be_sampled_is_refused_before_training(place: Path, capsys) -> None:
+    assert "num_inference_steps is 0" in fails(capsys, "demo", "--output", place, "--num-inference-steps", 0)
+    assert "guidance_scale is nan" in fails(capsys, "demo", "--output", place, "--guidance-scale", "nan")
+
+
 def test_loss_that_is_not_finite(base: Path, clip: Path, place: Path, tmp_path: Path, capsys) -> None:
     poisoned = write_tiny_folder(tmp_path / "poisoned")
     path = poisoned / "unet" / "diffusion_pytorch_model.safetensors"
@@ -370,4 +403,4 @@ def test_loss_that_is_not_finite(base: Path, clip: Path, place: Path, tmp_path: 
     capsys.readouterr()
     assert main([str(word) for word in words]) == USER_ERROR
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "not finite" in line and "learning_rate" in line
+    assert "The loss of step 1 in absorber-spatial is not finite; lower absorber_learning_rate (here " in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -65,6 +66,59 @@ def test_train_writes_lora_absorber_and_plot(trained: Path) -> None:
     assert absorber.spatial is not None and absorber.tokens is not None
     assert Image.open(trained / "loss.png").size[0] > 100
     assert sorted(path.name for path in trained.iterdir()) == ["a.safetensors", "lora.safetensors", "loss.png"]
+
+
+def test_nothing_of_the_users_is_removed_with_the_checkpoint(base: Path, clip: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    theirs = [folder / name for name in ("notes.txt", "state-of-the-art.safetensors", "validation/mine.csv")]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"precious")
+    output = folder / "lora.safetensors"
+    words = ("--absorber", "none", "--steps", 4, "--validate-every", 2, "--validate-prompt", "x", "--validate-steps", 1)
+    succeeds("train", "--base", base, "--clip", clip, *CAPTIONS, *words, "--checkpoint", folder, "--output", output)
+    assert all(path.read_bytes() == b"precious" for path in theirs) and len(load_lora(output))
+    best = {f"lora.{name}" for name in ("safetensors", "best.safetensors", "validation.csv", "validation.png")}
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == best | {path.name for path in theirs}
+
+
+def test_every_output_is_checked_before_training(base: Path, clip: Path, tmp_path: Path, capsys) -> None:
+    output, other = tmp_path / "lora.safetensors", tmp_path / "other.safetensors"
+    start = ("train", "--base", base, "--clip", clip, *CAPTIONS, *FEW_STEPS, "--output", output)
+
+    def refused(*words: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        line = fails(capsys, *start, *words)
+        assert sorted(tmp_path.rglob("*")) == before, "nothing was trained or written"
+        return line
+
+    assert "both name" in refused("--save-absorber", output, "--overwrite")
+    assert "it must end in .png" in refused("--plot", tmp_path / "loss.txt")
+    assert "it must end in .safetensors" in refused("--save-absorber", tmp_path / "a.pt")
+    assert "trains none" in refused("--save-absorber", other, "--absorber", "none")
+    other.write_bytes(b"theirs")
+    assert "other.safetensors exists already" in refused("--save-absorber", other)
+    (tmp_path / "loss.png").write_bytes(b"theirs")
+    assert "loss.png exists already" in refused("--plot", tmp_path / "loss.png")
+    (tmp_path / "lora.appearance-1.safetensors").write_bytes(b"theirs")
+    assert "lora.appearance-1.safetensors exists already" in refused("--method", "motiondirector")
+
+
+def test_a_settings_files_paths_are_its_own_folders(
+    base: Path, clip: Path, trained: Path, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "look.safetensors").write_bytes((trained / "a.safetensors").read_bytes())
+    shutil.copytree(base, tmp_path / "base")
+    settings = tmp_path / "run.toml"
+    lines = ['base = "base"', 'absorber = "look.safetensors"', 'output = "out.safetensors"', "steps = 1"]
+    table = f'[[clips]]\nclip = "{clip.as_posix()}"\ncaption = "{CAPTION}"\nappearance_caption = "{APPEARANCE}"\n'
+    settings.write_text("\n".join([*lines, table]), encoding="utf-8")
+    succeeds("train", "--config", settings)
+    assert len(load_lora(tmp_path / "out.safetensors"))
+    settings.write_text('output = "x.safetensors"\n' + table.replace("[[clips]]", "[clips]"), encoding="utf-8")
+    assert "write [[clips]] above each" in fails(capsys, "train", "--config", settings)
+    settings.write_text('output = "x.safetensors"\nclips = [1]\n', encoding="utf-8")
+    assert "clips[0] must be a table of settings, got 1" in fails(capsys, "train", "--config", settings)
 
 
 def test_absorber_is_reused(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -271,6 +273,19 @@ def test_clips_made_in_a_hosts_inference_mode_can_be_trained_on(still: Path) -> 
     assert not any(clip.frames.is_inference() for clip in clips)
 
 
+@pytest.mark.parametrize("kind", [torch.as_tensor, np.asarray])
+def test_clip_from_frames_of_bytes_and_arrays(kind: Callable[[object], object]) -> None:
+    levels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    for frames in (kind(levels.numpy()), kind((levels / 255).numpy())):
+        assert torch.equal(clip_from_frames(frames, 8, caption="x").frames, levels / 255)
+    # Decoders and resizing overshoot a little; what is on another scale must not be clipped to white.
+    assert clip_from_frames(kind((levels / 255 * 1.2 - 0.1).numpy()), 8, caption="x").frames.max() == 1
+    with pytest.raises(ClipError, match=r"run from 0 to 255 \(torch.float32\); floats must be in \[0, 1\]"):
+        clip_from_frames(kind(torch.tensor([0.0, 255.0]).repeat(192).view(2, 8, 8, 3).numpy()), 8, caption="x")
+    with pytest.raises(ClipError, match="run from nan"):
+        clip_from_frames(kind(torch.full((1, 8, 8, 3), torch.nan).numpy()), 8, caption="x")
+
+
 @pytest.mark.parametrize(
     ("frames", "settings", "message"),
     [
@@ -358,6 +373,7 @@ def test_captions_in_a_table(folder: Path) -> None:
         ({"captions.csv": "name,text\n"}, "has the columns name, text; it may have file, caption"),
         ({"captions.csv": "file,caption\nother.mp4,x\n"}, "line 2: 'other.mp4' is no clip"),
         ({"captions.csv": "file,caption\nfilm.mp4,\n"}, "line 2: film.mp4 has no caption"),
+        ({"captions.csv": "file,caption\nfilm.mp4,x\nturn,y\nfilm.mp4,z\n"}, "line 4: film.mp4 is listed twice"),
         ({"captions.csv": "file,caption,start\nfilm.mp4,x,soon\n"}, "start is 'soon'"),
     ],
 )

@@ -44,7 +44,7 @@ class ChoiceSettings:
     bench: BenchSettings
     variant: str = RECIPE if RECIPE in VARIANTS else "temporal"
     every: int = 50
-    noises: int = 2
+    noises: int = 4
     truth_noises: int = 4
     limits: Limits = field(default_factory=Limits)
 
@@ -106,7 +106,7 @@ def _measured(
     changes = {**bench.training, "seed": unit.seed, "steps": bench.steps}
     trained = workshop.train(clip, variant.train_settings(pipeline, changes), settings.marks, variant.name)
     sampling = (bench.num_inference_steps, bench.guidance_scale)
-    looks = other_looks(scene, min(bench.prompts + 1, 4))
+    looks = other_looks(scene, _judged_looks(settings))
     asks = {
         "validation": Ask(tuple(looks[: bench.prompts]), settings.noises, _VALIDATION_SEED, *sampling),
         "truth": Ask(tuple(looks), settings.truth_noises, _TRUTH_SEED, *sampling),
@@ -121,6 +121,11 @@ def _measured(
             scores = {ours: measured[theirs] for theirs, ours in _NAMES.items()}
             found[name].append({"step": step, "scores": scores})
     return found
+
+
+def _judged_looks(settings: ChoiceSettings) -> int:
+    """One more than the choice saw, if the world has one more."""
+    return min(settings.bench.prompts + 1, 4)
 
 
 def picks_of(
@@ -214,10 +219,10 @@ def _markdown(
         f"Variant {settings.variant}, {len(found)} references, checkpoints every {settings.every} of "
         f"{settings.bench.steps} steps; "
         f"{what_captions_name(settings.bench.captions)}. The choice saw {settings.bench.prompts} prompts x "
-        f"{settings.noises} start noises; all figures are from other start noises, {settings.truth_noises} of each "
-        "prompt and of one more look. Means with 95 % intervals over references.",
+        f"{settings.noises} start noises; all figures are from other start noises, {settings.truth_noises} of each of "
+        f"{_judged_looks(settings)} looks. Means with 95 % intervals over references.",
         f"Rule: leakage at most {limits.more_leakage:g} above the base's, text alignment at least "
-        f"{1 - limits.less_alignment:.0%} of the base's, then the highest motion fidelity, the earliest within "
+        f"{1 - limits.less_alignment:.0%} of the base's, then the highest motion fidelity, the latest within "
         f"{limits.tie:g} of it. Early stop after {limits.patience} validations without improvement: it would have "
         f"trained {short_interval(saved)} steps.",
         markdown_table(head, body),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import SettingsError
@@ -76,6 +77,15 @@ class Ask:
             for noise in range(self.noises)
         ]
 
+    def drawn(self) -> list[world.Scene]:
+        """A scene per video, as the requests ask for it; what they leave open is random, by the request's seed."""
+        found = []
+        for scene, request in zip((s for s in self.scenes for _ in range(self.noises)), self.requests(), strict=True):
+            named = {name: getattr(scene, name) for name in ("shape", "colour", "background", "motion", "fill")}
+            fixed = {name: value for name, value in named.items() if name not in self.unnamed}
+            found.append(world.sample_scene(torch.Generator().manual_seed(request.seed), **fixed))
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, for fingerprints."""
         return asdict(self)
@@ -97,7 +107,27 @@ def measure(
     asks = [one for one in (ask, own, free) if one is not None]
     requests = [request for one in asks for request in one.requests()]
     videos = iter(sample(pipeline, requests, stack=stack, batch_size=8))
-    frames = {one: [next(videos).frames for _ in one.requests()] for one in asks}
+    return _scored({one: [next(videos).frames for _ in one.requests()] for one in asks}, ask, reference, own, free)
+
+
+def measure_rendered(
+    pipeline: VideoPipeline, ask: Ask, reference: Reading, *, own: Ask | None = None, free: Ask | None = None
+) -> dict[str, Any]:
+    """As `measure`, of videos that the world draws as they are asked for, through the base's autoencoder.
+
+    Phase, place and size are drawn at random, and so is what the prompt leaves unnamed.
+    """
+    frames = {one: [_rendered(pipeline, scene) for scene in one.drawn()] for one in (ask, own, free) if one is not None}
+    return _scored(frames, ask, reference, own, free)
+
+
+def _rendered(pipeline: VideoPipeline, scene: world.Scene) -> Tensor:
+    return pipeline.decode_latents(pipeline.encode_frames(world.render(scene)))[0]
+
+
+def _scored(
+    frames: Mapping[Ask, Sequence[Tensor]], ask: Ask, reference: Reading, own: Ask | None, free: Ask | None
+) -> dict[str, Any]:
     measured = score_videos(frames[ask], ask, reference)
     measured["own_fidelity"] = score_videos(frames[own], own, reference)["fidelity"] if own else None
     measured["free_leakage"] = free_leakage(frames[free], free, reference) if free else None

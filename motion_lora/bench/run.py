@@ -19,7 +19,7 @@ from ..playground.prompts import other_looks
 from ..stack import AdapterStack, StackEntry
 from ..storage import write_atomically
 from ..training import TrainSettings
-from .measure import MEASURES_VERSION, Ask, measure
+from .measure import MEASURES_VERSION, Ask, measure, measure_rendered
 from .settings import CAPTIONS, BenchSettings, Cell, Unit, cells, check_bench, reference_clip, reference_scene
 from .trainings import Tell, Trained, Workshop, marks_of
 from .variants import find_variants
@@ -94,8 +94,12 @@ class _Bench:
         material, variant = self._material(cell.unit), cell.variant
         trained = self._trained(cell) if variant.trains else None
         began = time.perf_counter()
-        stack = variant.stack(trained.lora() if trained else None)
-        measured = measure(self._pipeline, stack, material.ask, material.reading, own=material.own, free=material.free)
+        own, free = material.own, material.free
+        if variant.rendered:
+            measured = measure_rendered(self._pipeline, material.ask, material.reading, own=own, free=free)
+        else:
+            stack = variant.stack(trained.lora() if trained else None)
+            measured = measure(self._pipeline, stack, material.ask, material.reading, own=own, free=free)
         content = {
             "fingerprint": self._fingerprint(cell),
             "variant": variant.name,

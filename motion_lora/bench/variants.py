@@ -19,6 +19,8 @@ from ..training import TrainSettings, check_settings
 
 # The row of this project's own recipe. Its files say in which steps they are to act.
 RECIPE = "many-looks-dual"
+# What a perfect transfer would score.
+CEILING = "rendered"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Variant:
     """A row of the benchmark. `method` "" is the base without a LoRA; `settings` are fields of `TrainSettings`.
 
     `highway`, `schedule` and `strength` are those of sampling. A `control` has to fail: it shows that the instrument
-    can see what it is to measure.
+    can see what it is to measure. A `rendered` row is no model's: the world draws what is asked for, which has to pass.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Variant:
     schedule: Schedule | None = None
     strength: float = 1.0
     control: bool = False
+    rendered: bool = False
 
     @property
     def trains(self) -> bool:
@@ -68,6 +71,7 @@ class Variant:
             "highway": dataclasses.asdict(self.highway) if self.highway else None,
             "schedule": self.schedule.describe() if self.schedule else None,
             "strength": self.strength,
+            **({"rendered": True} if self.rendered else {}),
         }
 
 
@@ -75,6 +79,7 @@ def _rows() -> tuple[Variant, ...]:
     no_absorber, temporal, separate = {"absorber": "none"}, "customize-a-video", "separate-motion-appearance"
     rows = (
         Variant("base", "base model, no LoRA"),
+        Variant(CEILING, "drawn by the world, through the autoencoder (ceiling)", rendered=True),
         Variant("temporal", "temporal LoRA, no absorber", temporal, no_absorber),
         Variant(
             "temporal-all-noise",

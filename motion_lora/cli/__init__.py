@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ..errors import MotionLoRAError
+from ..errors import MotionLoRAError, is_out_of_memory
 from .console import leave_closed_pipe, one_line, prepare_streams, quiet_libraries
 from .interrupt import StoppedError
 
@@ -34,7 +34,7 @@ COMMANDS = (
 )
 
 _OUT_OF_MEMORY = (
-    "The device ran out of memory; lower the size, --num-frames or --batch-size, use --dtype bf16, or --device cpu."
+    "It ran out of memory; lower the size or the number of frames, use --dtype bf16, or another --device; see --help."
 )
 _DESCRIPTION = """\
 Take the motion out of a video clip as a LoRA of a text-to-video model, and put it into new videos.
@@ -77,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK
     except (MotionLoRAError, OSError) as error:
         return _complain(options.command, _explain(error), USER_ERROR)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         return _complain(options.command, _OUT_OF_MEMORY, USER_ERROR)
     except StoppedError as stopped:

@@ -19,7 +19,13 @@ MODELSCOPE = "modelscope"
 BASE_HELP = "modelscope, playground, a model folder, or a network's config.json"
 
 BASE_OPTIONS = (
-    Option("base", str, "model folder in diffusers' layout, or playground (default)", metavar="FOLDER"),
+    Option(
+        "base",
+        str,
+        "model folder in diffusers' layout, or playground (default)",
+        metavar="FOLDER",
+        names=(PLAYGROUND, MODELSCOPE),
+    ),
     Option("device", str, "auto (default), cpu, or a device name of torch"),
     Option("dtype", str, "how weights are held and computed (default: auto)", choices=("auto", "fp32", "fp16", "bf16")),
     Option("variant", str, "file variant in the folder, such as fp16"),

@@ -24,7 +24,10 @@ else:
 
 @dataclass(frozen=True)
 class Option:
-    """One setting: `kind` is str, int, float, bool or Path; `many` takes several values, in the file a list."""
+    """One setting: `kind` is str, int, float, bool or Path; `many` takes several values, in the file a list.
+
+    A str with `names` is one of those, or a path where there is one.
+    """
 
     name: str
     kind: type
@@ -33,6 +36,7 @@ class Option:
     many: bool = False
     flag: str = ""
     metavar: str | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def spelling(self) -> str:
@@ -86,7 +90,15 @@ def read_toml(path: Path, options: Sequence[Option], tables: Sequence[str] = ())
 def check_table(
     content: Mapping[str, Any], options: Sequence[Option], tables: Sequence[str], *, where: str, folder: Path
 ) -> dict[str, Any]:
-    """One table of a settings file as typed values; raises SettingsError that names the key."""
+    """One table of a settings file as typed values; raises SettingsError that names the key.
+
+    `tables` are keys that hold a list of tables, which are passed on as they are.
+    """
+    if not isinstance(content, Mapping):
+        raise SettingsError(f"{where} must be a table of settings, got {content!r}.")
+    for key in tables:
+        if not isinstance(content.get(key, []), list):
+            raise SettingsError(f"{where}: {key} must be a list of tables; write [[{key}]] above each.")
     known = {option.name: option for option in options}
     for key in content:
         if key not in known and key not in tables:
@@ -151,4 +163,6 @@ def _scalar(option: Option, value: Any, where: str, folder: Path) -> Any:
         raise SettingsError(f"{where}: {option.name} is {value!r}; it must be one of: {', '.join(option.choices)}.")
     if option.kind is Path:
         return folder / Path(value).expanduser()
+    if option.names and value not in option.names and (place := folder / Path(value).expanduser()).exists():
+        return str(place)
     return option.kind(value)

@@ -172,7 +172,7 @@ def output_paths(values: Mapping[str, Any], wanted: Sequence[SampleSettings]) ->
             raise SettingsError(f"{len(wanted)} videos do not go into the one file {output}; give a folder.")
         check_video_output(output)
         return [output]
-    if output.is_file() or output.suffix:
+    if output.is_file() or (output.suffix and not output.is_dir()):
         raise SettingsError(f"The output {output} must end in one of {', '.join(VIDEO_ENDINGS)}, or be a folder.")
     check_folder(output)
     return [output / f"{number:02d}-{_slug(one.prompt)}-{one.seed}.mp4" for number, one in enumerate(wanted)]

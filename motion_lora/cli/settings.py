@@ -6,12 +6,16 @@ Where no default is named, it is the method's (and on the built-in model its own
 
 from __future__ import annotations
 
+from ..methods import ABSORBERS
 from .options import Option
 
 TRAIN_OPTIONS = (
     Option("method", str, "training method, as motion-lora methods lists them (default: auto, the base's own)"),
     Option(
-        "absorber", str, "what holds the look: dual, spatial, textual-inversion, none, or a file as for --load-absorber"
+        "absorber",
+        str,
+        "what holds the look: dual, spatial, textual-inversion, none, or a file as for --load-absorber",
+        names=tuple(ABSORBERS),
     ),
     Option("targets", str, "target preset of the temporal LoRA (motion-lora targets lists them)"),
     Option("spatial_targets", str, "target preset of a method's spatial LoRA"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +95,11 @@ FILE_OPTIONS = (
 )
 
 
+# The other files that are written, by option, with the ending that each must have.
+_ENDINGS = {"save_absorber": ".safetensors", "plot": ".png"}
+_VALIDATION = "validation"
+
+
 def add(commands: Any) -> None:
     """Add the parser of this command."""
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -118,12 +122,13 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, save, report."""
-    values = _with_absorber_file(options, gather(options, _ALL_OPTIONS, tables=("clips",)))
+    values = _with_absorber_file(gather(options, _ALL_OPTIONS, tables=("clips",)))
     output = _require_output(values)
     requests = clip_requests(values, options.config.parent if options.config else Path())
     pipeline = load_base(values)
     settings = train_settings(pipeline, values)
     clips = read_clips(pipeline, requests, values, single_frames=learns_from_frames(settings))
+    _check_results(values, settings, clips)
     absorber = _load_absorber(values, pipeline)
     checkpoint = values.get("checkpoint", output.with_name(f"{output.stem}.checkpoint"))
     result, validated = _train(pipeline, clips, settings, absorber, checkpoint, values)
@@ -134,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
     files = _save(values, output, result)
     if validated is not None:
         files |= save_validation(values, output, validated)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    _delete_checkpoint(checkpoint)
     _report(options, result, files, validated)
     return 0
 
@@ -163,19 +168,45 @@ def _require_output(values: Mapping[str, Any]) -> Path:
         raise SettingsError("There is no --output; name the .safetensors file to write.")
     if output.suffix != ".safetensors":
         raise SettingsError(f"The output {output} must end in .safetensors.")
-    check_output(output, overwrite=values.get("overwrite", False))
-    for name in ("save_absorber", "plot"):
-        if name in values:
-            check_output(values[name])
+    named = {"--output": output, **{_flag(name): values[name] for name in _ENDINGS if name in values}}
+    for flag, path in named.items():
+        ending = _ENDINGS.get(flag.removeprefix("--").replace("-", "_"), output.suffix)
+        if path.suffix.lower() != ending:
+            raise SettingsError(f"{flag} names {path}; it must end in {ending}.")
+        check_output(path, overwrite=values.get("overwrite", False))
+    if twice := [flag for flag, path in named.items() if path.absolute() == output.absolute() and path is not output]:
+        raise SettingsError(f"{twice[0]} and --output both name {output}; give each a file of its own.")
     check_validation(values, output)
     if "checkpoint" in values:
         check_folder(values["checkpoint"])
     return output
 
 
-def _with_absorber_file(options: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
-    """--absorber takes a file as well as a kind: then it means the same as --load-absorber."""
-    named = getattr(options, "absorber", None)
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_results(values: Mapping[str, Any], settings: TrainSettings, clips: Sequence[Clip]) -> None:
+    """What only the settings tell: whether there will be an absorber to save, and files of the clips' looks."""
+    from ..training.settings import absorber_stages, main_stages
+
+    if "save_absorber" in values and "load_absorber" not in values and not absorber_stages(settings):
+        raise SettingsError(
+            f"--save-absorber names {values['save_absorber']}, and method {settings.method} with absorber "
+            f"{settings.resolved().absorber} trains none; leave it out, or name an --absorber."
+        )
+    if any(part.per_clip for stage in main_stages(settings) for part in stage.parts):
+        for number in range(1, len(clips) + 1):
+            check_output(_appearance_path(values["output"], number), overwrite=values.get("overwrite", False))
+
+
+def _appearance_path(output: Path, number: int) -> Path:
+    return output.with_name(f"{output.stem}.appearance-{number}.safetensors")
+
+
+def _with_absorber_file(values: dict[str, Any]) -> dict[str, Any]:
+    """`absorber` is a file as well as a kind: then it means the same as `load_absorber`."""
+    named = values.get("absorber")
     if named is None or named in ABSORBERS or not Path(named).expanduser().exists():
         return values
     if "load_absorber" in values:
@@ -310,7 +341,7 @@ def _train(
     if "validate_every" not in values:
         return train_with_bar(work), None
     plan = plan_of(values, pipeline, clips)
-    found = run_validated(values, pipeline, clips, settings, plan, checkpoint / "validation", work, train_with_bar)
+    found = run_validated(values, pipeline, clips, settings, plan, checkpoint / _VALIDATION, work, train_with_bar)
     return found.result, found
 
 
@@ -321,7 +352,7 @@ def _save(values: Mapping[str, Any], output: Path, result: TrainResult) -> dict[
     overwrite = values.get("overwrite", False)
     files = {"lora": str(save_lora(output, result.lora, overwrite=overwrite))}
     for number, lora in enumerate(result.spatial, start=1):
-        path = output.with_name(f"{output.stem}.appearance-{number}.safetensors")
+        path = _appearance_path(output, number)
         files[f"appearance_{number}"] = str(save_lora(path, lora, overwrite=overwrite))
     if "save_absorber" in values and result.absorber is not None:
         from ..files import save_absorber
@@ -333,6 +364,15 @@ def _save(values: Mapping[str, Any], output: Path, result: TrainResult) -> dict[
 
         files["plot"] = str(write_png(values["plot"], plot_losses(losses_by_stage(result.losses))))
     return files
+
+
+def _delete_checkpoint(folder: Path) -> None:
+    """What the run kept, and no more: the folder may be one that the user keeps other things in."""
+    from ..training import delete_checkpoint
+    from ..validation import delete_record
+
+    delete_record(folder / _VALIDATION)
+    delete_checkpoint(folder)
 
 
 def _report(

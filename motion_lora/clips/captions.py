@@ -85,6 +85,10 @@ def _from_table(path: Path, clips: list[Path]) -> tuple[CaptionedFile, ...]:
         raise ClipError(f"{path.name} has the columns {', '.join(names)}; it may have {', '.join(_COLUMNS)}.")
     known = {clip.name: clip for clip in clips}
     listed = [_from_row(path, number, row, known) for number, row in enumerate(rows, start=2)]
+    for number, entry in enumerate(listed, start=2):
+        # Two parts of one file have two starts.
+        if any((entry.path, entry.start) == (other.path, other.start) for other in listed[: number - 2]):
+            raise ClipError(f"{path.name}, line {number}: {entry.path.name} is listed twice; give each part its start.")
     missing = [clip.name for clip in clips if clip not in {entry.path for entry in listed}]
     if missing:
         raise ClipError(f"{path.name} does not list {', '.join(missing)}: add a line for it, or move it elsewhere.")

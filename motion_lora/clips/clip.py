@@ -8,8 +8,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_NUM_FRAMES = 16
 DEFAULT_FPS = 8.0
+_OVERSHOOT = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +149,7 @@ def read_frames(
 
 
 def clip_from_frames(
-    frames: Tensor,
+    frames: Tensor | np.ndarray[Any, Any],
     source_fps: float,
     *,
     caption: str,
@@ -161,11 +163,13 @@ def clip_from_frames(
     multiple: int = 1,
     source: str = "",
 ) -> Clip:
-    """A clip from frames (f, h, w, 3) in [0, 1] taken at `source_fps`; the rest as in `read_clip`.
+    """A clip from frames (f, h, w, 3) taken at `source_fps`, a tensor or numpy array; the rest as in `read_clip`.
 
-    The result owns its frames, on CPU in float32. Without numbers it is all of them as they are. Raises ClipError.
+    Floats are in [0, 1], whole numbers (uint8) from 0 to 255. The result owns its frames, on CPU in float32. Without
+    numbers it is all of them as they are. Raises ClipError.
     """
     name = source or "The clip"
+    frames = torch.as_tensor(frames)
     check_captions(name, caption, appearance_caption, absorb_words)
     check_sizes(name, height, width, multiple)
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
@@ -180,8 +184,21 @@ def clip_from_frames(
     # The same goes for frames that a host in inference mode made; a copy made outside of it is an ordinary tensor.
     with torch.inference_mode(False):
         taken = frames.detach().to("cpu", torch.float32)[torch.tensor(indices) + skipped].clone()
-        taken = fit(taken.clamp(0, 1), height, width, multiple, name)
+        taken = fit(_in_unit_range(taken, frames.dtype, name), height, width, multiple, name)
     return Clip(taken, rate, caption.strip(), appearance_caption.strip(), absorb_words.strip(), source)
+
+
+def _in_unit_range(frames: Tensor, given: torch.dtype, name: str) -> Tensor:
+    """fp32 frames in [0, 1]; a little beyond is what resizing and decoding overshoot, more is another scale."""
+    if given is torch.uint8:
+        return frames / 255
+    low, high = float(frames.min()), float(frames.max())
+    if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
+        raise ClipError(
+            f"{name}: its frames run from {low:g} to {high:g} ({given}); floats must be in [0, 1], and uint8 is read "
+            "as 0 to 255."
+        )
+    return frames.clamp(0, 1)
 
 
 def read_folder(

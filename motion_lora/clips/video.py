@@ -6,6 +6,7 @@ odd containers are all met by what is really there; the second returns the chose
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,6 +65,8 @@ def read_images(folder: Path, request: Request, images_fps: float | None) -> tup
     The images were taken at `images_fps`; without it they are the frames themselves. Raises ClipError.
     """
     request.check(folder.name)
+    if images_fps is not None and not (math.isfinite(images_fps) and images_fps > 0):
+        raise ClipError(f"{folder.name}: images_fps is {images_fps}; it must be above 0.")
     files = [folder] if folder.is_file() else folder.iterdir()
     paths = sorted((path for path in files if path.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
     if not paths:

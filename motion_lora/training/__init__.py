@@ -8,6 +8,7 @@ from .checks import check_absorber, check_run, fingerprint
 from .loop import fit, learning_rate_factor, train, train_absorber
 from .settings import RANGES, TrainSettings, check_settings, step_plan
 from .stage import StageRun
+from .state import delete_checkpoint
 from .values import Callback, Command, Ending, StepReport, TrainingAbortedError, TrainingPausedError, TrainResult
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "check_absorber",
     "check_run",
     "check_settings",
+    "delete_checkpoint",
     "fingerprint",
     "fit",
     "gradient_checkpointing",

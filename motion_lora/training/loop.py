@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingsError, TrainingError
+from ..errors import SettingsError, TrainingError, is_out_of_memory
 from ..inversion import Absorber
 from ..methods import Stage
 from ..pipeline import VideoPipeline
 from .checks import check_run, fingerprint
 from .results import absorber_from, kept_lora, spatial_loras
 from .settings import TrainSettings, absorber_stages, all_stages, check_settings, main_stages
-from .stage import StageRun
+from .stage import StageRun, rate_setting
 from .state import Keeper, OptimiserState, Progress, results_of
 from .values import (
     COMMANDS,
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 # Steps between two readings of the loss when nobody listens: each reading waits for the device.
 _READ_EVERY = 20
 _BETAS = (0.9, 0.999)
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def train(
@@ -275,12 +274,16 @@ class _Journal:
         self._keeper.save(self._progress, self._state)
 
     def _diverged(self, step: int) -> str:
-        kept = f" The last good checkpoint is in {self._keeper.folder}." if self._keeper.exists else ""
+        kept = ""
+        if self._keeper.exists:
+            kept = (
+                f" The last good checkpoint is in {self._keeper.folder}; it goes with the settings as they are, so "
+                "delete it or take another folder for others."
+            )
         precision = " or train in bf16 or fp32" if self._run.dtype is torch.float16 else ""
-        return (
-            f"The loss of step {step} in {self._run.stage.name} is not finite; lower learning_rate "
-            f"(here {self._run.settings.learning_rate:g}){precision}.{kept}"
-        )
+        names = dict.fromkeys(rate_setting(part) for part in self._run.stage.parts)
+        rates = " or ".join(f"{name} (here {getattr(self._run.settings, name):g})" for name in names)
+        return f"The loss of step {step} in {self._run.stage.name} is not finite; lower {rates}{precision}.{kept}"
 
 
 @contextmanager
@@ -291,7 +294,7 @@ def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             # Whoever keeps the error, as a notebook does, must not keep the activations of its frames.
             traceback.clear_frames(error.__traceback__)
@@ -313,12 +316,6 @@ def _repeatable_kernels() -> Iterator[None]:
         torch.use_deterministic_algorithms(former[0], warn_only=former[1])
         torch.backends.cudnn.benchmark = benchmark
         filling.fill_uninitialized_memory = fills
-
-
-def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """The CPU allocator and some backends raise a bare RuntimeError that only its text tells from others."""
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
 
 
 def _memory_advice(pipeline: VideoPipeline, settings: TrainSettings) -> str:

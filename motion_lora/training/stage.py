@@ -68,6 +68,12 @@ def part_settings(part: Part, settings: TrainSettings) -> PartSettings:
     return PartSettings(*table[part.name])
 
 
+def rate_setting(part: Part) -> str:
+    """The name of the setting that is a part's learning rate."""
+    rates = {"temporal": "learning_rate", TOKENS: "token_learning_rate"}
+    return rates.get(part.name, f"{part.name}_learning_rate")
+
+
 def learns_motion(stage: Stage) -> bool:
     """Whether a stage sees whole clips with the temporal layers at work."""
     return stage.batch == "clip" and any(not a_pass.bypass for a_pass in stage.passes)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LoRAFileError, SettingsError, TrainingError
-from ..storage import read_header, read_tensors, serialize, write_atomically
+from ..storage import read_header, read_tensors, remove_files, remove_if_empty, serialize, write_atomically
 from .values import StepReport
 
 INDEX = "checkpoint.json"
 KEPT = "kept-"
+# The step has seven digits; a user's own files in the folder must not look like it.
+_STATES = "state-*-" + "[0-9]" * 7 + ".safetensors"
 FORMAT = 1
 _log = logging.getLogger(__name__)
 
@@ -190,24 +191,12 @@ class Keeper:
 
     def delete(self) -> None:
         """Remove the checkpoint, and its folder when nothing else is in it."""
-        if self.folder is None or not self.folder.exists():
-            return
-        (self.folder / INDEX).unlink(missing_ok=True)
-        self._drop(other_than="")
-        for path in self.folder.glob(f"{KEPT}*.safetensors"):
-            path.unlink(missing_ok=True)
-        if not any(self.folder.iterdir()):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder is not None:
+            delete_checkpoint(self.folder)
 
     def _drop(self, other_than: str) -> None:
         assert self.folder is not None
-        for path in self.folder.glob("state-*.safetensors"):
-            if path.name != other_than:
-                try:
-                    path.unlink()
-                except OSError as error:
-                    # On Windows a virus scanner may hold it; it is not the one the index names, so it does no harm.
-                    _log.warning("The old checkpoint %s stays: %s", path.name, error)
+        remove_files(path for path in self.folder.glob(_STATES) if path.name != other_than)
 
     def _require_same_run(self, index: Mapping[str, Any]) -> None:
         if all(index[key] == value for key, value in self._identity.items()):
@@ -219,6 +208,12 @@ class Keeper:
             f"The checkpoint in {self.folder} belongs to another run ({what or 'other clips, base or absorber'}); "
             "choose another folder, or delete it to start over."
         )
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Remove a run's checkpoint and what it kept beside it; the folder too, when nothing else is in it."""
+    remove_files([folder / INDEX, *folder.glob(_STATES), *folder.glob(f"{KEPT}*.safetensors")])
+    remove_if_empty(folder)
 
 
 def _progress_from(index: Mapping[str, Any], tensors: Values) -> Progress:

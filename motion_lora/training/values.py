@@ -16,7 +16,10 @@ Ending = Literal["completed", "stopped", "paused"]
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimiser step: `step` of `total` in `stage` is done, with the mean loss of its passes, in `seconds`."""
+    """One optimiser step: `step` of `total` in `stage` is done, in `seconds`.
+
+    `loss` is the sum over the step's passes, so where a pass is optional it is higher in the steps that have it.
+    """
 
     stage: str
     step: int
