@@ -30,7 +30,7 @@ from .playground.scores import score_clip
 from .sampling import SampleSettings, resolve, sample
 from .stack import AdapterStack, StackEntry
 from .storage import write_atomically
-from .training import Callback, StepReport, TrainResult, TrainSettings, train
+from .training import Callback, StepReport, TrainResult, TrainSettings, check_settings, train
 
 # The reference's look shares nothing with the new looks, so that whatever of it turns up in a video has leaked.
 REFERENCE_LOOK: Mapping[str, Any] = {
@@ -134,9 +134,8 @@ def run_demo(
     and the writers raise, and SettingsError for a motion that the world does not know, before any work.
     """
     settings = settings or DemoSettings()
+    check_demo(pipeline, settings)
     clock, report_progress, scenes = _Clock(), progress or _ignore, new_scenes(settings)
-    for request in _requests(scenes, settings):
-        resolve(pipeline, request)
     with clock.phase("reference clip"):
         clip = reference_clip(pipeline, output / "reference.mp4", settings)
     with clock.phase("training"):
@@ -168,6 +167,14 @@ def run_demo(
 
 
 # Parts --------------------------------------------------------------------------------------------------------------
+
+
+def check_demo(pipeline: VideoPipeline, settings: DemoSettings) -> None:
+    """Raise SettingsError for settings with which the demo would end half-way."""
+    reference_scene(settings)
+    check_settings(train_settings(pipeline, settings))
+    for request in _requests(new_scenes(settings), settings):
+        resolve(pipeline, request)
 
 
 def reference_scene(settings: DemoSettings) -> world.Scene:

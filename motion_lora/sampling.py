@@ -107,10 +107,11 @@ def sample(
         unet = pipeline.replica().unet
         for group in groups:
             batch = _Batch(pipeline, tuple(videos[i] for i in group))
-            started = batch.start([noises[i] for i in group], [sources[i] for i in group])
-            finished = batch.denoise(unet, started, stack, progress)
-            for i, one in zip(group, batch.finish(finished, decode), strict=True):
-                results[i] = one
+            with batch.memory_errors():
+                started = batch.start([noises[i] for i in group], [sources[i] for i in group])
+                finished = batch.denoise(unet, started, stack, progress)
+                for i, one in zip(group, batch.finish(finished, decode), strict=True):
+                    results[i] = one
     return [results[i] for i in range(len(videos))]
 
 
@@ -285,7 +286,7 @@ class _Batch:
         """Start latents -> clean latents (b, c, f, h, w), float32 on the device; `unet` is a replica of the base's."""
         text = self._encode_prompts(stack)
         frames = latents.shape[2]
-        with applied(unet, stack, frames) as adapters, appearance_highway(unet, stack.highway), self._memory_errors():
+        with applied(unet, stack, frames) as adapters, appearance_highway(unet, stack.highway):
             return self._loop(unet, latents, text, adapters, progress)
 
     def _loop(self, unet: Any, latents: Tensor, text: Tensor, adapters: AppliedStack, progress: _Progress) -> Tensor:
@@ -334,7 +335,7 @@ class _Batch:
             yield Sample(frames, one.cpu(), video)
 
     @contextmanager
-    def _memory_errors(self) -> Iterator[None]:
+    def memory_errors(self) -> Iterator[None]:
         """A full device becomes a SettingsError that says what to lower."""
         try:
             yield

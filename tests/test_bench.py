@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,12 @@ from motion_lora.bench.report import write_report
 from motion_lora.bench.settings import REFERENCES, Unit, reference_scene, units
 from motion_lora.bench.table import HELD, NOT_HELD, TOO_FEW, calibration, curves, noise_floor, rows_of
 from motion_lora.bench.trainings import Workshop, marks_of
-from motion_lora.bench.variants import RECIPE
+from motion_lora.bench.variants import CEILING, RECIPE
 from motion_lora.choice import Limits
 from motion_lora.errors import SettingsError
 from motion_lora.judging import ALIGNMENT, LEAKAGE, MOTION
 from motion_lora.methods import METHODS, PLAYGROUND_DEFAULTS, recommended_method
-from motion_lora.metrics import mean_interval
+from motion_lora.metrics import mean_interval, within
 from motion_lora.playground import load_playground, world
 from motion_lora.playground.probe import ATTRIBUTES, read_clip
 from motion_lora.playground.prompts import other_looks
@@ -76,7 +77,7 @@ def without_times(found: list[dict]) -> list[dict]:
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_every_variant_is_legal(variant: bench.Variant, pipeline) -> None:
-    assert variant.title and (variant.trains or variant.name == "base")
+    assert variant.title and (variant.trains or variant.name in ("base", CEILING))
     if variant.trains:
         settings = variant.train_settings(pipeline, {"steps": 7, "seed": 3})
         assert (settings.steps, settings.seed) == (7, 3)
@@ -327,9 +328,9 @@ def test_rows_are_means_with_students_interval_and_paired_differences() -> None:
     assert list(rows) == ["base", "temporal", "spatial-lora", "spatial-temporal-lora"]
     temporal = rows["temporal"]
     assert temporal.cells == 4 and temporal.seconds == 4 and temporal.steps == 10 and temporal.parameters == 100
-    assert temporal.measures["fidelity"] == mean_interval([0.7, 0.8, 0.9, 1.0])
-    # By hand: mean 0.85, s = 0.1291, t(3) = 3.1824.
-    assert temporal.measures["fidelity"].high == pytest.approx(0.85 + 3.1824 * 0.12910 / 2, abs=1e-4)
+    # By hand: mean 0.85, s = 0.1291, t(3) = 3.1824; no fidelity is above 1.
+    assert temporal.measures["fidelity"].low == pytest.approx(0.85 - 3.1824 * 0.12910 / 2, abs=1e-4)
+    assert (temporal.measures["fidelity"].estimate, temporal.measures["fidelity"].high) == (pytest.approx(0.85), 1)
     difference = temporal.to_base["fidelity"]
     expected = mean_interval([0.5, 0.5, 0.4, 0.6])
     assert (difference.estimate, difference.low) == (pytest.approx(0.5), pytest.approx(expected.low))
@@ -341,7 +342,9 @@ def test_noise_floor_is_the_spread_between_seeds_alone() -> None:
     floor = noise_floor([c for c in KNOWN if c["variant"] in ("base", "temporal")], "fidelity")
     # Every pair of seeds differs by 0.1: s = 0.1 / sqrt(2), whatever the motions do.
     assert floor is not None and floor.cell == pytest.approx(0.1 / math.sqrt(2))
-    assert floor.mean == pytest.approx(1.95996 * floor.cell * math.sqrt(2 / 4), rel=1e-4)
+    # t of 4 degrees of freedom; two rows of 4 cells, and their range is that of two (Tukey's 3.927 at 4).
+    assert floor.mean == pytest.approx(2.77645 * floor.cell * math.sqrt(2 / 4), rel=1e-4)
+    assert floor.spread == pytest.approx(3.927 * floor.cell / math.sqrt(4), rel=0.02)
     assert noise_floor([KNOWN[0], KNOWN[2]], "fidelity") is None
 
 
@@ -350,16 +353,63 @@ def test_calibration_says_what_held() -> None:
     assert checks["the base does not move like the reference"] == HELD
     assert checks["S-LoRA (ablation) leaks clearly"] == HELD
     assert checks["ST-LoRA (ablation) leaks clearly"] == NOT_HELD
-    assert checks["the noise floor is below the differences that matter"] == HELD
+    assert checks["the temporal LoRA learns the motion of its clip"] == NOT_HELD, "own captions are alike"
+    assert checks["rows differ beyond chance in motion fidelity"] == HELD
+    assert checks["rows differ beyond chance in fidelity, own caption"] == NOT_HELD
+    ceiling = [cell(CEILING, 0.99, 0.0, performs=1.0), *KNOWN]
+    assert {c.name: c.status for c in calibration(ceiling)}["a perfect transfer is seen as one"] == HELD
+    ceiling = [cell(CEILING, 0.99, 0.0, performs=0.8), *KNOWN]
+    assert {c.name: c.status for c in calibration(ceiling)}["a perfect transfer is seen as one"] == NOT_HELD
+    learned = [{**c, "own_fidelity": 0.9 + 0.01 * c["seed"]} if c["variant"] == "temporal" else c for c in KNOWN]
+    assert {c.name: c.status for c in calibration(learned)}["the temporal LoRA learns the motion of its clip"] == HELD
     moving = [cell("base", 0.9, 0.0, performs=0.5), cell("spatial-lora", 0.9, 0.4)]
     checks = {check.name: check.status for check in calibration(moving)}
     assert checks["the base does not move like the reference"] == NOT_HELD
     assert checks["S-LoRA (ablation) leaks clearly"] == TOO_FEW
-    assert checks["the noise floor is below the differences that matter"] == TOO_FEW
+    assert checks["rows differ beyond chance in leakage"] == TOO_FEW
+
+
+def test_noise_alone_is_not_taken_for_differences() -> None:
+    """Twenty rows of one truth: their range is far more than two rows differ by, and no finding."""
+    draw = random.Random(0)
+    held = 0
+    for _ in range(40):
+        rows = [
+            cell(name, draw.gauss(0.5, 0.1), 0.0, motion, seed)
+            for name in VARIANTS
+            if name != CEILING
+            for motion in ("bounce", "swing")
+            for seed in (0, 1)
+        ]
+        checks = {check.name: check.status for check in calibration(rows)}
+        held += checks["rows differ beyond chance in motion fidelity"] == HELD
+    assert held <= 6, "about one in twenty"
+
+
+def test_intervals_over_clips_do_not_count_seeds_as_clips() -> None:
+    values = {"bounce": (0.1, 0.2), "swing": (0.5, 0.6), "spiral": (0.8, 0.9)}
+    cells = [cell("base", v, 0.0, motion, seed) for motion, pair in values.items() for seed, v in enumerate(pair)]
+    (row,) = rows_of(cells)
+    wanted = within(mean_interval([0.15, 0.55, 0.85]), -1, 1)
+    assert (row.measures["fidelity"].count, row.measures["fidelity"].low) == (3, pytest.approx(wanted.low))
+    (row,) = rows_of([c for c in cells if c["motion"] != "spiral"])
+    assert row.measures["fidelity"].count == 4, "two clips say nothing of a third"
+
+
+def test_shares_have_intervals_that_can_be() -> None:
+    videos = [{"leakage": {"shape": 0.5, "colour": 0.0}}] * 6
+    cells = [cell("base", 0.99, 0.01, motion, videos=videos) for motion in ("bounce", "swing", "spiral", "eight")]
+    (row,) = rows_of(cells)
+    assert (row.measures["performs"].low, round(row.measures["performs"].high, 3)) == (0, 0.138)
+    assert row.leaks == {"shape": 0.5, "colour": 0.0}
+    spread = [cell("base", f, 0.0, motion) for f, motion in ((0.9, "bounce"), (0.99, "swing"), (0.4, "spiral"))]
+    assert rows_of(spread)[0].measures["fidelity"].high == 1
 
 
 def test_curves_are_means_over_cells() -> None:
     (name,) = found = curves(KNOWN, "fidelity")
+    later = [{**c, "curve": [{**p, "step": p["step"] + c["seed"]} for p in c["curve"]]} for c in KNOWN]
+    assert [step for step, _ in curves(later, "fidelity")[name]] == [6, 10], "cells of other lengths are one curve"
     assert name == "temporal" and [step for step, _ in found[name]] == [5, 10]
     assert found[name][0][1].estimate == pytest.approx(0.5)
 
@@ -369,7 +419,7 @@ def test_report_files(pipeline, tmp_path: Path) -> None:
     report = write_report(tmp_path, pipeline, BenchSettings(), known, "motion-lora bench quality --x", 99)
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "motion-lora bench quality --x" in text and "16 of 99 cells" in text
-    assert "0.850 [0.645, 1.055]" in text, "a mean with its interval"
+    assert "0.850 [0.645, 1.000]" in text, "a mean with its interval"
     assert "held" in text and "orbit, zigzag" in text and "torch 2" in text and "32.632" in text
     assert {path.name for path in tmp_path.iterdir()} == {Path(name).name for name in report["files"]}
     plots = {"fidelity_leakage.png", "fidelity_free_leakage.png", "curve_fidelity.png"}
@@ -422,6 +472,13 @@ def test_picks_are_judged_by_what_the_choice_never_saw() -> None:
         "early stop": (20, 0.7),
     }
     assert picks["early stop"]["trained"] == 40
+    # Within the tie the choice takes the latest, and the best possible is the best.
+    assert (
+        picks_of(points((0.2, 0), (0.8, 0), (0.77, 0)), points((0.2, 0), (0.8, 0), (0.7, 0)), Limits())["chosen"][
+            "step"
+        ]
+        == 20
+    )
     lost = regrets([{"picks": picks}, {"picks": picks}])
     assert lost["early stop"].estimate == pytest.approx(0.1) and lost["chosen"].estimate == pytest.approx(-0.1)
 
@@ -447,6 +504,8 @@ def test_choice_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     said = capsys.readouterr().out
     assert "| best possible |" in said and "name no colour and no background" in said
     assert not trained, "what is done is not done again"
+    (path,) = (output / "choices").iterdir()
+    assert "picks" not in json.loads(path.read_text()), "another rule picks of the same figures"
     succeeds(*words, "--every", "1", "--train-variant", "temporal", "--captions", "full")
     assert trained == ["a striped red circle moving diagonally over brick"], "another caption is another training"
     assert "name no colour" not in capsys.readouterr().out

@@ -41,8 +41,8 @@ def curve(*rows: tuple[float, float, float]) -> list[Checkpoint]:
         pytest.param(curve((0.3, 0.05, 0.9), (0.8, 0.1, 0.9), (0.7, 0.1, 0.9)), 100, True, id="highest"),
         pytest.param(curve((0.3, 0.05, 0.9), (0.7, 0.14, 0.9), (0.95, 0.4, 0.9)), 100, True, id="the last leaks"),
         pytest.param(curve((0.3, 0.05, 0.9), (0.7, 0.1, 0.82), (0.95, 0.1, 0.6)), 100, True, id="the last forgets"),
-        pytest.param(curve((0.80, 0.1, 0.9), (0.81, 0.1, 0.9), (0.815, 0.1, 0.9)), 50, True, id="a tie, the earliest"),
-        pytest.param(curve((0.80, 0.1, 0.9), (0.83, 0.1, 0.9)), 100, True, id="no tie"),
+        pytest.param(curve((0.78, 0.1, 0.9), (0.82, 0.1, 0.9), (0.79, 0.1, 0.9)), 150, True, id="a tie, the latest"),
+        pytest.param(curve((0.80, 0.1, 0.9), (0.82, 0.1, 0.9), (0.76, 0.1, 0.9)), 100, True, id="no tie"),
         pytest.param(curve((0.9, 0.5, 0.9), (0.8, 0.3, 0.9), (0.95, 0.6, 0.9)), 100, False, id="all leak"),
         pytest.param(curve((0.5, 0.3, 0.9), (0.8, 0.3, 0.9)), 100, False, id="all leak alike, the more faithful"),
         pytest.param([Checkpoint(50, {MOTION: 0.4}), Checkpoint(100, {MOTION: 0.5})], 100, True, id="motion alone"),
@@ -69,7 +69,7 @@ def test_limits_are_relative_to_the_base() -> None:
 
 def test_settling() -> None:
     limits = Limits(patience=2)
-    rising = curve((0.3, 0, 0.9), (0.5, 0, 0.9), (0.7, 0, 0.9), (0.71, 0, 0.9))
+    rising = curve((0.3, 0, 0.9), (0.5, 0, 0.9), (0.7, 0, 0.9), (0.74, 0, 0.9))
     assert not has_settled(rising, BASE, limits)
     assert has_settled([*rising, *curve((0.7, 0, 0.9))], BASE, limits)
     leaking = curve((0.5, 0, 0.9), (0.9, 0.5, 0.9), (0.95, 0.5, 0.9))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from ..choice import Checkpoint, Limits, choose, has_settled
 from ..errors import SettingsError
 from ..judging import ALIGNMENT, LEAKAGE, MOTION
-from ..metrics import Interval, mean_interval
+from ..metrics import Interval, mean_interval, within
 from ..pictures import Line, plot_lines, write_png
 from ..pipeline import VideoPipeline
 from ..playground.probe import read_clip
@@ -34,6 +35,7 @@ CHOICES = "choices"
 PICKS = ("chosen", "best possible", "last", "early stop")
 # Start noises of validation and of the judging sample must not be the same ones.
 _VALIDATION_SEED, _TRUTH_SEED = 1_000, 2_000
+_BOUNDS = {"step": (0.0, math.inf), MOTION: (-1.0, 1.0), LEAKAGE: (0.0, 1.0), ALIGNMENT: (0.0, 1.0)}
 _NAMES = {"fidelity": MOTION, "leakage": LEAKAGE, "alignment": ALIGNMENT}
 
 
@@ -87,13 +89,11 @@ def _choice_of(
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         content = {}
-    if content.get("fingerprint") == mark:
-        return content
-    points = _measured(pipeline, workshop, settings, unit)
-    content = {"fingerprint": mark, "reference": unit.clip_name, **points}
-    content["picks"] = picks_of(points["validation"], points["truth"], settings.limits)
-    write_atomically(path, (json.dumps(content) + "\n").encode())
-    return content
+    if content.get("fingerprint") != mark:
+        content = {"fingerprint": mark, "reference": unit.clip_name, **_measured(pipeline, workshop, settings, unit)}
+        write_atomically(path, (json.dumps(content) + "\n").encode())
+    # The rule picks from what was measured, so another rule measures nothing anew.
+    return {**content, "picks": picks_of(content["validation"], content["truth"], settings.limits)}
 
 
 def _measured(
@@ -175,9 +175,11 @@ def write_choices(
 
 def pick_rows(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Interval]]:
     """Mean step and true scores of every pick over the references."""
-    names = ("step", MOTION, LEAKAGE, ALIGNMENT)
     return {
-        pick: {name: mean_interval([float(one["picks"][pick][name]) for one in found]) for name in names}
+        pick: {
+            name: within(mean_interval([float(one["picks"][pick][name]) for one in found]), *bounds)
+            for name, bounds in _BOUNDS.items()
+        }
         for pick in PICKS
     }
 
@@ -247,7 +249,7 @@ def _series(points: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float]
 
 
 def _mark(pipeline: VideoPipeline, settings: ChoiceSettings, unit: Unit) -> str:
-    """Fingerprint of all that decides a reference's figures."""
+    """Fingerprint of all that decides a reference's measured figures; what the rule picks of them is not in it."""
     variant, bench = VARIANTS[settings.variant], settings.bench
     changes = {**bench.training, "seed": unit.seed, "steps": bench.steps}
     content = {
@@ -257,7 +259,7 @@ def _mark(pipeline: VideoPipeline, settings: ChoiceSettings, unit: Unit) -> str:
         "captions": bench.captions,
         "training": variant.train_settings(pipeline, changes).with_effect(),
         "sampling": [variant.sampling(), bench.num_inference_steps, bench.guidance_scale, bench.prompts],
-        "plan": [settings.marks, settings.noises, settings.truth_noises, asdict(settings.limits)],
+        "plan": [settings.marks, settings.noises, settings.truth_noises],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

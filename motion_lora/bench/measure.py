@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -47,6 +48,13 @@ MEASURES: Mapping[str, tuple[str, str, bool | None]] = {
     "size_jitter": ("size jitter", "standard deviation over time of log size", False),
     "diversity": ("diversity of place", "spread of mean positions over start noises, in canvas sides", True),
     "found": ("object found", "share of frames in which the probe finds an object", True),
+}
+
+# What a measure can be; "performs" is a share of videos.
+RANGES: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(MEASURES, (0.0, 1.0)),
+    **dict.fromkeys(("fidelity", "own_fidelity"), (-1.0, 1.0)),
+    **dict.fromkeys(("trajectory_error", "size_jitter", "diversity"), (0.0, math.inf)),
 }
 
 

@@ -20,10 +20,21 @@ from ..storage import write_atomically
 from .measure import MEASURES
 from .published import PUBLISHED
 from .settings import TEST_MOTIONS, TUNING_MOTIONS, BenchSettings, what_captions_name
-from .table import COMPARED, CellData, Check, Row, calibration, curves, noise_floor, rows_of
+from .table import COMPARED, CellData, Check, Row, calibration, curves, noise_floor, over_clips, rows_of
 from .variants import VARIANTS
 
-_SHOWN = ("fidelity", "own_fidelity", "performs", "leakage", "free_leakage", "alignment", "consistency", "diversity")
+_SHOWN = (
+    "fidelity",
+    "own_fidelity",
+    "performs",
+    "leakage",
+    "free_leakage",
+    "alignment",
+    "found",
+    "consistency",
+    "diversity",
+)
+_FEW = 2
 _AGAINST = ("leakage", "free_leakage")
 _PLOTTED = {"fidelity": "motion fidelity", "leakage": "appearance leakage", "alignment": "text alignment"}
 
@@ -95,8 +106,9 @@ def _markdown(
         _conditions(settings, found, command, planned, machine),
         "## Calibration of the instrument\n\n" + "\n".join(f"- **{c.status}**: {c.name}: {c.text}." for c in checks),
         "## Results\n\n" + _results_table(rows),
-        "## Paired differences\n\nSame motion, reference, seed and start noise; an interval that excludes 0 is a "
-        "difference that chance does not explain.\n\n" + _difference_table(rows),
+        "## Paired differences\n\n" + _difference_words(rows, found) + "\n\n" + _difference_table(rows),
+        "## Leakage by attribute\n\nShare of frames with the reference's value where the prompt names another; the "
+        "base's is what the network does by itself. A frame without an object shows none.\n\n" + _leak_table(rows),
         "## What the measures are\n\n"
         + "\n".join(f"- **{head}**: {what}{_arrow(better)}." for head, what, better in MEASURES.values())
         + "\n\nDefinitions in full: `motion_lora/playground/scores.py`, `motion_lora/metrics/trajectories.py`.",
@@ -127,10 +139,10 @@ def _conditions(
         f"the clip's own caption x {settings.noises} and a prompt without colour and background x "
         f"{settings.free_noises}, "
         f"{settings.num_inference_steps} DDIM steps, guidance {settings.guidance_scale:g}. Intervals are 95 %, "
-        "Student's, over cells.",
+        f"Student's over {_over(found)}, Wilson's over videos for \"performs it\".",
         "",
         f"- budget: {budget}" + (f"; for all: {dict(settings.training)}" if settings.training else ""),
-        f"- test motions (not used for choosing defaults, which saw {', '.join(TUNING_MOTIONS)} only): "
+        f"- test motions (the methods' defaults are chosen on {', '.join(TUNING_MOTIONS)}): "
         + (", ".join(test) or "none"),
         f"- motions here that belong to the tuning set: {', '.join(tuning) or 'none'}",
         f"- all test motions there are: {', '.join(TEST_MOTIONS)}",
@@ -173,12 +185,39 @@ def _difference_table(rows: Sequence[Row]) -> str:
     return markdown_table(head, body)
 
 
+def _over(found: Sequence[CellData]) -> str:
+    return "reference clips, their seeds averaged" if over_clips(found) else "cells, so for these clips alone"
+
+
+def _difference_words(rows: Sequence[Row], found: Sequence[CellData]) -> str:
+    count = sum(
+        interval.count > 1 for row in rows for pairs in (row.to_base, row.to_temporal) for interval in pairs.values()
+    )
+    return (
+        f"Same motion, reference, seed and start noise; intervals over {_over(found)}. An interval that excludes 0 is "
+        f"unlikely by chance alone, but there are {count} of them, of which chance lets one in twenty exclude it."
+    )
+
+
+def _leak_table(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row.leaks))
+    body = [
+        [row.title, *(f"{row.leaks[name]:.3f}" if name in row.leaks else "-" for name in names)]
+        for row in rows
+        if row.leaks
+    ]
+    return markdown_table(["variant", *names], body) if body else "No videos were kept."
+
+
 def _floor_table(found: Sequence[CellData]) -> str:
     floors = [noise_floor(found, name) for name in (*COMPARED, "alignment")]
-    body = [[MEASURES[f.measure][0], f"{f.cell:.3f}", f"{f.mean:.3f}"] for f in floors if f is not None]
+    body = [
+        [MEASURES[f.measure][0], f"{f.cell:.3f}", f"{f.mean:.3f}", f"{f.spread:.3f}"] for f in floors if f is not None
+    ]
     if not body:
         return "Identical settings were run with one seed only, so chance cannot be told."
     head = ["measure", "standard deviation of a cell over seeds", "difference of two rows by chance (95 %)"]
+    head.append("highest less lowest row by chance (95 %)")
     return markdown_table(head, body)
 
 
@@ -193,13 +232,13 @@ def _arrow(better: bool | None) -> str:
 
 
 def short_interval(interval: Interval | Mapping[str, Any] | None) -> str:
-    """Like 0.850 [0.645, 1.055], without ends where there is one value, a dash where there is none."""
+    """Like 0.850 [0.645, 1.055], without ends where there is one value or all are equal, a dash where there is none."""
     if interval is None:
         return "-"
     if isinstance(interval, Interval):
         interval = vars(interval)
     estimate, low, high = interval["estimate"], interval["low"], interval["high"]
-    if interval["count"] < 2 or low is None:
+    if interval["count"] < 2 or low is None or low == high:
         return f"{estimate:.3f}"
     return f"{estimate:.3f} [{low:.3f}, {high:.3f}]"
 
@@ -243,6 +282,7 @@ def _plain(row: Row) -> dict[str, Any]:
         "measures": {name: plain_interval(interval) for name, interval in row.measures.items()},
         "to_base": {name: plain_interval(interval) for name, interval in row.to_base.items()},
         "to_temporal": {name: plain_interval(interval) for name, interval in row.to_temporal.items()},
+        "leakage_by_attribute": dict(row.leaks),
     }
 
 
@@ -279,13 +319,14 @@ def _against(path: Path, rows: Sequence[Row], measure: str) -> str:
     """Every row as a point, motion fidelity against a measure of leakage, with the intervals."""
     points = [
         Point(
-            row.variant,
+            row.variant if row.cells > _FEW else f"{row.variant} (n={row.cells})",
             row.measures[measure].estimate,
             row.measures["fidelity"].estimate,
             _reach(row.measures[measure]),
             _reach(row.measures["fidelity"]),
         )
         for row in rows
+        if measure in row.measures
     ]
     heading = MEASURES[measure][0]
     title = f"Motion fidelity against {heading} (95 %)"
@@ -293,8 +334,8 @@ def _against(path: Path, rows: Sequence[Row], measure: str) -> str:
 
 
 def _reach(interval: Interval) -> float:
-    """Two cells give an interval that is wider than the plot, and says nothing that their number does not."""
-    return interval.half_width if interval.count > 2 else 0.0
+    """Two values give an interval that is wider than the plot; their number stands by the name instead."""
+    return interval.half_width if interval.count > _FEW else 0.0
 
 
 def _device(device: torch.device) -> str:

@@ -1,8 +1,10 @@
 """From finished cells to what they say: means with intervals by variant, paired differences, and the calibration.
 
-A cell is the mean over its videos; intervals are Student's, over cells. Cells of two variants on the same motion,
-reference, seed and start noise are pairs, so a difference between variants is judged by the interval of the paired
-differences, which the spread between motions does not widen.
+A cell is the mean over its videos. Intervals are Student's: over reference clips, their seeds averaged, where there are
+three clips or more, so that they say what another clip might give; over cells where there are fewer, and then they hold
+for those clips alone. Cells of two variants on the same motion, reference, seed and start noise are pairs, so a
+difference between variants is judged by the interval of the paired differences, which the spread between motions does
+not widen.
 """
 
 from __future__ import annotations
@@ -14,26 +16,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..metrics import Interval, mean_interval
+from ..metrics import Interval, mean_interval, share_interval, student_quantile, studentized_range, within
 from ..playground.motions import FOLLOWS
-from .measure import MEASURES
-from .variants import VARIANTS
+from .measure import MEASURES, RANGES
+from .variants import CEILING, VARIANTS
 
 CellData = Mapping[str, Any]
 BASE, TEMPORAL, CONTROLS = "base", "temporal", ("spatial-lora", "spatial-temporal-lora")
-# What the question is about: motion that came along, and looks that did.
-COMPARED = ("fidelity", "leakage", "free_leakage")
+# What the question is about: motion that came along, motion that was learned at all, and looks that came along.
+COMPARED = ("fidelity", "own_fidelity", "leakage", "free_leakage")
 HELD, NOT_HELD, TOO_FEW = "held", "NOT HELD", "too few cells"
 # An ablation that is meant to leak does so clearly from here on, in share of frames above the base.
 CLEAR_LEAK = 0.1
 # Share of the base's videos that may perform the motion by chance.
 MOST_BY_CHANCE = 0.1
-_NINETY_FIVE = statistics.NormalDist().inv_cdf(0.975)
+# Share of perfect videos that have to be seen as such.
+SEEN = 0.9
+# From so many reference clips on an interval is over clips.
+CLIPS = 3
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant. `to_base` and `to_temporal` are paired differences of `COMPARED`, where there are any."""
+    """One variant. `to_base` and `to_temporal` are paired differences of `COMPARED`, where there are any.
+
+    `leaks` is the leakage by attribute, where the prompt names another.
+    """
 
     variant: str
     title: str
@@ -44,6 +52,7 @@ class Row:
     parameters: int
     to_base: Mapping[str, Interval]
     to_temporal: Mapping[str, Interval]
+    leaks: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -59,12 +68,14 @@ class Check:
 class Floor:
     """What chance alone does: `cell` is the standard deviation between seeds of one variant on one reference.
 
-    `mean` is the difference between two rows of the table that chance exceeds in 5 % of the cases.
+    `mean` is the difference between two rows of the table that chance exceeds in 5 % of the cases, `spread` that
+    between the highest and the lowest of all rows.
     """
 
     measure: str
     cell: float
     mean: float
+    spread: float
 
 
 def rows_of(found: Sequence[CellData]) -> list[Row]:
@@ -77,37 +88,52 @@ def noise_floor(found: Sequence[CellData], measure: str) -> Floor | None:
     """The spread of identical settings over seeds; None where no variant has two seeds on one reference."""
     groups: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for cell in found:
-        if cell[measure] is not None:
+        if cell[measure] is not None and cell["variant"] != CEILING:
             groups[cell["variant"], cell["motion"], cell["reference"]].append(cell[measure])
     several = [values for values in groups.values() if len(values) > 1]
     if not several:
         return None
     freedom = sum(len(values) - 1 for values in several)
     variance = sum(statistics.variance(values) * (len(values) - 1) for values in several) / freedom
-    cells = statistics.fmean(len(cells) for cells in _by_variant(found).values())
-    deviation = math.sqrt(variance)
-    return Floor(measure, deviation, _NINETY_FIVE * deviation * math.sqrt(2 / cells))
+    rows = [len(group) for name, group in _by_variant(found).items() if name != CEILING]
+    cells, deviation = statistics.harmonic_mean(rows), math.sqrt(variance)
+    two = student_quantile(0.975, freedom) * deviation * math.sqrt(2 / cells)
+    spread = studentized_range(len(rows), freedom) * deviation / math.sqrt(cells) if len(rows) > 1 else 0.0
+    return Floor(measure, deviation, two, spread)
 
 
 def calibration(found: Sequence[CellData]) -> list[Check]:
     """Whether the instrument sees what it has to: one check per line of the issue."""
     rows = {row.variant: row for row in rows_of(found)}
-    checks = [_base_check(rows[BASE], found)] if BASE in rows else []
+    checks = [_base_check(rows[BASE])] if BASE in rows else []
+    checks += [_ceiling_check(rows[CEILING])] if CEILING in rows else []
+    checks += [_learned_check(rows[TEMPORAL])] if TEMPORAL in rows and BASE in rows else []
     checks += [_leak_check(rows[name]) for name in CONTROLS if name in rows and BASE in rows]
-    return [*checks, _floor_check(rows, found)]
+    return [*checks, *(_floor_check(rows, found, measure) for measure in COMPARED)]
 
 
 def curves(found: Sequence[CellData], measure: str) -> dict[str, list[tuple[int, Interval]]]:
-    """Per variant the mean over cells by training step."""
-    points: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Per variant the mean over cells after the same parts of the training, at their mean step.
+
+    Under equal time the steps differ between cells, and each alone would be a point of its own.
+    """
+    points: dict[str, dict[int, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
     for cell in found:
-        for point in cell["curve"]:
-            points[cell["variant"]][int(point["step"])].append(point[measure])
+        for number, point in enumerate(cell["curve"]):
+            points[cell["variant"]][number].append((int(point["step"]), point[measure]))
     return {
-        name: [(step, mean_interval(points[name][step])) for step in sorted(points[name])]
+        name: [
+            (round(statistics.fmean(step for step, _ in part)), mean_interval([value for _, value in part]))
+            for _, part in sorted(points[name].items())
+        ]
         for name in VARIANTS
         if name in points
     }
+
+
+def over_clips(found: Sequence[CellData]) -> bool:
+    """Whether there are clips enough for intervals over them."""
+    return len({_clip(cell) for cell in found}) >= CLIPS
 
 
 # Rows ---------------------------------------------------------------------------------------------------------------
@@ -123,9 +149,9 @@ def _by_variant(found: Sequence[CellData]) -> dict[str, list[CellData]]:
 def _row(name: str, by_variant: Mapping[str, Sequence[CellData]]) -> Row:
     group = by_variant[name]
     measured = {
-        measure: mean_interval(values)
+        measure: _share(group, measure) if measure == "performs" else _interval(measure, values)
         for measure in MEASURES
-        if (values := [cell[measure] for cell in group if cell[measure] is not None])
+        if (values := _values([(cell, cell[measure]) for cell in group]))
     }
     return Row(
         variant=name,
@@ -137,7 +163,44 @@ def _row(name: str, by_variant: Mapping[str, Sequence[CellData]]) -> Row:
         parameters=int(group[0]["parameters"]),
         to_base=_differences(group, by_variant.get(BASE, ())),
         to_temporal=_differences(group, by_variant.get(TEMPORAL, ())),
+        leaks=_leaks(group),
     )
+
+
+def _values(measured: Sequence[tuple[CellData, float | None]]) -> list[float]:
+    """What an interval is over: a value per clip, or per cell where clips are few."""
+    known = [(cell, value) for cell, value in measured if value is not None]
+    if not over_clips([cell for cell, _ in known]):
+        return [value for _, value in known]
+    clips: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for cell, value in known:
+        clips[_clip(cell)].append(value)
+    return [statistics.fmean(values) for values in clips.values()]
+
+
+def _interval(measure: str, values: Sequence[float]) -> Interval:
+    """Student's, no further than the measure can go."""
+    return within(mean_interval(values), *RANGES[measure])
+
+
+def _share(group: Sequence[CellData], measure: str) -> Interval:
+    """A share of videos with Wilson's interval: a few cells that all have none would give none to Student's."""
+    videos = [len(cell.get("videos", ())) for cell in group]
+    if not all(videos):
+        return _interval(measure, _values([(cell, cell[measure]) for cell in group]))
+    return share_interval(
+        round(sum(cell[measure] * count for cell, count in zip(group, videos, strict=True))), sum(videos)
+    )
+
+
+def _leaks(group: Sequence[CellData]) -> dict[str, float]:
+    """Mean over all videos, by attribute."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for cell in group:
+        for video in cell.get("videos", ()):
+            for name, share in video["leakage"].items():
+                found[name].append(share)
+    return {name: statistics.fmean(shares) for name, shares in found.items()}
 
 
 def _differences(group: Sequence[CellData], others: Sequence[CellData]) -> dict[str, Interval]:
@@ -146,17 +209,24 @@ def _differences(group: Sequence[CellData], others: Sequence[CellData]) -> dict[
     pairs = [(cell, partners[_unit(cell)]) for cell in group if _unit(cell) in partners]
     if not pairs or group[0]["variant"] == others[0]["variant"]:
         return {}
-    return {name: mean_interval([a[name] - b[name] for a, b in pairs]) for name in COMPARED}
+    differences = {
+        name: _values([(a, a[name] - b[name]) for a, b in pairs if None not in (a[name], b[name])]) for name in COMPARED
+    }
+    return {name: mean_interval(values) for name, values in differences.items() if values}
 
 
 def _unit(cell: CellData) -> tuple[str, str, int]:
-    return cell["motion"], cell["reference"], cell["seed"]
+    return (*_clip(cell), cell["seed"])
+
+
+def _clip(cell: CellData) -> tuple[str, str]:
+    return cell["motion"], cell["reference"]
 
 
 # Calibration --------------------------------------------------------------------------------------------------------
 
 
-def _base_check(row: Row, found: Sequence[CellData]) -> Check:
+def _base_check(row: Row) -> Check:
     performs, fidelity = row.measures["performs"].estimate, row.measures["fidelity"].estimate
     held = performs <= MOST_BY_CHANCE and fidelity < FOLLOWS
     text = (
@@ -164,6 +234,24 @@ def _base_check(row: Row, found: Sequence[CellData]) -> Check:
         f"motion fidelity {fidelity:.3f} (below {FOLLOWS:g})"
     )
     return Check("the base does not move like the reference", HELD if held else NOT_HELD, text)
+
+
+def _ceiling_check(row: Row) -> Check:
+    performs, fidelity = row.measures["performs"].estimate, row.measures["fidelity"].estimate
+    text = (
+        f"videos that the world draws as asked are seen to perform it in {performs:.1%} (at least {SEEN:.0%}), "
+        f"motion fidelity {fidelity:.3f} (at least {FOLLOWS:g})"
+    )
+    held = performs >= SEEN and fidelity >= FOLLOWS
+    return Check("a perfect transfer is seen as one", HELD if held else NOT_HELD, text)
+
+
+def _learned_check(row: Row) -> Check:
+    name, more = "the temporal LoRA learns the motion of its clip", row.to_base["own_fidelity"]
+    text = f"under the clip's own caption its motion fidelity is above the base's by {_signed(more)} (wanted: above 0)"
+    if more.count < 2:
+        return Check(name, TOO_FEW, text)
+    return Check(name, HELD if more.low > 0 else NOT_HELD, text)
 
 
 def _leak_check(row: Row) -> Check:
@@ -179,22 +267,20 @@ def _leak_check(row: Row) -> Check:
     return Check(name, HELD if more.low > 0 else NOT_HELD, text)
 
 
-def _floor_check(rows: Mapping[str, Row], found: Sequence[CellData]) -> Check:
-    """Chance has to be smaller than the largest difference there is, in every measure of `COMPARED`."""
-    name = "the noise floor is below the differences that matter"
-    floors = [noise_floor(found, measure) for measure in COMPARED]
-    texts, held = [], True
-    for floor in floors:
-        if floor is None:
-            return Check(name, TOO_FEW, "identical settings need two seeds or more")
-        means = [row.measures[floor.measure].estimate for row in rows.values()]
-        spread = max(means) - min(means)
-        held = held and floor.mean < spread
-        texts.append(
-            f"{floor.measure}: seeds alone spread a cell by {floor.cell:.3f} and a difference of rows by "
-            f"{floor.mean:.3f} (95 %), the rows differ by up to {spread:.3f}"
-        )
-    return Check(name, HELD if held else NOT_HELD, "; ".join(texts))
+def _floor_check(rows: Mapping[str, Row], found: Sequence[CellData], measure: str) -> Check:
+    """The rows have to differ by more than seeds alone would spread as many rows."""
+    name, floor = f"rows differ beyond chance in {MEASURES[measure][0]}", noise_floor(found, measure)
+    if floor is None:
+        return Check(name, TOO_FEW, "identical settings need two seeds or more")
+    means = [
+        row.measures[measure].estimate for row in rows.values() if row.variant != CEILING and measure in row.measures
+    ]
+    spread = max(means) - min(means)
+    text = (
+        f"by up to {spread:.3f}; seeds alone spread a cell by {floor.cell:.3f}, two rows by {floor.mean:.3f} and "
+        f"{len(means)} rows by {floor.spread:.3f} (95 %)"
+    )
+    return Check(name, HELD if spread > floor.spread else NOT_HELD, text)
 
 
 def _signed(interval: Interval) -> str:

@@ -58,8 +58,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo and print its summary."""
-    from ..demo import DemoSettings, reference_scene, run_demo, summary, train_settings
-    from ..training import check_settings
+    from ..demo import DemoSettings, check_demo, reference_scene, run_demo, summary
 
     values = gather(options, _ALL_OPTIONS)
     output: Path = values.get("output", Path("out") / "demo")
@@ -69,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     )
     reference_scene(settings)
     pipeline = load_base(values)
-    check_settings(train_settings(pipeline, settings))
+    check_demo(pipeline, settings)
     note(f"Learning the motion {settings.motion!r} on {pipeline.identity.name} ({pipeline.device}).")
     with Progress() as bar:
 

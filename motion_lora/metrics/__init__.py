@@ -15,7 +15,15 @@ from __future__ import annotations
 
 from .appearance import appearance_leakage, appearance_similarity
 from .clip_score import ClipScorer, clip_temporal_consistency, text_alignment
-from .intervals import Interval, bootstrap_interval, mean_interval, share_interval
+from .intervals import (
+    Interval,
+    bootstrap_interval,
+    mean_interval,
+    share_interval,
+    student_quantile,
+    studentized_range,
+    within,
+)
 from .perceptual import Perceptual, lpips_diversity, lpips_temporal_consistency
 from .tracks import Tracker, flow_tracks, track_fidelity, tracklet_fidelity
 from .trajectories import MotionMatch, match_motion, motion_fidelity
@@ -37,7 +45,10 @@ __all__ = [
     "mean_interval",
     "motion_fidelity",
     "share_interval",
+    "student_quantile",
+    "studentized_range",
     "text_alignment",
     "track_fidelity",
     "tracklet_fidelity",
+    "within",
 ]
