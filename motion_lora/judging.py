@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from .errors import ClipError, SettingsError
 from .metrics import (
     ClipScorer,
+    MetricModels,
     Perceptual,
     appearance_leakage,
     clip_temporal_consistency,
@@ -263,6 +265,23 @@ def make_judge(
     if is_playground(pipeline):
         return playground_judge(reference, unused_models=clip_scorer is not None or perceptual is not None)
     return video_judge(reference, clip_scorer=clip_scorer, perceptual=perceptual)
+
+
+def load_judge(
+    pipeline: VideoPipeline,
+    reference: Tensor | None = None,
+    *,
+    clip_model: Path | None = None,
+    lpips_weights: Path | None = None,
+) -> PlaygroundJudge | VideoJudge:
+    """`make_judge` with a CLIP folder and LPIPS weights from disk, loaded where they are used: not on the playground.
+
+    Raises ModelError or SettingsError where one cannot be loaded.
+    """
+    if is_playground(pipeline):
+        return playground_judge(reference, unused_models=clip_model is not None or lpips_weights is not None)
+    models = MetricModels.load(clip_model, lpips_weights, device=str(pipeline.device))
+    return video_judge(reference, clip_scorer=models.clip_scorer, perceptual=models.perceptual)
 
 
 def is_playground(pipeline: VideoPipeline) -> bool:

@@ -47,10 +47,13 @@ MOTION_KIND = "motion-lora"
 class Judge:
     """Gives out fidelities in turn, the base's first; where they are used up the process is as good as killed."""
 
-    notes = ("made up",)
+    notes, forms, identity = ("made up",), {}, "made up"
 
     def __init__(self, fidelities: Sequence[float], scored: list[float]) -> None:
         self.left, self.scored = list(fidelities), scored
+
+    def gaps(self, prompt: str, shape: tuple[int, int, int], *, neutral: bool) -> dict[str, str]:
+        return {}
 
     def score(self, prompt: str, frames: torch.Tensor, neutral: torch.Tensor | None = None) -> dict[str, float]:
         if not self.left:
@@ -78,7 +81,7 @@ class Desk:
 
     def judge(self, *fidelities: float) -> None:
         one = Judge(fidelities, self.scored)
-        self._patch.setattr(validating, "make_judge", lambda pipeline, reference: one)
+        self._patch.setattr(validating, "load_judge", lambda pipeline, reference, **models: one)
 
     def spec(self, plan: ValidationPlan | None = PLAN, keep: str = BEST, **options: object) -> JobSpec:
         inputs = TrainingInputs(self.base, (sample_clip(),))
