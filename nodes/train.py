@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..motion_lora.jobs import APPEARANCE_ABSORBER, BEST, LAST, MOTION_LORA, Job, PreviewPlan
+from ..motion_lora.jobs import (
+    APPEARANCE_ABSORBER,
+    BEST,
+    CLIP_MODEL,
+    LAST,
+    LPIPS_WEIGHTS,
+    MOTION_LORA,
+    Job,
+    PreviewPlan,
+)
 from ..motion_lora.methods import ABSORBERS, AUTO, METHODS
-from . import background, bases, shown
+from . import background, bases, measuring, shown
 from .advanced import DEFAULT, SWITCHES, Options
 from .choices import AMOUNTS, COUNTS, TEMPORAL_TARGETS
 from .sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, TrainOptions, io
@@ -206,14 +215,18 @@ async def _train(
 ) -> io.NodeOutput:
     """Ask for the job that the widgets describe, and wait for it if they say so."""
     from ..motion_lora.jobs.training_work import TrainingInputs, training_spec
+    from ..motion_lora.judging import is_playground
     from ..motion_lora.validation import check_validation
 
     hidden, inputs, keep = node.hidden, TrainingInputs(*material), widgets.get("keep", BEST)
+    measured_by = measuring.named(*(widgets.get(kind, measuring.NONE) for kind in (CLIP_MODEL, LPIPS_WEIGHTS)))
     settings = settings_from(inputs.pipeline, widgets)
     _check(kind, inputs, settings)
     if validation is not None:
         frames = inputs.clips[0].frames
         check_validation(validation, inputs.pipeline, frames, settings, keep_best=keep == BEST)
+        if not is_playground(inputs.pipeline):
+            measuring.check(measured_by)
     spec = training_spec(
         kind,
         widgets["name"].strip() or inputs.clips[0].caption,
@@ -223,6 +236,7 @@ async def _train(
         preview=preview,
         validation=validation,
         keep=keep,
+        measured_by=measured_by,
         yields=widgets["pause_while_generating"],
     )
     again = background.continuation_of(hidden.prompt, hidden.extra_pnginfo, hidden.unique_id)
@@ -360,6 +374,7 @@ def _validation() -> list[Any]:
             optional=True,
             tooltip="With validations: end the training when four in a row have brought nothing more.",
         ),
+        *measuring.model_inputs(),
     ]
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from cli_helpers import fails, succeeds, write_base, write_clip
 from comfy_double import Host, hosted
 from lora_samples import motion_sample
+from metric_models import flat_lpips, write_clip_model
 from PIL import Image
 from tiny import tiny_frames, tiny_pipeline, write_tiny_folder
 
@@ -45,7 +46,6 @@ from motion_lora.judging import (
     playground_judge,
     video_judge,
 )
-from motion_lora.metrics import Perceptual
 from motion_lora.pipeline import VideoPipeline
 from motion_lora.playground import world
 from motion_lora.playground.prompts import asked_scene
@@ -145,11 +145,6 @@ def test_a_score_says_by_what_it_is_measured_and_which_way_is_better() -> None:
 
 
 ORBIT = world.render(world.Scene("circle", "red", "sand", "orbit"))
-
-
-def flat_lpips() -> Perceptual:
-    """A distance in LPIPS' place that needs no weights: the mean absolute difference."""
-    return Perceptual(lambda a, b: (a - b).abs().mean(dim=(1, 2, 3)), "alex", torch.device("cpu"))
 
 
 def test_a_reference_that_is_no_clip_of_the_world_is_not_measured_against() -> None:
@@ -311,3 +306,14 @@ def test_the_node_compares_stacks(host: Host, pipeline: VideoPipeline) -> None:
         host.run("MotionLoRA_CompareLoRAs", base_model=base, prompts="a red circle")
     with pytest.raises(host.library("errors").SettingsError, match="no prompt"):
         host.run("MotionLoRA_CompareLoRAs", base_model=base, prompts=" ", stack_1=stacks[0])
+
+
+def test_the_node_takes_a_clip_model(host: Host, pipeline: VideoPipeline) -> None:
+    write_clip_model(host.folder / "models/motion_lora_metrics/tiny-clip")
+    base = host.run("MotionLoRA_LoadT2VModel", model="tiny").args[0]
+    stack = host.run("MotionLoRA_MotionLoRAStack", motion_lora=motion_sample(base.unet)).args[0]
+    words = {"base_model": base, "prompts": "a red circle", "num_inference_steps": 1, "stack_1": stack}
+    table = host.run("MotionLoRA_CompareLoRAs", **words, clip_model="tiny-clip").args[2]
+    assert "| candidate | text alignment | consistency |" in table and "CLIPScore of tiny-clip" in table
+    with pytest.raises(host.library("errors").ModelError, match="there is no CLIP model 'gone'"):
+        host.run("MotionLoRA_CompareLoRAs", **words, clip_model="gone")

@@ -1,15 +1,19 @@
-"""Scoring videos that exist: what the sheet says of each score, diversity, the command."""
+"""Scoring videos that exist: what the sheet says of each score, diversity, the command and the node."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 from cli_helpers import fails, succeeds
+from comfy_double import Host, VideoComponents, VideoFromComponents, hosted
 from metric_models import flat_lpips, write_clip_model
 from tiny import tiny_frames
 from torch import Tensor
@@ -209,3 +213,51 @@ def test_a_video_given_twice_is_refused(files: dict[str, Path], capsys: pytest.C
 def test_nothing_named_loads_nothing() -> None:
     models = MetricModels.load(None, None)
     assert models.clip_scorer is None and models.perceptual is None
+
+
+# The node -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    with hosted(tmp_path_factory.mktemp("comfyui")) as host:
+        models = host.folder / "models"
+        write_clip_model(models / "motion_lora_metrics" / "tiny-clip")
+        write_clip_model(models / "clip_vision" / "other-clip")
+        (models / "clip_vision" / "vision_only.safetensors").write_bytes(b"x")
+        (models / "motion_lora_metrics" / "alexnet-owt-7be5be79.pth").write_bytes(b"x")
+        yield host
+
+
+NODE = "MotionLoRA_ScoreVideo"
+
+
+def test_models_are_listed_where_users_put_them(host: Host) -> None:
+    inputs = host.nodes[NODE].info()["input"]["optional"]
+    assert inputs["clip_model"][1]["options"] == ["none", "other-clip", "tiny-clip"]
+    assert inputs["lpips_weights"][1]["options"] == ["none", "alexnet-owt-7be5be79.pth"]
+    for node in ("MotionLoRA_CompareLoRAs", "MotionLoRA_TrainMotionLoRA"):
+        assert list(host.nodes[node].info()["input"]["optional"])[-2:] == ["clip_model", "lpips_weights"]
+    for kind, name in (("clip_model", "../../etc"), ("lpips_weights", "../tiny-clip/model.safetensors")):
+        with pytest.raises(host.library("errors").MotionLoRAError, match="there is no"):
+            host.module("folders").metric_path(kind, name)
+
+
+def test_the_node_measures_images_and_videos(host: Host, tmp_path: Path) -> None:
+    (reference,) = host.run("MotionLoRA_PlaygroundClip", motion="orbit", shape="circle").args[:1]
+    with torch.inference_mode():
+        images = drawn().clone()
+    made = host.run(NODE, images=images, playground=True, prompt=ASKED, reference=reference)
+    table, *scores = made.args
+    assert scores[0] > 0.9 and scores[1:] == [0, 1, 1] and "exact, read by the playground's probe" in table
+    clips = host.run(
+        NODE, images=images, neutral=images, prompt="a red circle", clip_model="tiny-clip", reference=reference
+    )
+    table, _, leakage, alignment, consistency = clips.args
+    assert leakage == 0 and 0 <= alignment <= 100 and consistency > 0 and "CLIPScore of tiny-clip" in table
+    components = VideoComponents(images=images, frame_rate=Fraction(8))
+    table, *scores = host.run(NODE, video=VideoFromComponents(components)).args
+    assert all(math.isnan(score) for score in scores) and table.count("- no ") == 4
+    for inputs in ({}, {"images": images, "video": VideoFromComponents(components)}):
+        with pytest.raises(host.library("errors").ClipError, match="connect one of the two"):
+            host.run(NODE, **inputs)
