@@ -128,7 +128,8 @@ class PlaygroundJudge:
         elif frames < 3:
             found[MOTION] = found[MOTION] or f"a path needs 3 frames or more, and there are {frames}"
         if asked is None:
-            words = "the prompt is not in the playground's words, such as 'a red circle moving left over sand'"
+            what = f"the prompt {prompt.strip()!r} is not" if prompt.strip() else "there is no prompt (prompt)"
+            words = f"{what} in the playground's words, such as 'a red circle moving left over sand'"
             found[LEAKAGE] = found[LEAKAGE] or words
             found[ALIGNMENT] = words
         elif self.reference is not None and not _can_leak(self.reference, asked):

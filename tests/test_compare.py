@@ -21,6 +21,7 @@ from tiny import tiny_frames, tiny_pipeline, write_tiny_folder
 
 from motion_lora.compare import (
     Candidate,
+    _row_label,
     compare,
     csv_of,
     grid_of,
@@ -240,6 +241,28 @@ def test_what_cannot_be_compared_is_refused(pipeline: VideoPipeline, stacks: lis
     ):
         with pytest.raises(SettingsError, match=what):
             compare(pipeline, candidates, prompts, SETTINGS, judge)
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 48), (2, 32, 32), (1, 32, 32)], ids=["wide", "two frames", "one frame"])
+def test_what_the_probe_cannot_read_is_compared_without_its_scores(
+    pipeline: VideoPipeline, stacks: list[AdapterStack], shape: tuple[int, int, int]
+) -> None:
+    base = replace(pipeline, identity=replace(pipeline.identity, name="playground"))
+    frames, height, width = shape
+    settings = replace(SETTINGS, num_frames=frames, height=height, width=width)
+    judge = playground_judge(world.render(world.Scene("circle", "red", "brick", "orbit"), frames), unused_models=True)
+    found = compare(base, [Candidate("on", stacks[1])], ["a blue square over snow"], settings, judge)
+    assert MOTION not in found.measured and any("no motion fidelity" in note for note in found.notes)
+    assert any("clip_model and lpips_weights are not used" in note for note in found.notes)
+    assert len(grid_of(found)) == frames and "| on |" in markdown_of(found)
+
+
+def test_the_grid_names_lpips_where_lower_is_better(pipeline: VideoPipeline, stacks: list[AdapterStack]) -> None:
+    judge = make_judge(pipeline, perceptual=flat_lpips())
+    found = compare(pipeline, [Candidate("on", stacks[1])], ["a red circle"], SETTINGS, judge)
+    label = _row_label(found, 1)
+    assert "flicker(LPIPS)=" in label and "steady" not in label
+    assert plain_of(found)["forms"][CONSISTENCY]["better"] == "lower"
 
 
 def test_prompts_are_lines() -> None:

@@ -101,6 +101,8 @@ def run_validated(
 
     def work(callback: Callback) -> TrainResult:
         validation = Validation(Validator(pipeline, judge, plan), folder, settings, heard=_tell)
+        if again := validation.record.unscored():
+            note(f"validation: scoring the checkpoints of steps {', '.join(map(str, again))}, which have no scores yet")
         made.append(train_validated(train, validation, callback))
         return made[0].result
 
