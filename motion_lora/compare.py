@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import SettingsError
-from .judging import SCORES, Judge, mean_scores
+from .judging import SCORES, Form, Judge, mean_scores, notes_for
 from .pictures import contact_sheet, grid_frames, write_png, write_video
 from .pipeline import VideoPipeline
 from .sampling import SampleSettings, resolve, sample
@@ -40,7 +40,10 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Videos and scores by candidate, then by prompt, the base first; `notes` say what the scores are."""
+    """Videos and scores by candidate, then by prompt, the base first.
+
+    `notes` say what the scores are and why others are missing, `forms` what each is by its name.
+    """
 
     labels: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -49,6 +52,7 @@ class Comparison:
     notes: tuple[str, ...]
     fps: float
     reference: Tensor | None = None
+    forms: Mapping[str, Form] = field(default_factory=dict)
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -86,7 +90,10 @@ def compare(
     rows = [Candidate(BASE_LABEL, AdapterStack()), *candidates]
     _check(rows, prompts)
     wanted = [replace(settings, prompt=prompt, seed=settings.seed + n) for n, prompt in enumerate(prompts)]
-    fps = float(resolve(pipeline, wanted[0]).fps or pipeline.default_fps)
+    resolved = resolve(pipeline, wanted[0])
+    fps = float(resolved.fps or pipeline.default_fps)
+    shape = (resolved.num_frames or 0, resolved.height or 0, resolved.width or 0)
+    notes = notes_for(judge, prompts, shape)
     videos: list[tuple[Tensor, ...]] = []
     for number, row in enumerate(rows):
         heard = _part(callback, number, len(rows))
@@ -96,7 +103,7 @@ def compare(
         for row in videos
     )
     labels = tuple(row.label for row in rows)
-    return Comparison(labels, tuple(prompts), tuple(videos), scores, judge.notes, fps, reference)
+    return Comparison(labels, tuple(prompts), tuple(videos), scores, notes, fps, reference, judge.forms)
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
@@ -124,10 +131,8 @@ def sheet_of(comparison: Comparison) -> Image.Image:
 def _row_label(comparison: Comparison, place: int) -> str:
     """The label with the mean scores below it, so that the posted picture says them."""
     means = comparison.means()[place]
-    return " ".join([comparison.labels[place], *(f"{_SHORT[name]}={means[name]:.2f}" for name in means)])
-
-
-_SHORT = dict(zip(SCORES, ("motion", "leak", "text", "steady"), strict=True))
+    shorts = {name: comparison.forms[name].short if name in comparison.forms else name for name in means}
+    return " ".join([comparison.labels[place], *(f"{shorts[name]}={means[name]:.2f}" for name in means)])
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------
@@ -160,6 +165,7 @@ def plain_of(comparison: Comparison) -> dict[str, Any]:
     return {
         "prompts": list(comparison.prompts),
         "notes": list(comparison.notes),
+        "forms": {name: {"how": form.how, "better": form.better} for name, form in comparison.forms.items()},
         "candidates": [{"label": label, "mean": mean, "by_prompt": list(each)} for label, mean, each in rows],
     }
 

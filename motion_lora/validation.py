@@ -19,10 +19,10 @@ from .choice import Checkpoint, Choice, Limits, choose, has_settled
 from .clips import Clip
 from .errors import LoRAFileError, SettingsError
 from .files import load_lora, save_lora
-from .judging import Judge, Scores, mean_scores
+from .judging import MOTION, Judge, Scores, is_playground, mean_scores, motion_fault
 from .lora import LoRA
 from .pipeline import VideoPipeline
-from .playground import PLAYGROUND_NAME, world
+from .playground import world
 from .playground.prompts import asked_scene, other_looks
 from .sampling import SampleSettings, resolve, sample
 from .stack import AdapterStack, StackEntry
@@ -30,6 +30,7 @@ from .storage import read_tensors, remove_files, remove_if_empty, serialize, wri
 from .training import Callback, StepReport, TrainResult, TrainSettings
 from .training.batches import derived_seed
 from .training.settings import main_stages
+from .training.stage import learns_motion
 from .training.visits import train_with_visits
 
 RECORD = "validation.json"
@@ -70,7 +71,7 @@ def validation_plan(
     without a prompt, which `check_plan` refuses.
     """
     # The playground is small and its guidance low; others are sampled as `motion-lora sample` does.
-    playground = pipeline.identity.name.startswith(PLAYGROUND_NAME)
+    playground = is_playground(pipeline)
     return ValidationPlan(
         every,
         tuple(prompts) or _other_prompts(clip.caption),
@@ -102,6 +103,28 @@ def check_plan(plan: ValidationPlan, settings: TrainSettings) -> None:
         )
 
 
+def check_validation(
+    plan: ValidationPlan, pipeline: VideoPipeline, reference: Tensor, settings: TrainSettings, *, keep_best: bool
+) -> None:
+    """`check_plan`, and SettingsError for a validation that says nothing of a motion, before anything is trained.
+
+    `reference` is the first clip (f, h, w, 3). Where its motion cannot be measured there is no best checkpoint and no
+    time to stop, so neither `keep_best` nor `plan.early_stop` can be followed; scores of the look alone still can.
+    """
+    if not any(learns_motion(stage) for stage in main_stages(settings)):
+        raise SettingsError(
+            f"validate_every is {plan.every}, and method {settings.method!r} learns a look, which no validation of "
+            "motion can judge; do without validate_every (0)."
+        )
+    check_plan(plan, settings)
+    fault = motion_fault(pipeline, reference) if keep_best or plan.early_stop else ""
+    if fault:
+        raise SettingsError(
+            f"The best checkpoint cannot be told, nor an early stop: motion fidelity cannot be measured ({fault}). Set "
+            "keep to last (--no-keep-best) and switch early_stop off, or do without validate_every (0)."
+        )
+
+
 # Validation while training --------------------------------------------------------------------------------------------
 
 
@@ -117,6 +140,11 @@ class Validator:
             resolve(pipeline, request)
         self._neutral: list[Tensor] = []
         self._base: dict[str, float] = {}
+
+    @property
+    def identity(self) -> str:
+        """Whose scores these are: see `Judge.identity`."""
+        return self._judge.identity
 
     def base(self) -> dict[str, float]:
         """The scores of the base without a LoRA."""
@@ -166,17 +194,20 @@ class Validator:
 class Record:
     """The validations of one run, on disk beside its checkpoint: scores, and the LoRA of every one of them.
 
-    One that was made by another plan counts for nothing.
+    One that was made by another plan counts for nothing. Scores that another `judge` (its identity) gave count for
+    nothing either, but their LoRAs stay and can be scored again; a record from before judges were named is taken as is.
     """
 
-    def __init__(self, folder: Path, plan: ValidationPlan) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, plan: ValidationPlan, judge: str = "") -> None:
+        self.folder, self._judge = folder, judge
         self._plan: dict[str, Any] = json.loads(json.dumps(asdict(replace(plan, early_stop=False))))
         content = _read(folder / RECORD)
         if content and content.get("plan") != self._plan:
             content = {}
             for path in self._paths():
                 path.unlink()
+        if content.get("judge", judge) != judge:
+            content = {}
         self.base: dict[str, float] = content.get("base", {})
         self.points = [Checkpoint(entry["step"], entry["scores"]) for entry in content.get("points", [])]
 
@@ -205,13 +236,12 @@ class Record:
 
     def add(self, step: int, scores: Scores) -> None:
         """Keep the scores of the LoRA of a step."""
-        self.points.append(Checkpoint(step, dict(scores)))
+        self.points = sorted([*self.points, Checkpoint(step, dict(scores))], key=lambda point: point.step)
         self._write()
 
-    def unscored(self) -> int | None:
-        """The step of a LoRA that was kept last and has no scores yet."""
-        last = max(map(_step_of, self._paths()), default=0)
-        return last if last > max((point.step for point in self.points), default=0) else None
+    def unscored(self) -> list[int]:
+        """The steps of the LoRAs that were kept and have no scores, in order."""
+        return sorted({_step_of(path) for path in self._paths()} - {point.step for point in self.points})
 
     def has(self, step: int, lora: LoRA) -> bool:
         """Whether this very LoRA is scored."""
@@ -229,7 +259,8 @@ class Record:
         return list(self.folder.glob(f"{_LORA}*.safetensors"))
 
     def _write(self) -> None:
-        content = {"plan": self._plan, "base": self.base, "points": [asdict(point) for point in self.points]}
+        points = [asdict(point) for point in self.points]
+        content = {"plan": self._plan, "judge": self._judge, "base": self.base, "points": points}
         write_atomically(self.folder / RECORD, json.dumps(content).encode())
 
 
@@ -259,12 +290,13 @@ class Validation:
         check_plan(validator.plan, settings)
         self._validator, self._limits, self._heard = validator, limits or Limits(), heard
         self._stage = main_stages(settings)[-1].name
-        self.record = Record(folder, validator.plan)
+        self.record = Record(folder, validator.plan, validator.identity)
 
     @property
     def settled(self) -> bool:
         """Whether the plan asks for an early stop, and this is the time."""
-        return self._validator.plan.early_stop and has_settled(self.record.points, self.record.base, self._limits)
+        wanted = self._validator.plan.early_stop and self._measures_motion
+        return wanted and has_settled(self.record.points, self.record.base, self._limits)
 
     def due(self, report: StepReport) -> bool:
         """Whether a step is one to validate after."""
@@ -285,15 +317,18 @@ class Validation:
             self.record.keep(last.step, result.lora)
 
     def catch_up(self) -> None:
-        """Score the LoRA that was left without scores: training goes on after its step."""
-        step = self.record.unscored()
-        if step is not None:
+        """Score the LoRAs that were left without scores, or have another judge's: training goes on after them."""
+        for step in self.record.unscored():
             self._know_base()
             self._score(step, self.record.lora(step))
 
     def choose(self) -> Choice | None:
-        """What the rule picks of the checkpoints so far."""
-        return choose(self.record.points, self.record.base, self._limits) if self.record.points else None
+        """What the rule picks of the checkpoints so far; None where their motion was not measured."""
+        return choose(self.record.points, self.record.base, self._limits) if self._measures_motion else None
+
+    @property
+    def _measures_motion(self) -> bool:
+        return any(MOTION in point.scores for point in self.record.points)
 
     def _know_base(self) -> None:
         if neutral := self.record.neutral():

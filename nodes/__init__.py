@@ -15,6 +15,7 @@ from . import (
     routes,
     sample,
     save,
+    score,
     stack,
     train,
 )
@@ -50,6 +51,7 @@ NODES: list[type[io.ComfyNode]] = [
     sample.DecodeVideo,
     sample.SideBySide,
     compare.CompareLoRAs,
+    score.ScoreVideo,
 ]
 
 

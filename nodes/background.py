@@ -85,7 +85,15 @@ class _LazyWork:
             APPEARANCE_ABSORBER: (folders.absorber_folder(), ""),
         }
         release = lambda spec: host.release()  # noqa: E731
-        return TrainingWork(TrainingHost(bases.load_again, prepare=_make_room, release=release, folders=places))
+        return TrainingWork(
+            TrainingHost(
+                bases.load_again,
+                prepare=_make_room,
+                release=release,
+                folders=places,
+                find_metric=folders.metric_path,
+            )
+        )
 
 
 def _make_room(spec: JobSpec) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..motion_lora.errors import SettingsError
-from . import host, shown
+from . import host, measuring, shown
 from .sockets import CATEGORY, MAX_SEED, Base, Clips, Stack, io
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class CompareLoRAs(io.ComfyNode):
                     tooltip="The clip whose motion was learned, for motion fidelity and leakage; the videos take its "
                     "size and length.",
                 ),
+                *measuring.model_inputs(),
             ],
             outputs=[
                 io.Image.Output("grid", display_name="grid", tooltip="The frames of the labelled grid."),
@@ -82,10 +83,12 @@ class CompareLoRAs(io.ComfyNode):
         num_inference_steps: int,
         guidance_scale: float,
         reference: tuple[Clip, ...] | None = None,
+        clip_model: str = measuring.NONE,
+        lpips_weights: str = measuring.NONE,
         **places: Any,
     ) -> io.NodeOutput:
         from ..motion_lora.compare import Candidate, compare, grid_of, markdown_of, prompts_of
-        from ..motion_lora.judging import make_judge
+        from ..motion_lora.judging import load_judge
         from ..motion_lora.sampling import SampleSettings
 
         texts, clip = prompts_of(prompts), reference[0] if reference else None
@@ -100,9 +103,10 @@ class CompareLoRAs(io.ComfyNode):
             fps=clip.fps if clip else None,
         )
         candidates = [Candidate(label, stack) for label, stack in _connected(places)]
+        files = measuring.files_of(measuring.named(clip_model, lpips_weights))
         with host.ordinary_tensors():
             frames = clip.frames.clone() if clip else None
-            judge = make_judge(base_model, frames)
+            judge = load_judge(base_model, frames, **files)
             found = compare(base_model, candidates, texts, settings, judge, reference=frames, callback=host.progress())
             grid = grid_of(found)
         # Most video encoders take even sides only.

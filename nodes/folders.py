@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,15 @@ from pathlib import Path
 import folder_paths
 
 from ..motion_lora.errors import LoRAFileError, ModelError
+from ..motion_lora.jobs import CLIP_MODEL
 from ..motion_lora.storage import free_path, path_inside
 
 OWN = "motion_lora"
 ABSORBERS = "motion_lora_absorbers"
+METRICS = "motion_lora_metrics"
+# Where ComfyUI's users keep CLIP models; what is no whole one in transformers' layout is not listed.
+_CLIP_VISION = "clip_vision"
+_WEIGHTS = {".safetensors", ".pth"}
 # Within ComfyUI's loras folders, ours have a subfolder of their own, so that image LoRAs stay out of the lists.
 SUBFOLDER = "motion"
 _SUFFIX = ".safetensors"
@@ -26,6 +32,7 @@ def register() -> None:
     _add(OWN, Path(folder_paths.models_dir) / OWN, _FOREIGN)
     _add(ABSORBERS, Path(folder_paths.models_dir) / ABSORBERS, {_SUFFIX})
     _add(ABSORBERS, absorber_folder(), {_SUFFIX})
+    _add(METRICS, Path(folder_paths.models_dir) / METRICS, _WEIGHTS)
 
 
 def _add(name: str, path: Path, suffixes: set[str]) -> None:
@@ -118,6 +125,47 @@ def _networks() -> dict[str, Path]:
             if (path / "unet" / "config.json").is_file():
                 found.setdefault(path.relative_to(root).as_posix(), path)
     return found
+
+
+def clip_model_names() -> list[str]:
+    """Folders with a whole CLIP in transformers' layout, below models/motion_lora_metrics and models/clip_vision."""
+    return sorted(_clip_models())
+
+
+def lpips_names() -> list[str]:
+    """Weights of a backbone for LPIPS: the files that lie in no CLIP's folder."""
+    return [name for name in _listed(METRICS) if "/" not in name]
+
+
+def metric_path(kind: str, name: str) -> Path:
+    """The folder of a listed "clip_model", or the file of listed "lpips_weights".
+
+    Raises ModelError or LoRAFileError for a name that is not listed.
+    """
+    if kind != CLIP_MODEL:
+        return _find(METRICS, name)
+    models = _clip_models()
+    if name not in models:
+        places = ", ".join(_shown(path) for path in folder_paths.get_folder_paths(METRICS))
+        raise ModelError(f"there is no CLIP model {name!r}: put its folder into {places}, then press R")
+    return models[name]
+
+
+def _clip_models() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in map(Path, (*folder_paths.get_folder_paths(METRICS), *folder_paths.get_folder_paths(_CLIP_VISION))):
+        for path in subfolders(root):
+            if _is_clip(path / "config.json"):
+                found.setdefault(path.relative_to(root).as_posix(), path)
+    return found
+
+
+def _is_clip(config: Path) -> bool:
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("model_type") == "clip"
 
 
 def choices(names: list[str]) -> list[str]:

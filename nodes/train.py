@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..motion_lora.errors import SettingsError
-from ..motion_lora.jobs import APPEARANCE_ABSORBER, BEST, LAST, MOTION_LORA, Job, PreviewPlan
+from ..motion_lora.jobs import (
+    APPEARANCE_ABSORBER,
+    BEST,
+    CLIP_MODEL,
+    LAST,
+    LPIPS_WEIGHTS,
+    MOTION_LORA,
+    Job,
+    PreviewPlan,
+)
 from ..motion_lora.methods import ABSORBERS, AUTO, METHODS
-from . import background, bases, shown
+from . import background, bases, measuring, shown
 from .advanced import DEFAULT, SWITCHES, Options
 from .choices import AMOUNTS, COUNTS, TEMPORAL_TARGETS
 from .sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, TrainOptions, io
@@ -207,12 +215,18 @@ async def _train(
 ) -> io.NodeOutput:
     """Ask for the job that the widgets describe, and wait for it if they say so."""
     from ..motion_lora.jobs.training_work import TrainingInputs, training_spec
+    from ..motion_lora.judging import is_playground
+    from ..motion_lora.validation import check_validation
 
     hidden, inputs, keep = node.hidden, TrainingInputs(*material), widgets.get("keep", BEST)
+    measured_by = measuring.named(*(widgets.get(kind, measuring.NONE) for kind in (CLIP_MODEL, LPIPS_WEIGHTS)))
     settings = settings_from(inputs.pipeline, widgets)
     _check(kind, inputs, settings)
     if validation is not None:
-        _check_validation(validation, inputs, settings, keep)
+        frames = inputs.clips[0].frames
+        check_validation(validation, inputs.pipeline, frames, settings, keep_best=keep == BEST)
+        if not is_playground(inputs.pipeline):
+            measuring.check(measured_by)
     spec = training_spec(
         kind,
         widgets["name"].strip() or inputs.clips[0].caption,
@@ -222,6 +236,7 @@ async def _train(
         preview=preview,
         validation=validation,
         keep=keep,
+        measured_by=measured_by,
         yields=widgets["pause_while_generating"],
     )
     again = background.continuation_of(hidden.prompt, hidden.extra_pnginfo, hidden.unique_id)
@@ -259,28 +274,6 @@ def _plan(base: VideoPipeline, clip: Clip, widgets: dict[str, Any]) -> Validatio
 
     prompts = [line.strip() for line in widgets.get("validate_prompts", "").splitlines() if line.strip()]
     return validation_plan(base, clip, every, prompts, early_stop=widgets.get("early_stop", False))
-
-
-def _check_validation(plan: ValidationPlan, inputs: TrainingInputs, settings: TrainSettings, keep: str) -> None:
-    """As `_check`: what cannot be validated, or says nothing of a motion."""
-    from ..motion_lora.jobs.validating import decides
-    from ..motion_lora.judging import motion_fault
-    from ..motion_lora.training.checks import learns_motion
-    from ..motion_lora.training.settings import main_stages
-    from ..motion_lora.validation import check_plan
-
-    if not any(learns_motion(stage) for stage in main_stages(settings)):
-        raise SettingsError(
-            f"validate_every is {plan.every}, and method {settings.method!r} learns a look, which no validation of "
-            "motion can judge; set validate_every to 0."
-        )
-    check_plan(plan, settings)
-    fault = motion_fault(inputs.pipeline, inputs.clips[0].frames) if decides(plan, keep) else ""
-    if fault:
-        raise SettingsError(
-            f"The best checkpoint cannot be told, nor an early stop: motion fidelity cannot be measured ({fault}). Set "
-            "keep to last and switch early_stop off, or set validate_every to 0."
-        )
 
 
 def settings_from(base: VideoPipeline, widgets: dict[str, Any]) -> TrainSettings:
@@ -381,6 +374,7 @@ def _validation() -> list[Any]:
             optional=True,
             tooltip="With validations: end the training when four in a row have brought nothing more.",
         ),
+        *measuring.model_inputs(),
     ]
 
 

@@ -295,7 +295,9 @@ class Host:
             return asyncio.run(prompt)
 
     async def run_async(self, node_id: str, *, unique_id: str = "1", prompt: Any = None, **inputs: Any) -> NodeOutput:
-        """One node of a prompt; see `run_prompt`."""
+        """One node of a prompt; see `run_prompt`. A `prompt` that is text is the node's own widget."""
+        if isinstance(prompt, str):
+            inputs, prompt = {**inputs, "prompt": prompt}, None
         node = self.nodes[node_id]
         defaults = {i.id: i.options["default"] for i in node.define_schema().inputs if "default" in i.options}
         clone = type(node.__name__, (node,), {})
@@ -382,6 +384,7 @@ class Host:
     def _folder_paths(self) -> dict[str, Any]:
         known: dict[str, tuple[list[str], set[str]]] = {
             "diffusers": ([str(self.folder / "models/diffusers")], {"folder"}),
+            "clip_vision": ([str(self.folder / "models/clip_vision")], {".safetensors", ".pth"}),
             "loras": ([str(self.folder / "models/loras"), str(self.folder / "output/loras")], {".safetensors", ".pt"}),
         }
 

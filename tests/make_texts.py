@@ -148,8 +148,10 @@ base's, the one of the highest motion fidelity. `keep` says whether that one or 
 and a table stay in the job's folder (`best.safetensors`, `last.safetensors`, `validation.png`, `validation.csv` below
 `user/motion_lora`). `early_stop` ends the training when four validations in a row have brought nothing more. Each
 validation takes as long as sampling its videos: six on the playground, elsewhere one for each of `validate_prompts`.
-On the playground the scores are exact. On other models motion fidelity, by tracked points (it needs the package
-`opencv-python-headless`), and leakage are proxies, and text alignment is left out.
+On the playground the scores are exact; a clip that is none of the playground's cannot be measured there, and is
+refused where the best checkpoint or an early stop is asked for. On other models motion fidelity, by tracked points (it
+needs the package `opencv-python-headless`), and leakage are proxies, and text alignment takes part only with a
+`clip_model`; `lpips_weights` adds the consistency of neighbouring frames (lower is better), which decides nothing.
 
 **Memory.** Too little? Switch `gradient_checkpointing` on, use fewer frames or smaller ones, or
 `pause_while_generating` to give the memory back whenever another workflow runs.
@@ -250,10 +252,34 @@ all videos of a column start from the same noise.
 
 On the built-in playground model the scores are exact. On other models `motion_fidelity` (tracked points, needs the
 package `opencv-python-headless`) and `appearance_leakage` (colours and texture) are proxies that need the
-`reference` clip, and whatever else is missing is left out. A figure means something only beside the base model's
-row: motion fidelity should be well above it, leakage hardly.
+`reference` clip, `text_alignment` needs a `clip_model` and `consistency` that or `lpips_weights`. The lines below the
+table say what each score is, which way is better, and why one is missing. A figure means something only beside the
+base model's row: motion fidelity should be well above it, leakage hardly.
 
 The table goes to any node that shows text, such as Preview as Text. `motion-lora compare` writes the same as files.
+""",
+    "MotionLoRA_ScoreVideo": """
+Measures any video, also one that was not made here: connect a **video** (Load Video) or **images**. No base model is
+needed. The `table` says of each score what it is and which way is better, and of each missing one why it is missing and
+what would give it; show it with Preview as Text. The other outputs are the same figures, for calculating with. One that
+cannot be had is NaN, which is neither above nor below any number.
+
+| score | needs |
+| --- | --- |
+| `motion_fidelity` | `reference`, of as many frames as the video; the package `opencv-python-headless` |
+| `appearance_leakage` | `reference`, and the base model's own video of the prompt as `neutral` |
+| `text_alignment` | `prompt` and `clip_model` |
+| `consistency` | `lpips_weights` (lower is better), or else `clip_model` (higher is better) |
+
+CLIP models are folders in transformers' layout with `config.json`, the tokenizer's files and safetensors, in
+`models/motion_lora_metrics/NAME` or `models/clip_vision/NAME`; a lone file of ComfyUI's CLIP Vision has no text half
+and is not listed. LPIPS takes torchvision's ImageNet weights (`alexnet-*.pth`, `vgg16-*.pth` or `squeezenet1_1-*.pth`,
+known by the name) in `models/motion_lora_metrics`, and the package `lpips`. Figures of different CLIP models, and of
+different backbones, cannot be compared.
+
+With `playground` on, the built-in model's probe reads motion fidelity, leakage, text alignment (a share, 0 to 1) and
+consistency exactly, and needs nothing but `reference` and `prompt`. `motion-lora score` does the same for files, and
+measures the diversity of several videos of one prompt.
 """,
 }
 

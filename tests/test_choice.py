@@ -18,8 +18,17 @@ from motion_lora.choice import Checkpoint, Limits, choose, curve_csv, excess, ha
 from motion_lora.errors import SettingsError
 from motion_lora.files import load_lora
 from motion_lora.judging import ALIGNMENT, LEAKAGE, MOTION
+from motion_lora.pictures import write_video
 from motion_lora.training import train
-from motion_lora.validation import Record, Validation, ValidationPlan, Validator, check_plan, train_validated
+from motion_lora.validation import (
+    Record,
+    Validation,
+    ValidationPlan,
+    Validator,
+    check_plan,
+    check_validation,
+    train_validated,
+)
 
 BASE = {MOTION: 0.2, LEAKAGE: 0.05, ALIGNMENT: 0.9}
 
@@ -97,10 +106,13 @@ def test_curve_files(tmp_path: Path) -> None:
 class KnownJudge:
     """Scores by the number of the call: the base's video, then each checkpoint's."""
 
-    notes = ()
+    notes, forms, identity = (), {}, "known"
 
     def __init__(self, *fidelities: float) -> None:
         self.left, self.neutrals = list(fidelities), []
+
+    def gaps(self, prompt: str, shape: tuple[int, int, int], *, neutral: bool) -> dict[str, str]:
+        return {}
 
     def score(self, prompt: str, frames: torch.Tensor, neutral: torch.Tensor | None = None) -> dict[str, float]:
         self.neutrals.append(torch.equal(frames, neutral))
@@ -164,7 +176,7 @@ def test_an_interrupted_run_keeps_its_validations(tmp_path: Path, straight: str)
     assert not judge.left and found.base[MOTION] == 0.1, "the base is not scored again"
     assert found.choice is not None and found.choice.step == 2
     assert found.result.lora.fingerprint() == straight
-    assert Record(tmp_path / "validation", PLAN).lora(2).fingerprint() == found.best.fingerprint()
+    assert Record(tmp_path / "validation", PLAN, "known").lora(2).fingerprint() == found.best.fingerprint()
 
 
 def test_a_pause_at_a_validation_leaves_none_out(tmp_path: Path) -> None:
@@ -207,6 +219,58 @@ def test_a_plan_that_cannot_be_followed_is_refused() -> None:
         check_plan(ValidationPlan(2, ()), quick())
 
 
+class OtherJudge(KnownJudge):
+    """One whose figures are not the other's."""
+
+    identity = "other"
+
+
+def test_scores_of_another_judge_count_for_nothing_and_are_made_again(tmp_path: Path, straight: str) -> None:
+    found, heard = validated(tmp_path, KnownJudge(0.1, 0.9, 0.8), callback=Listener(("motion", 5), "pause"))
+    assert found.result.ending == "paused" and heard == [2, 4]
+    found, heard = validated(tmp_path, OtherJudge(0.2, 0.3, 0.4, 0.35))
+    assert heard == [2, 4, 6] and found.base[MOTION] == 0.2
+    assert [point.scores[MOTION] for point in found.points] == [0.3, 0.4, 0.35]
+    assert found.choice is not None and found.choice.step == 4 and found.result.lora.fingerprint() == straight
+
+
+def test_a_record_from_before_judges_were_named_is_taken_as_it_is(tmp_path: Path) -> None:
+    validated(tmp_path, KnownJudge(0.1, 0.3, 0.8, 0.5))
+    path = tmp_path / "validation" / "validation.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content.pop("judge") == "known"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    found, heard = validated(tmp_path, OtherJudge())
+    assert heard == [] and found.base[MOTION] == 0.1 and len(found.points) == 3
+
+
+class LooksJudge(KnownJudge):
+    """Has no motion fidelity."""
+
+    def score(self, prompt: str, frames: torch.Tensor, neutral: torch.Tensor | None = None) -> dict[str, float]:
+        return {LEAKAGE: super().score(prompt, frames, neutral)[MOTION]}
+
+
+def test_without_motion_nothing_is_chosen_and_nothing_stops(tmp_path: Path, straight: str) -> None:
+    plan = ValidationPlan(**{**vars(PLAN), "early_stop": True})
+    found, heard = validated(tmp_path, LooksJudge(0.1, 0.2, 0.2, 0.2), plan)
+    assert heard == [2, 4, 6] and found.choice is None and found.best is None and not found.stopped_early
+    assert found.result.lora.fingerprint() == straight
+
+
+def test_a_validation_without_measurable_motion_is_refused_where_something_hangs_on_it() -> None:
+    pipeline, clip, settings = small_pipeline(), sample_clip(), quick(absorber="none")
+    blank = torch.zeros(3, 32, 32, 3)
+    check_validation(PLAN, pipeline, clip.frames, settings, keep_best=False)
+    check_validation(PLAN, pipeline, blank, settings, keep_best=False)
+    for keep_best, early_stop in ((True, False), (False, True)):
+        plan = ValidationPlan(**{**vars(PLAN), "early_stop": early_stop})
+        with pytest.raises(SettingsError, match=r"cannot be told.*No point.*--no-keep-best"):
+            check_validation(plan, pipeline, blank, settings, keep_best=keep_best)
+    with pytest.raises(SettingsError, match="learns a look"):
+        check_validation(PLAN, pipeline, blank, quick(method="motiondirector-image"), keep_best=False)
+
+
 # Command line ---------------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +295,27 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         capsys, *words, "--validate-prompt", "x", "--no-overwrite"
     )
     (tmp_path / "lora.best.safetensors").unlink()
+    assert "lora.validation.csv exists already" in fails(capsys, *words, *validate)
+    assert "lora.validation.csv exists already" in fails(capsys, *words, *validate, "--no-keep-best")
+    (tmp_path / "lora.validation.csv").unlink()
+    assert "lora.validation.png exists already" in fails(capsys, *words, *validate)
+    (tmp_path / "lora.validation.png").unlink()
     assert "validate_every is 0" in fails(capsys, *words, "--validate-every", 0)
     other = [str(word) for word in words]
     other[other.index("--caption") + 1] = other[other.index("--appearance-caption") + 1] = "a red square on the road"
     assert "There is no prompt to validate with" in fails(capsys, *other, "--validate-every", 2)
+    assert "is not a folder" in fails(capsys, *words, *validate, "--clip-model", tmp_path / "no_clip")
+    assert "is not a file" in fails(capsys, *words, *validate, "--lpips-weights", tmp_path / "alexnet.pth")
+
+
+def test_command_line_without_measurable_motion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, output = write_base(tmp_path), tmp_path / "lora.safetensors"
+    clip = write_video(tmp_path / "blank.mp4", torch.full((4, 32, 32, 3), 0.5), 8)
+    words = ("train", "--base", base, "--clip", clip, *CAPTIONS, "--absorber", "none", "--steps", 4, "--output", output)
+    validate = ("--validate-every", 2, "--validate-prompt", "a blue square", "--validate-steps", 1)
+    assert "motion fidelity cannot be measured" in fails(capsys, *words, *validate)
+    assert not output.exists()
+    succeeds(*words, *validate, "--no-keep-best", "--json")
+    facts = json.loads(capsys.readouterr().out)["validation"]
+    assert facts["best"] is None and [set(point) for point in facts["checkpoints"]] == [{"step", LEAKAGE}] * 2
+    assert (tmp_path / "lora.validation.csv").exists() and not (tmp_path / "lora.best.safetensors").exists()

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cli_helpers import fails, succeeds, write_base, write_clip
 from comfy_double import Host, hosted
 from lora_samples import motion_sample
+from metric_models import flat_lpips, write_clip_model
 from PIL import Image
 from tiny import tiny_frames, tiny_pipeline, write_tiny_folder
 
 from motion_lora.compare import (
     Candidate,
+    _row_label,
     compare,
     csv_of,
     grid_of,
@@ -29,7 +32,21 @@ from motion_lora.compare import (
 )
 from motion_lora.errors import SettingsError
 from motion_lora.files import save_lora
-from motion_lora.judging import ALIGNMENT, CONSISTENCY, LEAKAGE, MOTION, PlaygroundJudge, make_judge, mean_scores
+from motion_lora.judging import (
+    ALIGNMENT,
+    CONSISTENCY,
+    LEAKAGE,
+    MOTION,
+    SCORES,
+    PlaygroundJudge,
+    VideoJudge,
+    make_judge,
+    mean_scores,
+    motion_fault,
+    notes_for,
+    playground_judge,
+    video_judge,
+)
 from motion_lora.pipeline import VideoPipeline
 from motion_lora.playground import world
 from motion_lora.playground.prompts import asked_scene
@@ -88,7 +105,72 @@ def test_other_bases_get_what_can_be_had(pipeline: VideoPipeline, monkeypatch: p
     assert LEAKAGE not in judge.score("x", reference) and ALIGNMENT not in judge.score("x", reference)
     assert make_judge(pipeline).score("x", reference, neutral) == {}
     still = make_judge(pipeline, torch.zeros_like(reference))
-    assert MOTION not in still.score("x", reference, neutral) and "no motion fidelity" in still.notes[1]
+    assert MOTION not in still.score("x", reference, neutral)
+    said = notes_for(still, ["x"], (6, 64, 64))
+    assert any(note.startswith("no motion fidelity: No point of the reference") for note in said)
+    assert any(note.startswith("no text alignment: ") and "clip_model" in note for note in said)
+
+
+def test_what_a_video_cannot_have_is_known_before_it_is_made() -> None:
+    scene = world.Scene("circle", "red", "brick", "orbit")
+    judge, prompt = playground_judge(world.render(scene)), "a blue square circling around over snow"
+    assert judge.gaps(prompt, (8, 64, 64), neutral=False) == {}
+    wide = judge.gaps(prompt, (8, 64, 96), neutral=True)
+    assert set(wide) == set(SCORES) and "96 x 64" in wide[MOTION]
+    assert judge.score(prompt, torch.zeros(8, 64, 96, 3)) == {}
+    assert set(judge.score(prompt, world.render(scene, 6))) == {LEAKAGE, ALIGNMENT, CONSISTENCY}
+    two, one = (playground_judge(world.render(scene, count)) for count in (2, 1))
+    assert set(two.score(prompt, world.render(scene, 2))) == {LEAKAGE, ALIGNMENT, CONSISTENCY}
+    assert "3 frames or more" in two.gaps(prompt, (2, 64, 64), neutral=True)[MOTION]
+    assert CONSISTENCY not in one.score(prompt, world.render(scene, 1))
+    own = judge.gaps(world.caption(scene), (8, 64, 64), neutral=True)
+    assert set(own) == {LEAKAGE} and "own look" in own[LEAKAGE]
+
+
+def test_of_one_frame_clip_and_lpips_say_nothing_of_consistency() -> None:
+    frames = tiny_frames(num_frames=1, size=64)
+    judge = VideoJudge(perceptual=flat_lpips())
+    assert judge.score("x", frames) == {} and "one frame" in judge.gaps("x", (1, 64, 64), neutral=False)[CONSISTENCY]
+    assert "32 pixels" in judge.gaps("x", (4, 16, 64), neutral=False)[CONSISTENCY]
+    assert set(judge.score("x", tiny_frames(num_frames=3, size=64))) == {CONSISTENCY}
+
+
+def test_a_score_says_by_what_it_is_measured_and_which_way_is_better() -> None:
+    lpips = video_judge(tiny_frames(size=64, num_frames=6), perceptual=flat_lpips())
+    assert lpips.forms[CONSISTENCY].better == "lower" and "LPIPS" in lpips.forms[CONSISTENCY].short
+    assert any("LPIPS (alex)" in note and "lower is better" in note for note in lpips.notes)
+    named = playground_judge(unused_models=True)
+    assert any("not used" in note for note in named.notes) and named.forms[CONSISTENCY].better == "higher"
+    marks = {judge.identity for judge in (lpips, named, video_judge(), playground_judge(), playground_judge(ORBIT))}
+    assert len(marks) == 4, "models that are not used change no figure"
+
+
+ORBIT = world.render(world.Scene("circle", "red", "sand", "orbit"))
+
+
+def test_a_reference_that_is_no_clip_of_the_world_is_not_measured_against() -> None:
+    drawn = [
+        world.render(world.Scene(shape, colour, background, motion, fill=fill))
+        for shape, colour, background, motion, fill in zip(
+            world.SHAPES * 3,
+            [*world.COLOURS, *world.COLOURS],
+            (*world.BACKGROUNDS[2:], *world.BACKGROUNDS * 2),
+            world.MOTIONS,
+            world.FILLS * 7,
+            strict=False,
+        )
+    ]
+    assert len(drawn) == len(world.MOTIONS) and not any(playground_judge(clip).reference_fault for clip in drawn)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(8, 64, 64, 3, generator=generator)
+    coarse = F.interpolate(torch.rand(8, 3, 5, 5, generator=generator), size=64, mode="bicubic").clamp(0, 1)
+    for other in (noise, coarse.movedim(1, -1), torch.zeros(8, 64, 64, 3)):
+        judge = playground_judge(other)
+        assert "no clip of the playground" in judge.reference_fault
+        assert set(judge.score("a blue square over snow", ORBIT)) == {ALIGNMENT, CONSISTENCY}
+        assert not {MOTION, LEAKAGE} & set(judge.forms)
+        base = replace(tiny_pipeline(), identity=replace(tiny_pipeline().identity, name="playground"))
+        assert "no clip of the playground" in motion_fault(base, other)
 
 
 def test_means_leave_out_what_is_missing() -> None:
@@ -130,7 +212,12 @@ def test_grid_and_tables_hold_every_candidate(compared, tmp_path: Path) -> None:
     assert len(grid) == 4 and grid.shape[1] > 4 * 160 and grid.shape[2] > 2 * 160
     assert not torch.equal(grid[0], grid[3])
     text = markdown_of(found)
-    assert text.splitlines()[0].startswith("| candidate | ") and "| off | " in text and "proxies" in text
+    assert (
+        text.splitlines()[0].startswith("| candidate | ")
+        and "| off | " in text
+        and "a proxy, by tracked points" in text
+    )
+    assert "no text alignment: there is no CLIP model" in text
     rows = list(csv.DictReader(io.StringIO(csv_of(found))))
     assert [(row["candidate"], row["prompt"]) for row in rows] == [
         (label, prompt) for label in found.labels for prompt in PROMPTS
@@ -154,6 +241,28 @@ def test_what_cannot_be_compared_is_refused(pipeline: VideoPipeline, stacks: lis
     ):
         with pytest.raises(SettingsError, match=what):
             compare(pipeline, candidates, prompts, SETTINGS, judge)
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 48), (2, 32, 32), (1, 32, 32)], ids=["wide", "two frames", "one frame"])
+def test_what_the_probe_cannot_read_is_compared_without_its_scores(
+    pipeline: VideoPipeline, stacks: list[AdapterStack], shape: tuple[int, int, int]
+) -> None:
+    base = replace(pipeline, identity=replace(pipeline.identity, name="playground"))
+    frames, height, width = shape
+    settings = replace(SETTINGS, num_frames=frames, height=height, width=width)
+    judge = playground_judge(world.render(world.Scene("circle", "red", "brick", "orbit"), frames), unused_models=True)
+    found = compare(base, [Candidate("on", stacks[1])], ["a blue square over snow"], settings, judge)
+    assert MOTION not in found.measured and any("no motion fidelity" in note for note in found.notes)
+    assert any("clip_model and lpips_weights are not used" in note for note in found.notes)
+    assert len(grid_of(found)) == frames and "| on |" in markdown_of(found)
+
+
+def test_the_grid_names_lpips_where_lower_is_better(pipeline: VideoPipeline, stacks: list[AdapterStack]) -> None:
+    judge = make_judge(pipeline, perceptual=flat_lpips())
+    found = compare(pipeline, [Candidate("on", stacks[1])], ["a red circle"], SETTINGS, judge)
+    label = _row_label(found, 1)
+    assert "flicker(LPIPS)=" in label and "steady" not in label
+    assert plain_of(found)["forms"][CONSISTENCY]["better"] == "lower"
 
 
 def test_prompts_are_lines() -> None:
@@ -220,3 +329,14 @@ def test_the_node_compares_stacks(host: Host, pipeline: VideoPipeline) -> None:
         host.run("MotionLoRA_CompareLoRAs", base_model=base, prompts="a red circle")
     with pytest.raises(host.library("errors").SettingsError, match="no prompt"):
         host.run("MotionLoRA_CompareLoRAs", base_model=base, prompts=" ", stack_1=stacks[0])
+
+
+def test_the_node_takes_a_clip_model(host: Host, pipeline: VideoPipeline) -> None:
+    write_clip_model(host.folder / "models/motion_lora_metrics/tiny-clip")
+    base = host.run("MotionLoRA_LoadT2VModel", model="tiny").args[0]
+    stack = host.run("MotionLoRA_MotionLoRAStack", motion_lora=motion_sample(base.unet)).args[0]
+    words = {"base_model": base, "prompts": "a red circle", "num_inference_steps": 1, "stack_1": stack}
+    table = host.run("MotionLoRA_CompareLoRAs", **words, clip_model="tiny-clip").args[2]
+    assert "| candidate | text alignment | consistency |" in table and "CLIPScore of tiny-clip" in table
+    with pytest.raises(host.library("errors").ModelError, match="there is no CLIP model 'gone'"):
+        host.run("MotionLoRA_CompareLoRAs", **words, clip_model="gone")

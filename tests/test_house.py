@@ -58,6 +58,7 @@ IMPORT_ORDER = (
     "metrics",
     "playground",
     "judging",
+    "scoring",
     "choice",
     "validation",
     "jobs",

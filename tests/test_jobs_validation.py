@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from metric_models import write_clip_model
 from PIL import Image
 from training_samples import quick, sample_clip, small_pipeline
 
@@ -47,10 +48,13 @@ MOTION_KIND = "motion-lora"
 class Judge:
     """Gives out fidelities in turn, the base's first; where they are used up the process is as good as killed."""
 
-    notes = ("made up",)
+    notes, forms, identity = ("made up",), {}, "made up"
 
     def __init__(self, fidelities: Sequence[float], scored: list[float]) -> None:
         self.left, self.scored = list(fidelities), scored
+
+    def gaps(self, prompt: str, shape: tuple[int, int, int], *, neutral: bool) -> dict[str, str]:
+        return {}
 
     def score(self, prompt: str, frames: torch.Tensor, neutral: torch.Tensor | None = None) -> dict[str, float]:
         if not self.left:
@@ -78,7 +82,7 @@ class Desk:
 
     def judge(self, *fidelities: float) -> None:
         one = Judge(fidelities, self.scored)
-        self._patch.setattr(validating, "make_judge", lambda pipeline, reference: one)
+        self._patch.setattr(validating, "load_judge", lambda pipeline, reference, **models: one)
 
     def spec(self, plan: ValidationPlan | None = PLAN, keep: str = BEST, **options: object) -> JobSpec:
         inputs = TrainingInputs(self.base, (sample_clip(),))
@@ -239,6 +243,27 @@ def test_the_fingerprint_holds_what_the_result_depends_on(desk: Desk) -> None:
     different = [desk.spec(PLAN), desk.spec(other), desk.spec(early), desk.spec(early, LAST)]
     assert len({plain, *(spec.fingerprint for spec in different)}) == 5
     assert JobSpec.from_json(json.loads(json.dumps(desk.spec(PLAN).to_json()))).validation["every"] == 2
+
+
+def test_what_a_job_is_measured_by_is_kept_with_it(desk: Desk) -> None:
+    named = desk.spec(PLAN, measured_by={"clip_model": "vit"})
+    assert named.fingerprint != desk.spec(PLAN).fingerprint == desk.spec(PLAN, measured_by={}).fingerprint
+    assert desk.spec(PLAN, LAST, measured_by={"clip_model": "vit"}).fingerprint == desk.spec(None).fingerprint
+    assert desk.spec(None, measured_by={"clip_model": "vit"}).measured_by == {}
+    content = json.loads(json.dumps(named.to_json()))
+    assert JobSpec.from_json(content).measured_by == {"clip_model": "vit"}
+    del content["measured_by"]
+    assert JobSpec.from_json(content).measured_by == {}, "a job from before it was known"
+
+
+def test_a_named_clip_model_takes_part_in_the_choice(desk: Desk, tmp_path: Path) -> None:
+    folder = write_clip_model(tmp_path / "tiny-clip")
+    job = desk.run(keep=LAST, measured_by={"clip_model": str(folder)})
+    assert job.state == DONE, job.status.message
+    assert all(ALIGNMENT in point["scores"] for point in job.status.validation["points"])
+    assert any("CLIPScore of tiny-clip" in note for note in job.status.validation["notes"])
+    gone = desk.run(measured_by={"clip_model": str(tmp_path / "gone")})
+    assert gone.state == FAILED and "gone is not a folder" in gone.status.message
 
 
 def test_messages_hold_the_curve_only_where_it_is_new(desk: Desk) -> None:

@@ -10,12 +10,11 @@ import math
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
+from metric_models import write_clip_model
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
 
 from motion_lora.errors import ClipError, ModelError, SettingsError
 from motion_lora.metrics import (
@@ -239,21 +238,7 @@ def test_what_the_prompt_explains_is_no_leakage() -> None:
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP with random weights: its scores mean nothing, but all that holds for any CLIP holds for it."""
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = tiny.tiny_tokenizer()
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {
-        **sizes,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 16,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    vision = {**sizes, "image_size": 32, "patch_size": 8}
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_clip_model(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")

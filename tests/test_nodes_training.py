@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from comfy_double import ExecutionBlocker, Host, InterruptProcessingException, hosted
+from metric_models import write_clip_model
 from tiny import write_tiny_folder
 
 TRAIN, ABSORB = "MotionLoRA_TrainMotionLoRA", "MotionLoRA_TrainAppearanceAbsorber"
@@ -303,6 +304,15 @@ def test_checkpoints_are_validated_and_one_is_kept(host: Host, material: dict, s
     assert len(jobs(host)) == count, "what is only looked at changes nothing"
 
 
+def test_a_clip_model_is_named_and_found(host: Host, material: dict, seed: int) -> None:
+    write_clip_model(host.folder / "models/motion_lora_metrics/tiny-clip")
+    validate = {"validate_every": 2, "validate_prompts": "a blue square", "keep": "last", "clip_model": "tiny-clip"}
+    host.run(TRAIN, **material, **{**QUICK, "steps": 2}, **validate, seed=seed)
+    job = newest(host)
+    assert job.spec.measured_by == {"clip_model": "tiny-clip"}, "a name, no path"
+    assert "text_alignment" in job.status.validation["points"][0]["scores"]
+
+
 def test_validation_on_the_playground_needs_no_prompt(host: Host, seed: int) -> None:
     base = host.run("MotionLoRA_LoadT2VModel", model="playground (built-in)").args[0]
     clips = host.run("MotionLoRA_PlaygroundClip", num_frames=4, motion="orbit").args[0]
@@ -321,6 +331,9 @@ def test_validation_on_the_playground_needs_no_prompt(host: Host, seed: int) -> 
         pytest.param(
             {"validate_prompts": "x", "keep": "last", "early_stop": True}, "switch early_stop off", id="no stop"
         ),
+        pytest.param(
+            {"validate_prompts": "x", "keep": "last", "clip_model": "gone"}, "no CLIP model 'gone'", id="CLIP"
+        ),
     ],
 )
 def test_validations_that_cannot_be_are_refused_at_once(
@@ -329,7 +342,7 @@ def test_validations_that_cannot_be_are_refused_at_once(
     (clip,) = material["clips"]
     still = dataclasses.replace(clip, frames=torch.zeros_like(clip.frames))
     count = len(jobs(host))
-    with pytest.raises(host.library("errors").SettingsError, match=message):
+    with pytest.raises(host.library("errors").MotionLoRAError, match=message):
         host.run(TRAIN, **{**material, "clips": (still,), **QUICK, **widgets}, validate_every=2, seed=seed)
     assert len(jobs(host)) == count, "no failed job is left behind"
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from motion_lora.clips import read_frames
+from motion_lora.judging import playground_judge
 from motion_lora.metrics import appearance_leakage, appearance_similarity, track_fidelity
 
 CLIPS = os.environ.get("MOTION_LORA_TEST_CLIPS", "")
@@ -75,3 +76,11 @@ def test_leakage_is_what_exceeds_the_neutral_video(copies: dict[str, Tensor]) ->
     assert 0 < leaked["blurred more"] < leaked["blurred"] < 1
     mixed = [appearance_leakage(torch.lerp(neutral, reference, share), reference, neutral) for share in (0.5, 0.75, 1)]
     assert mixed == sorted(mixed)
+
+
+def test_the_playgrounds_probe_knows_that_it_is_no_clip_of_its_world() -> None:
+    for path in REAL:
+        for fps in (4, 8, 12):
+            for side in (64, 128):
+                frames, _ = read_frames(path, num_frames=8, fps=fps, height=side, width=side)
+                assert "no clip of the playground" in playground_judge(frames).reference_fault, f"{path.stem} at {fps}"

@@ -24,6 +24,7 @@ COMMANDS = (
     "train",
     "sample",
     "compare",
+    "score",
     "invert",
     "inspect",
     "files",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
-from .bases import BASE_OPTIONS, add_json_flag, load_base, wants_json
+from .bases import BASE_OPTIONS, PLAYGROUND, add_json_flag, load_base, wants_json
 from .console import Progress, note, write, write_json
 from .options import Option, add_config_flag, add_options, file_and_strength, gather
 from .results import check_folder
@@ -40,7 +40,12 @@ COMPARE_OPTIONS = (
     Option("label", str, "label of a LoRA, in the same order; default: its file's name", many=True),
     Option("reference", Path, "reference clip, for motion fidelity and leakage", metavar="FILE"),
     Option("clip_model", Path, "folder of a CLIP model, for text alignment on other bases", metavar="FOLDER"),
-    Option("lpips_weights", Path, "AlexNet weights, for consistency on other bases", metavar="FILE"),
+    Option(
+        "lpips_weights",
+        Path,
+        "torchvision's weights of AlexNet (VGG16, SqueezeNet), for consistency on other bases",
+        metavar="FILE",
+    ),
     Option("seed", int, "seed of the first prompt's start noise; each further prompt has the next (default: 0)"),
     *(option for option in SAMPLE_OPTIONS if option.name not in _SHARED),
 )
@@ -79,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
         raise SettingsError("There is no --output; name the folder to write into.")
     prompts, labelled = _prompts(values), _labelled(options.lora, values.get("label"))
     check_folder(output)
+    _check_models(values)
     pipeline = load_base(values)
     sampling = {name: value for name, value in values.items() if name in _sampling_names()}
     settings = resolve(pipeline, SampleSettings(prompts[0], **sampling))
@@ -161,11 +167,17 @@ def _reference(values: Mapping[str, Any], settings: Any) -> Tensor | None:
     return frames
 
 
-def _judge(pipeline: VideoPipeline, reference: Tensor | None, values: Mapping[str, Any]) -> Judge:
-    from ..judging import make_judge
-    from ..metrics import ClipScorer, Perceptual
+def _check_models(values: Mapping[str, Any]) -> None:
+    """Raise for models that cannot be loaded, before the base is; the built-in one's judge needs none."""
+    if values.get("base", PLAYGROUND) != PLAYGROUND:
+        from ..metrics import check_metric_models
 
-    device = values.get("device", "auto")
-    scorer = ClipScorer.load(values["clip_model"], device=device) if "clip_model" in values else None
-    perceptual = Perceptual.load(values["lpips_weights"], device=device) if "lpips_weights" in values else None
-    return make_judge(pipeline, reference, clip_scorer=scorer, perceptual=perceptual)
+        check_metric_models(values.get("clip_model"), values.get("lpips_weights"))
+
+
+def _judge(pipeline: VideoPipeline, reference: Tensor | None, values: Mapping[str, Any]) -> Judge:
+    from ..judging import load_judge
+
+    return load_judge(
+        pipeline, reference, clip_model=values.get("clip_model"), lpips_weights=values.get("lpips_weights")
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
+from .bases import PLAYGROUND
 from .console import note
 from .options import Option
 from .results import check_output
@@ -26,7 +27,9 @@ VALIDATION_OPTIONS = (
     Option("validate_steps", int, "denoising steps of those videos (default: 15)"),
     Option("keep_best", bool, "keep the checkpoint that validated best, as NAME.best.safetensors (default: on)"),
     Option("early_stop", bool, "stop when validations no longer improve (default: off)"),
-    Option("clip_model", Path, "folder of a CLIP model, to validate text alignment too", metavar="FOLDER"),
+    Option("clip_model", Path, "folder of a CLIP model, to validate text alignment on other bases too",
+           metavar="FOLDER"),
+    Option("lpips_weights", Path, "weights as for compare, to validate consistency on other bases too", metavar="FILE"),
 )  # fmt: skip
 
 
@@ -39,8 +42,19 @@ def check_validation(values: Mapping[str, Any], output: Path) -> None:
         return
     if values["validate_every"] < 1:
         raise SettingsError(f"validate_every is {values['validate_every']}; it must be 1 or more.")
-    if values.get("keep_best", True):
-        check_output(best_path(output), overwrite=values.get("overwrite", False))
+    kept = [best_path(output)] if values.get("keep_best", True) else []
+    for path in (*kept, *(curve_path(output).with_name(f"{curve_path(output).name}{end}") for end in (".csv", ".png"))):
+        check_output(path, overwrite=values.get("overwrite", False))
+    # The built-in model's judge needs neither.
+    if values.get("base", PLAYGROUND) != PLAYGROUND:
+        from ..metrics import check_metric_models
+
+        check_metric_models(values.get("clip_model"), values.get("lpips_weights"))
+
+
+def curve_path(output: Path) -> Path:
+    """Where the curve goes, less its two endings."""
+    return output.with_name(f"{output.stem}.validation")
 
 
 def best_path(output: Path) -> Path:
@@ -73,19 +87,22 @@ def run_validated(
     with_bar: Callable[[Callable[[Callback], TrainResult]], TrainResult],
 ) -> Validated:
     """Train by `train(callback)` inside `with_bar`, with validations whose record is kept in `folder`."""
-    from ..judging import make_judge
-    from ..metrics import ClipScorer
-    from ..validation import Validation, Validator, check_plan, train_validated
+    from ..judging import load_judge, notes_for
+    from ..validation import Validation, Validator, check_validation, train_validated
 
-    check_plan(plan, settings)
-    scorer = ClipScorer.load(values["clip_model"], device=str(pipeline.device)) if "clip_model" in values else None
-    judge = make_judge(pipeline, clips[0].frames, clip_scorer=scorer)
-    for remark in judge.notes:
+    clip = clips[0]
+    check_validation(plan, pipeline, clip.frames, settings, keep_best=values.get("keep_best", True))
+    judge = load_judge(
+        pipeline, clip.frames, clip_model=values.get("clip_model"), lpips_weights=values.get("lpips_weights")
+    )
+    for remark in notes_for(judge, plan.prompts, (clip.num_frames, clip.height, clip.width)):
         note(f"validation: {remark}")
     made: list[Validated] = []
 
     def work(callback: Callback) -> TrainResult:
         validation = Validation(Validator(pipeline, judge, plan), folder, settings, heard=_tell)
+        if again := validation.record.unscored():
+            note(f"validation: scoring the checkpoints of steps {', '.join(map(str, again))}, which have no scores yet")
         made.append(train_validated(train, validation, callback))
         return made[0].result
 
@@ -94,17 +111,16 @@ def run_validated(
 
 
 def save_validation(values: Mapping[str, Any], output: Path, validated: Validated) -> dict[str, str]:
-    """Write the curve, and the best LoRA where it is wanted; returns what each file is."""
+    """Write the curve, and the best LoRA where there is one and it is wanted; returns what each file is."""
     from ..choice import write_curve
     from ..files import save_lora
 
-    if validated.choice is None or validated.best is None:
+    if not validated.points:
         return {}
-    table, picture = write_curve(
-        output.with_name(f"{output.stem}.validation"), validated.points, validated.base, validated.choice.step
-    )
+    chosen = validated.choice.step if validated.choice is not None else None
+    table, picture = write_curve(curve_path(output), validated.points, validated.base, chosen)
     files = {"validation": str(table), "validation_plot": str(picture)}
-    if values.get("keep_best", True):
+    if validated.best is not None and values.get("keep_best", True):
         overwrite = values.get("overwrite", False)
         files["best"] = str(save_lora(best_path(output), validated.best, overwrite=overwrite))
     return files
@@ -122,5 +138,8 @@ def validation_facts(validated: Validated) -> dict[str, Any]:
 
 
 def _tell(point: Checkpoint, base: Scores) -> None:
-    scores = ", ".join(f"{name} {value:.3f} (base {base[name]:.3f})" for name, value in point.scores.items())
+    scores = ", ".join(
+        f"{name} {value:.3f}" + (f" (base {base[name]:.3f})" if name in base else "")
+        for name, value in point.scores.items()
+    )
     note(f"step {point.step}: {scores}")

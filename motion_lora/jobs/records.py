@@ -29,6 +29,8 @@ MOTION_LORA = "motion-lora"
 APPEARANCE_ABSORBER = "appearance-absorber"
 
 BEST, LAST = "best", "last"
+# What of a validation's metrics lies on the user's disk: keys of `JobSpec.measured_by`.
+CLIP_MODEL, LPIPS_WEIGHTS = "clip_model", "lpips_weights"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class JobSpec:
     `device` is the queue that the job waits in, `base` the recipe by which the base model is found again after a
     restart, `plan` the steps of each stage in order, `settings` the training settings as JSON. `validation` is the
     `ValidationPlan` as JSON, empty for none, and `keep` the checkpoint that becomes the result: LAST or BEST.
+    `measured_by` are the host's names of a CLIP model and of LPIPS weights for its scores, where there are any.
     """
 
     kind: str
@@ -65,6 +68,7 @@ class JobSpec:
     preview: PreviewPlan = PreviewPlan()
     validation: Mapping[str, Any] = field(default_factory=dict)
     keep: str = LAST
+    measured_by: Mapping[str, str] = field(default_factory=dict)
     yields: bool = False
     checkpoint_every: int = 50
 

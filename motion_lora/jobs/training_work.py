@@ -61,18 +61,25 @@ def _nothing(spec: JobSpec) -> None:
     """The default of hooks that a host may leave out."""
 
 
+def _by_path(kind: str, name: str) -> Path:
+    """The default of a host that names files by their paths."""
+    return Path(name)
+
+
 @dataclass(frozen=True)
 class TrainingHost:
     """What the work needs of whoever runs it.
 
     `load_base` finds a base by the recipe of a spec; `prepare` and `release` come before and after each run on the
     device; `folders` says where finished files of each kind of job are put for the user, and below which subfolder.
+    `find_metric` gives the file or folder of a model that a spec's `measured_by` names, by its kind and name.
     """
 
     load_base: Callable[[Mapping[str, str]], VideoPipeline]
     prepare: Callable[[JobSpec], None] = _nothing
     release: Callable[[JobSpec], None] = _nothing
     folders: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
+    find_metric: Callable[[str, str], Path] = _by_path
 
 
 def training_spec(
@@ -85,11 +92,12 @@ def training_spec(
     preview: PreviewPlan | None = None,
     validation: ValidationPlan | None = None,
     keep: str = LAST,
+    measured_by: Mapping[str, str] | None = None,
     yields: bool = False,
 ) -> JobSpec:
     """The spec of a training job, with the fingerprint of everything that determines its result.
 
-    Without a `validation` there is nothing but the last checkpoint to `keep`.
+    Without a `validation` there is nothing but the last checkpoint to `keep`, and nothing to be `measured_by`.
     """
     plan = step_plan(settings, absorber_given=inputs.absorber is not None)
     if kind == APPEARANCE_ABSORBER:
@@ -97,7 +105,7 @@ def training_spec(
         plan = {stage: steps for stage, steps in plan.items() if stage in absorbing}
     mark = fingerprint(inputs.pipeline.identity, inputs.clips, settings, inputs.absorber)
     if validation is not None and decides(validation, keep):
-        mark = f"{mark}:{json.dumps(rule_of(validation, keep), sort_keys=True)}"
+        mark = f"{mark}:{json.dumps(rule_of(validation, keep, measured_by or {}), sort_keys=True)}"
     return JobSpec(
         kind=kind,
         name=name,
@@ -109,6 +117,7 @@ def training_spec(
         preview=preview or PreviewPlan(),
         validation={} if validation is None else asdict(validation),
         keep=LAST if validation is None else keep,
+        measured_by={} if validation is None else dict(measured_by or {}),
         yields=yields,
     )
 
@@ -138,7 +147,7 @@ class TrainingWork:
         try:
             if spec.kind == APPEARANCE_ABSORBER:
                 return _run_absorber(spec, inputs, folder, reporter)
-            return _run_motion(spec, inputs, folder, reporter)
+            return _run_motion(spec, inputs, folder, reporter, self._host.find_metric)
         except TrainingAbortedError:
             return Outcome(finished=False, saved=False)
         finally:
@@ -167,10 +176,17 @@ def load_result(folder: Path, kind: str) -> LoRA | Absorber:
 class _Stops:
     """Where training stops on its way, and what is done there: previews, and validations with the LoRA as it is."""
 
-    def __init__(self, spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        inputs: TrainingInputs,
+        folder: Path,
+        reporter: Reporter,
+        find_metric: Callable[[str, str], Path],
+    ) -> None:
         self._spec, self._inputs, self._folder, self._reporter = spec, inputs, folder, reporter
         self._stage, self._steps = list(spec.plan.items())[-1]
-        self.validation = JobValidation(spec, inputs, folder, reporter) if spec.validation else None
+        self.validation = JobValidation(spec, inputs, folder, reporter, find_metric) if spec.validation else None
         self.settled = False
         self._fault = ""
 
@@ -196,8 +212,10 @@ class _Stops:
         return self._spec.preview.wanted and step % self._spec.preview.every == 0
 
 
-def _run_motion(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> Outcome:
-    settings, stops = TrainSettings(**spec.settings), _Stops(spec, inputs, folder, reporter)
+def _run_motion(
+    spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter, find_metric: Callable[[str, str], Path]
+) -> Outcome:
+    settings, stops = TrainSettings(**spec.settings), _Stops(spec, inputs, folder, reporter, find_metric)
 
     def run(callback: Callback) -> TrainResult:
         return train(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from ..choice import Checkpoint, Limits, write_curve
 from ..errors import MotionLoRAError
 from ..files import save_lora
-from ..judging import Scores, make_judge
+from ..judging import Scores, load_judge, notes_for
 from ..lora import LoRA
 from ..training import StepReport, TrainResult, TrainSettings
 from ..validation import Validation, ValidationPlan, Validator
-from .records import BEST, LAST, JobSpec
+from .records import BEST, CLIP_MODEL, LAST, LPIPS_WEIGHTS, JobSpec
 from .store import CURVE, VALIDATION
 from .work import CONTINUE, STOP, Reporter
 
@@ -38,20 +38,37 @@ def decides(plan: ValidationPlan | None, keep: str) -> bool:
     return plan is not None and (keep == BEST or plan.early_stop)
 
 
-def rule_of(plan: ValidationPlan, keep: str) -> dict[str, Any]:
+def rule_of(plan: ValidationPlan, keep: str, measured_by: Mapping[str, str]) -> dict[str, Any]:
     """Everything of a validation that a result may depend on, for a fingerprint."""
-    return {"keep": keep, "plan": asdict(plan), "limits": asdict(Limits())}
+    rule = {"keep": keep, "plan": asdict(plan), "limits": asdict(Limits())}
+    # Left out where there is none, so that jobs from before it was known are found again.
+    return {**rule, "measured_by": dict(measured_by)} if measured_by else rule
 
 
 class JobValidation:
-    """The validations of one run of a job."""
+    """The validations of one run of a job; `find` gives the file of a CLIP or LPIPS model that the spec names.
 
-    def __init__(self, spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> None:
+    Raises ModelError or SettingsError where such a model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        inputs: TrainingInputs,
+        folder: Path,
+        reporter: Reporter,
+        find: Callable[[str, str], Path],
+    ) -> None:
         values = dict(spec.validation)
         self._plan = ValidationPlan(**{**values, "prompts": tuple(values["prompts"])})
         self._spec, self._folder, self._reporter = spec, folder, reporter
-        judge = make_judge(inputs.pipeline, inputs.clips[0].frames)
-        self._notes = judge.notes
+        files = {kind: find(kind, name) for kind, name in spec.measured_by.items()}
+        clip = inputs.clips[0]
+        judge = load_judge(
+            inputs.pipeline, clip.frames, clip_model=files.get(CLIP_MODEL), lpips_weights=files.get(LPIPS_WEIGHTS)
+        )
+        shape = (clip.num_frames, clip.height, clip.width)
+        self._notes = notes_for(judge, self._plan.prompts, shape)
         self._validation = Validation(
             Validator(inputs.pipeline, judge, self._plan),
             folder / VALIDATION,
@@ -76,8 +93,8 @@ class JobValidation:
 
     def catch_up(self) -> LoRA | None:
         """Score what an interruption left without scores; the LoRA to end with where that settles the training."""
-        if (step := self._validation.record.unscored()) is not None:
-            with self._noted(f"step {step}"):
+        if steps := self._validation.record.unscored():
+            with self._noted(f"step {', '.join(map(str, steps))}"):
                 self._validation.catch_up()
         if not (points := self._validation.record.points):
             return None
@@ -109,21 +126,21 @@ class JobValidation:
     def _show(self, fresh: Checkpoint | None = None) -> None:
         """Tell the panel, and draw the curve anew."""
         record, choice = self._validation.record, self._validation.choose()
-        assert choice is not None
         if fresh is not None:
             scores = ", ".join(f"{name} {value:.3f}" for name, value in fresh.scores.items())
-            _LOG.info("Motion LoRA: %s, step %d: %s; best: %s", self._spec.name, fresh.step, scores, choice.reason)
+            best = choice.reason if choice is not None else "no motion was measured"
+            _LOG.info("Motion LoRA: %s, step %d: %s; best: %s", self._spec.name, fresh.step, scores, best)
         self._reporter.validated(
             {
                 "keep": self._spec.keep,
                 "steps": list(self._spec.plan.values())[-1],
                 "base": _finite(record.base),
                 "points": [{"step": point.step, "scores": _finite(point.scores)} for point in record.points],
-                "best": asdict(choice),
+                "best": None if choice is None else asdict(choice),
                 "notes": list(self._notes),
             }
         )
-        write_curve(self._folder / CURVE, record.points, record.base, choice.step)
+        write_curve(self._folder / CURVE, record.points, record.base, None if choice is None else choice.step)
 
 
 def _finite(scores: Scores) -> dict[str, float]:

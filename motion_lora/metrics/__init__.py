@@ -6,6 +6,7 @@
     perceptual     LPIPS: temporal consistency and diversity on any video
     tracks         motion fidelity on any video, by tracked points; a proxy
     appearance     appearance leakage on any video, by colour and texture; a proxy
+    models         CLIP and LPIPS from the user's disk, as one value
 
 The exact scores of playground clips are in `playground.scores`. Libraries and weights that only a metric needs are
 asked for when it is used, with one clear line where they are missing.
@@ -24,6 +25,7 @@ from .intervals import (
     studentized_range,
     within,
 )
+from .models import MetricModels, check_metric_models
 from .perceptual import Perceptual, lpips_diversity, lpips_temporal_consistency
 from .tracks import Tracker, flow_tracks, track_fidelity, tracklet_fidelity
 from .trajectories import MotionMatch, match_motion, motion_fidelity
@@ -31,12 +33,14 @@ from .trajectories import MotionMatch, match_motion, motion_fidelity
 __all__ = [
     "ClipScorer",
     "Interval",
+    "MetricModels",
     "MotionMatch",
     "Perceptual",
     "Tracker",
     "appearance_leakage",
     "appearance_similarity",
     "bootstrap_interval",
+    "check_metric_models",
     "clip_temporal_consistency",
     "flow_tracks",
     "lpips_diversity",

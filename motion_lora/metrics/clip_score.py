@@ -50,7 +50,7 @@ class ClipScorer:
         from ..pipeline import pick_device
 
         folder = Path(folder).expanduser()
-        _check_folder(folder)
+        check_clip_folder(folder)
         target = pick_device(device)
         try:
             with torch.inference_mode(False):
@@ -116,7 +116,8 @@ def _vectors(output: Any) -> Tensor:
     return vectors
 
 
-def _check_folder(folder: Path) -> None:
+def check_clip_folder(folder: Path) -> None:
+    """Raise ModelError for a folder that `ClipScorer.load` cannot read; reads nothing but its config."""
     advice = "fetch openai/clip-vit-base-patch32 or another CLIP, with its .safetensors, and name its folder."
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder; {advice}")

@@ -27,6 +27,8 @@ from .optional import check_frames, require
 
 BACKBONES: Mapping[str, str] = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 _CHUNK = 16
+# Of smaller frames AlexNet's poolings leave nothing.
+SMALLEST_SIDE = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +48,7 @@ class Perceptual:
         """
         from ..pipeline import pick_device
 
-        if backbone not in BACKBONES:
-            raise SettingsError(f"backbone is {backbone!r}; it must be one of: {', '.join(BACKBONES)}.")
-        path = _cached(backbone) if weights is None else Path(weights).expanduser()
+        path = check_lpips_weights(weights, backbone)
         lpips = require("lpips", "lpips", "LPIPS")
         target = pick_device(device)
         with torch.inference_mode(False):
@@ -60,6 +60,8 @@ class Perceptual:
         """LPIPS of frames (n, h, w, 3) with others of the same shape, in [0, 1] each: (n,) on CPU."""
         if first.shape != second.shape:
             raise ClipError(f"LPIPS compares equal shapes, not {tuple(first.shape)} with {tuple(second.shape)}.")
+        if min(first.shape[1:3]) < SMALLEST_SIDE:
+            raise ClipError(f"LPIPS needs sides of {SMALLEST_SIDE} pixels or more, and one is {min(first.shape[1:3])}.")
         parts = zip(first.split(_CHUNK), second.split(_CHUNK), strict=True)
         with torch.no_grad():
             return torch.cat([self.network(self._images(a), self._images(b)).flatten().cpu() for a, b in parts])
@@ -80,6 +82,24 @@ def lpips_diversity(videos: Sequence[Tensor], perceptual: Perceptual) -> float:
         raise SettingsError(f"Diversity compares videos of one prompt, and there is {len(videos)}; give two or more.")
     pairs = [perceptual.distance(a, b).mean() for a, b in itertools.combinations(videos, 2)]
     return float(torch.stack(pairs).mean())
+
+
+def check_lpips_weights(weights: str | Path | None, backbone: str) -> Path:
+    """The file that `Perceptual.load` would read; raises SettingsError or ModelError where there is none."""
+    if backbone not in BACKBONES:
+        raise SettingsError(f"backbone is {backbone!r}; it must be one of: {', '.join(BACKBONES)}.")
+    path = _cached(backbone) if weights is None else Path(weights).expanduser()
+    if not path.is_file():
+        raise ModelError(
+            f"{path} is not a file; fetch torchvision's ImageNet weights of {BACKBONES[backbone]} and name the file."
+        )
+    return path
+
+
+def backbone_of(weights: str | Path) -> str:
+    """The backbone that a weights file is named after, as torchvision names them; "alex" for any other name."""
+    name = Path(weights).name.lower()
+    return next((backbone for backbone, network in BACKBONES.items() if name.startswith(network)), "alex")
 
 
 def _cached(backbone: str) -> Path:

@@ -26,12 +26,15 @@ from ..errors import SettingsError
 from ..metrics.trajectories import STILL, MotionMatch, path_speed
 from . import world
 from .motions import compare_motion
-from .probe import ATTRIBUTES, Reading, path_of, read_clip
+from .probe import ATTRIBUTES, MIN_FOUND, Reading, path_of, read_clip
+
+# Median share of what is foreign to the background that the object explains: see `reading_fault`.
+WORLD_EXPLAINED = 0.7
 
 
 @dataclass(frozen=True)
 class ClipScore:
-    """One clip; see the module. `motion` is None where no object was found."""
+    """One clip; see the module. `motion` is None where no object was found, or the reference has another length."""
 
     right: Mapping[str, bool]
     leakage: Mapping[str, float]
@@ -75,7 +78,7 @@ def score_reading(reading: Reading, asked: world.Scene, reference: Reading) -> C
     return ClipScore(
         right={name: getattr(reading, name) == getattr(asked, name) for name in ATTRIBUTES},
         leakage=leakage(reading, asked, reference),
-        motion=compare_motion(reference, reading),
+        motion=compare_motion(reference, reading) if len(reference.found) == len(reading.found) >= 3 else None,
         consistency=statistics.fmean(_steadiness(reading, name) for name in ATTRIBUTES),
         size_jitter=size_jitter(reading),
         found=float(reading.found.float().mean()),
@@ -117,6 +120,24 @@ def diversity(readings: Sequence[Reading]) -> Diversity:
         size=float(sizes.log().std(correction=0)),
         speed=float(speeds.log().std(correction=0)),
     )
+
+
+def reading_fault(reading: Reading) -> str:
+    """Why a clip's reading is not to be trusted: it shows no object of the world; "" where it does.
+
+    A clip that the world drew, blurred, noisy or compressed, is explained by the probe's templates to 0.8 and more in
+    the median of its frames, a real video to less than two thirds.
+    """
+    if path_of(reading) is None:
+        share = float(reading.found.float().mean())
+        return f"an object of the playground is found in {share:.0%} of its frames, and {MIN_FOUND:.0%} are needed"
+    explained = float(reading.explained.median())
+    if explained < WORLD_EXPLAINED:
+        return (
+            f"an object of the playground explains {explained:.0%} of what its frames show before a background, and of "
+            f"the playground's own clips {WORLD_EXPLAINED:.0%} or more"
+        )
+    return ""
 
 
 def _shown(reading: Reading, name: str) -> list[str]:
