@@ -1,7 +1,6 @@
 """Metrics with known answers: identical, delayed, mirrored, reversed, recoloured and degraded clips, and intervals.
 
-The metrics of natural video that need lpips are tested where it is installed and loads; the dev extra brings the rest.
-Clips of real video have a module of their own, test_real_clips.py.
+Metrics by networks, CLIP and LPIPS, are in test_metrics_networks.py, clips of real video in test_real_clips.py.
 """
 
 from __future__ import annotations
@@ -10,28 +9,19 @@ import math
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
 
-from motion_lora.errors import ClipError, ModelError, SettingsError
+from motion_lora.errors import ClipError, SettingsError
 from motion_lora.metrics import (
-    ClipScorer,
-    Perceptual,
     appearance_leakage,
     appearance_similarity,
     bootstrap_interval,
-    clip_temporal_consistency,
-    lpips_diversity,
-    lpips_temporal_consistency,
     match_motion,
     mean_interval,
     motion_fidelity,
     share_interval,
-    text_alignment,
     track_fidelity,
     tracklet_fidelity,
 )
@@ -234,160 +224,6 @@ def test_what_the_prompt_explains_is_no_leakage() -> None:
     assert excess(0.2, 0.5) == 0 and excess(0.75, 0.5) == pytest.approx(0.5) and excess(1.0, 1.0) == 0
 
 
-# CLIP ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP with random weights: its scores mean nothing, but all that holds for any CLIP holds for it."""
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = tiny.tiny_tokenizer()
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {
-        **sizes,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 16,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    vision = {**sizes, "image_size": 32, "patch_size": 8}
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def scorer(clip_folder: Path) -> ClipScorer:
-    return ClipScorer.load(clip_folder, device="cpu")
-
-
-def test_clip_vectors_are_unit_and_follow_their_input(scorer: ClipScorer) -> None:
-    frames = clip_of("red", "sand")
-    vectors = scorer.embed_frames(frames)
-    assert vectors.shape == (8, 16)
-    assert vectors.norm(dim=-1).tolist() == pytest.approx([1.0] * 8, abs=1e-5)
-    assert torch.allclose(scorer.embed_frames(frames[3:4])[0], vectors[3], atol=1e-5)
-    assert scorer.embed_texts(["a red circle", "a blue square " * 20]).shape == (2, 16)
-
-
-def test_clip_preprocessing_crops_the_middle(scorer: ClipScorer) -> None:
-    frames = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
-    wide = torch.cat([torch.zeros(1, 32, 10, 3), frames, torch.ones(1, 32, 10, 3)], dim=2)
-    assert torch.allclose(scorer.embed_frames(wide), scorer.embed_frames(frames), atol=1e-5)
-
-
-def test_text_alignment_is_the_mean_of_the_frames(scorer: ClipScorer) -> None:
-    frames = torch.rand(4, 32, 32, 3, generator=torch.Generator().manual_seed(0))
-    prompt = "a red circle"
-    cosines = scorer.embed_frames(frames) @ scorer.embed_texts([prompt])[0]
-    assert text_alignment(frames, prompt, scorer) == pytest.approx(100 * float(cosines.clamp(min=0).mean()), abs=1e-4)
-
-
-def test_clip_consistency_orders_clips(scorer: ClipScorer) -> None:
-    frames = torch.rand(8, 32, 32, 3, generator=torch.Generator().manual_seed(0))
-    static = frames[:1].expand(8, -1, -1, -1)
-    drifting = static + torch.linspace(0, 0.3, 8)[:, None, None, None] * frames
-    scores = [clip_temporal_consistency(clip, scorer) for clip in (static, drifting.clamp(0, 1), frames)]
-    assert scores[0] == pytest.approx(100, abs=1e-3) and scores == sorted(scores, reverse=True)
-    with pytest.raises(ClipError, match="2 or more"):
-        clip_temporal_consistency(frames[:1], scorer)
-
-
-def test_folders_that_hold_no_clip(tmp_path: Path, clip_folder: Path) -> None:
-    for message, prepare in (
-        ("is not a folder", lambda folder: None),
-        ("no config.json", lambda folder: folder.mkdir()),
-        (
-            "pickled weights are never read",
-            lambda folder: (folder / "config.json").write_text('{"model_type": "clip"}'),
-        ),
-        ("type 't5', not 'clip'", lambda folder: _other_model(folder)),
-    ):
-        prepare(tmp_path / "model")
-        with pytest.raises(ModelError, match=message) as caught:
-            ClipScorer.load(tmp_path / "model")
-        assert "\n" not in str(caught.value)
-
-
-def _other_model(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
-    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
-
-
-# LPIPS --------------------------------------------------------------------------------------------------------------
-
-
-def need_lpips() -> None:
-    try:
-        require("lpips", "lpips", "LPIPS")
-    except SettingsError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def perceptual(tmp_path_factory: pytest.TempPathFactory) -> Perceptual:
-    """LPIPS over AlexNet with random weights, which is a distance too."""
-    need_lpips()
-    return Perceptual.load(_random_alexnet(tmp_path_factory.mktemp("lpips")), device="cpu")
-
-
-def _random_alexnet(folder: Path) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
-    weights = {}
-    for layer, shape in shapes.items():
-        spread = math.sqrt(2 / math.prod(shape[1:]))
-        weights[f"features.{layer}.weight"] = spread * torch.randn(shape, generator=generator)
-        weights[f"features.{layer}.bias"] = torch.zeros(shape[0])
-    path = folder / "alexnet.safetensors"
-    save_file(weights, path)
-    return path
-
-
-def test_lpips_orders_clips(perceptual: Perceptual) -> None:
-    frames = clip_of("red", "sand", "still")
-    noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
-    scores = [
-        lpips_temporal_consistency((frames + amount * noise).clamp(0, 1), perceptual) for amount in (0, 0.05, 0.2)
-    ]
-    assert scores[0] == pytest.approx(0, abs=1e-6) and scores == sorted(scores)
-
-
-def test_lpips_diversity_is_the_mean_over_pairs(perceptual: Perceptual) -> None:
-    a, b, c = clip_of("red", "sand"), clip_of("blue", "sand"), clip_of("blue", "night")
-    assert lpips_diversity([a, a], perceptual) == pytest.approx(0, abs=1e-6)
-    pairs = [float(perceptual.distance(x, y).mean()) for x, y in ((a, b), (a, c), (b, c))]
-    assert lpips_diversity([a, b, c], perceptual) == pytest.approx(sum(pairs) / 3, rel=1e-4)
-    with pytest.raises(SettingsError, match="two or more"):
-        lpips_diversity([a], perceptual)
-    with pytest.raises(ClipError, match="equal shapes"):
-        perceptual.distance(a, b[:4])
-
-
-def test_weights_that_are_missing_or_another_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ModelError, match=r"put the file alexnet-\*\.pth into"):
-        Perceptual.load()
-    with pytest.raises(SettingsError, match="must be one of: alex, vgg, squeeze"):
-        Perceptual.load(backbone="resnet")
-    need_lpips()
-    with pytest.raises(ModelError, match=r"lacks features\.0\.weight"):
-        save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-        Perceptual.load(tmp_path / "x.safetensors")
-    (tmp_path / "bad.pth").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match="cannot be read"):
-        Perceptual.load(tmp_path / "bad.pth")
-
-
-def test_a_missing_or_broken_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match="Tracking needs some-package, which is not installed"):
-        require("no_such_module_here", "some-package", "Tracking")
-    (tmp_path / "built_for_another_torch.py").write_text("raise RuntimeError('operator nms does not exist')")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(SettingsError, match=r"does not load \(operator nms"):
-        require("built_for_another_torch", "some-package", "Tracking")
-
-
 # Tracked points -----------------------------------------------------------------------------------------------------
 
 
@@ -455,3 +291,15 @@ def test_tracked_fidelity_of_rendered_clips() -> None:
     assert track_fidelity(reference, reference[:1].expand_as(reference)) == 0
     orbit = moving_patch("orbit", 0)
     assert track_fidelity(orbit, moving_patch("orbit", 1)) > track_fidelity(orbit, moving_patch("right", 1)) + 0.3
+
+
+# Libraries ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_or_broken_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="Tracking needs some-package, which is not installed"):
+        require("no_such_module_here", "some-package", "Tracking")
+    (tmp_path / "built_for_another_torch.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match=r"does not load \(operator nms"):
+        require("built_for_another_torch", "some-package", "Tracking")
