@@ -36,7 +36,7 @@ def colours_and_sharpness(pixels: Tensor) -> Tensor:
     """Vectors of what a coarse grid shows: the colours, around grey, and how much neighbouring pixels differ."""
     colours = F.adaptive_avg_pool2d(pixels - 0.5, 4)
     edges = F.adaptive_avg_pool2d(pixels.diff(dim=-1).abs(), 4)
-    return torch.cat([colours.flatten(1), 4 * edges.flatten(1)], dim=-1)
+    return torch.cat([colours.flatten(1), edges.flatten(1)], dim=-1)
 
 
 class LpipsDouble(nn.Module):

@@ -125,6 +125,62 @@ def test_speed_and_trajectory_error() -> None:
     assert path_speed(torch.tensor([[0.0, 0.0], [0.3, 0.4], [0.3, 0.4]])) == pytest.approx(0.25)
 
 
+def turned_by(degrees: float, path: Tensor) -> Tensor:
+    angle = math.radians(degrees)
+    turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    return path @ turn
+
+
+LINE = torch.arange(9)[:, None] * torch.tensor([0.05, 0.0])
+_PHASE = 2 * math.pi * torch.arange(9) / 8
+LOOP = 0.2 * torch.stack([_PHASE.cos(), _PHASE.sin()], dim=-1)
+# Two steps right, then two down, and so on: no turn or mirror image of its own.
+STAIRS = 0.05 * torch.tensor([[0, 0], [1, 0], [2, 0], [2, 1], [2, 2], [3, 2], [4, 2], [4, 3], [4, 4]])
+
+
+@pytest.mark.parametrize(
+    ("reference", "path", "correlation", "error"),
+    [
+        pytest.param(LINE, LINE, 1, 0, id="identical line"),
+        pytest.param(LOOP, LOOP, 1, 0, id="identical loop"),
+        pytest.param(LOOP, LOOP + 0.3, 1, 0, id="elsewhere"),
+        pytest.param(LOOP, 0.5 * LOOP, 1, 0, id="half the size"),
+        pytest.param(LOOP, turned_by(135, LOOP), 1, 0, id="time-shifted loop"),
+        pytest.param(LINE, LINE.flip(0), -1, 1, id="reversed line"),
+        pytest.param(LOOP, LOOP.flip(0), 0, None, id="reversed loop"),
+        pytest.param(LINE, LINE * torch.tensor([-1, 1]), -1, 1, id="mirrored line"),
+        pytest.param(LOOP, LOOP * torch.tensor([-1, 1]), 0, None, id="mirrored loop"),
+        pytest.param(LINE, turned_by(30, LINE), math.sqrt(3) / 2, 1 / 2, id="turned by 30"),
+        pytest.param(LINE, turned_by(60, LINE), 1 / 2, math.sqrt(3) / 2, id="turned by 60"),
+        pytest.param(LINE, turned_by(90, LINE), 0, 1, id="turned by 90"),
+        pytest.param(LINE, LINE[:1].expand(9, 2), 0, 1, id="static"),
+        # Half of the steps go the line's way: 4 a^2 / (sqrt(8) a sqrt(8) a), with the shift that fits best.
+        pytest.param(LINE, STAIRS, 1 / math.sqrt(2) / math.sqrt(2), None, id="stairs"),
+    ],
+)
+def test_velocity_correlation_and_trajectory_error_of_known_paths(
+    reference: Tensor, path: Tensor, correlation: float, error: float | None
+) -> None:
+    match = match_motion(reference, path)
+    assert match.velocity_correlation == pytest.approx(correlation, abs=1e-4)
+    if error is None:
+        assert 0.5 < match.trajectory_error <= 1
+    else:
+        assert match.trajectory_error == pytest.approx(error, abs=2e-3)
+
+
+def test_velocity_correlation_and_trajectory_error_follow_a_growing_fault() -> None:
+    """A trembling across the line of r times its step: 1 / sqrt(1 + r^2). Positions feel it less than steps."""
+    across = (torch.arange(9) % 2)[:, None] * torch.tensor([0.0, 0.05])
+    amounts = (0, 0.25, 0.5, 1, 2)
+    matches = [match_motion(LINE, LINE + amount * across) for amount in amounts]
+    wanted = [1 / math.sqrt(1 + amount**2) for amount in amounts]
+    assert [match.velocity_correlation for match in matches] == pytest.approx(wanted, abs=1e-4)
+    errors = [match.trajectory_error for match in matches]
+    assert errors == sorted(errors) and errors[0] == pytest.approx(0, abs=2e-3)
+    assert errors[-1] < math.sqrt(1 - wanted[-1] ** 2)
+
+
 @pytest.mark.parametrize(
     ("reference", "path", "message"),
     [
@@ -249,6 +305,58 @@ def test_tracklet_scores_of_known_motions() -> None:
     assert tracklet_fidelity(right, right[:0]) == 0
     with pytest.raises(ClipError, match="No point of the reference"):
         tracklet_fidelity(right[:0], right)
+
+
+def turning(frames: int = 9, per_step: float = 15.0, phase: float = 0.0) -> Tensor:
+    """Tracklets (n, f, 2) whose direction turns by so many degrees in each step."""
+    angles = torch.deg2rad(phase + per_step * torch.arange(frames - 1))
+    steps = 0.02 * torch.stack([angles.cos(), angles.sin()], dim=-1)
+    return torch.cat([torch.zeros(1, 2), steps.cumsum(dim=0)])[None].repeat(3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("reference", "tracks", "score"),
+    [
+        pytest.param(turning(), turning(), 1, id="identical"),
+        pytest.param(turning(), turning(phase=30), math.sqrt(3) / 2, id="time-shifted by two steps"),
+        pytest.param(turning(), turning(phase=60), 1 / 2, id="time-shifted by four steps"),
+        # Step k goes against step 7 - k, whose direction is 15 (7 - 2 k) degrees away.
+        pytest.param(
+            turning(),
+            turning().flip(1),
+            -sum(math.cos(math.radians(15 * (7 - 2 * k))) for k in range(8)) / 8,
+            id="reversed",
+        ),
+        # A direction d mirrored left to right is 180 - 2 d degrees away.
+        pytest.param(
+            turning(),
+            turning() * torch.tensor([-1, 1]),
+            sum(math.cos(math.radians(180 - 30 * k)) for k in range(8)) / 8,
+            id="mirrored",
+        ),
+        pytest.param(turning(), 0.5 * turning() + 0.3, 1, id="smaller and elsewhere"),
+        # Who moves is not seen: two things that pass each other are the same to it mirrored or reversed.
+        pytest.param(
+            torch.cat([straight((1.0, 0.0)), straight((-1.0, 0.0))]),
+            torch.cat([straight((1.0, 0.0)), straight((-1.0, 0.0))]).flip(1),
+            1,
+            id="reversed, two that pass each other",
+        ),
+    ],
+)
+def test_tracklet_scores_of_known_copies(reference: Tensor, tracks: Tensor, score: float) -> None:
+    assert tracklet_fidelity(reference, tracks) == pytest.approx(score, abs=1e-4)
+    assert tracklet_fidelity(tracks, reference) == pytest.approx(score, abs=1e-4), "either way round"
+
+
+def test_tracklet_scores_follow_a_growing_fault() -> None:
+    right = straight((1.0, 0.0))
+    angles = [math.radians(degrees) for degrees in (0, 30, 60, 90, 120, 180)]
+    turned = [tracklet_fidelity(right, straight((math.cos(a), math.sin(a)))) for a in angles]
+    assert turned == pytest.approx([math.cos(angle) for angle in angles], abs=1e-3)
+    # From some step on nothing moves; below the share that counts as moving, nothing is left to compare.
+    stopped = [torch.cat([right[:, :n], right[:, n - 1 : n].expand(-1, 9 - n, -1)], dim=1) for n in (9, 7, 5, 3, 2)]
+    assert [tracklet_fidelity(right, tracks) for tracks in stopped] == pytest.approx([1, 0.75, 0.5, 0, 0], abs=1e-4)
 
 
 def test_any_tracker_can_stand_in() -> None:
