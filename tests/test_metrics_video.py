@@ -104,6 +104,12 @@ def turning(frames: int = 9, per_step: float = 15.0, phase: float = 0.0) -> Tens
     return torch.cat([torch.zeros(1, 2), steps.cumsum(dim=0)])[None].repeat(3, 1, 1)
 
 
+def pausing(tracks: Tensor) -> Tensor:
+    """Tracklets (n, f, 2) that stand still in every other step."""
+    steps = tracks.diff(dim=1) * (torch.arange(tracks.shape[1] - 1) % 2)[:, None]
+    return torch.cat([tracks[:, :1], tracks[:, :1] + steps.cumsum(dim=1)], dim=1)
+
+
 @pytest.mark.parametrize(
     ("reference", "tracks", "score"),
     [
@@ -125,6 +131,7 @@ def turning(frames: int = 9, per_step: float = 15.0, phase: float = 0.0) -> Tens
             id="mirrored",
         ),
         pytest.param(turning(), 0.5 * turning() + 0.3, 1, id="smaller and elsewhere"),
+        pytest.param(pausing(turning()), pausing(turning()), 1, id="where neither moves does not count"),
         # Who moves is not seen: two things that pass each other are the same to it mirrored or reversed.
         pytest.param(
             torch.cat([straight((1.0, 0.0)), straight((-1.0, 0.0))]),
