@@ -106,7 +106,7 @@ def check_plan(plan: ValidationPlan, settings: TrainSettings) -> None:
 def check_validation(
     plan: ValidationPlan, pipeline: VideoPipeline, reference: Tensor, settings: TrainSettings, *, keep_best: bool
 ) -> None:
-    """`check_plan`, and SettingsError for a validation that says nothing of a motion, before anything is trained.
+    """`check_plan`, and SettingsError for a validation that cannot be sampled or says nothing of a motion.
 
     `reference` is the first clip (f, h, w, 3). Where its motion cannot be measured there is no best checkpoint and no
     time to stop, so neither `keep_best` nor `plan.early_stop` can be followed; scores of the look alone still can.
@@ -117,6 +117,8 @@ def check_validation(
             "motion can judge; do without validate_every (0)."
         )
     check_plan(plan, settings)
+    for request in _requests(plan):
+        resolve(pipeline, request)
     fault = motion_fault(pipeline, reference) if keep_best or plan.early_stop else ""
     if fault:
         raise SettingsError(
@@ -125,19 +127,30 @@ def check_validation(
         )
 
 
+def _requests(plan: ValidationPlan) -> list[SampleSettings]:
+    return [
+        SampleSettings(
+            prompt,
+            num_frames=plan.num_frames,
+            height=plan.height,
+            width=plan.width,
+            num_inference_steps=plan.num_inference_steps,
+            guidance_scale=plan.guidance_scale,
+            seed=derived_seed(plan.seed, "validation", number, noise),
+        )
+        for number, prompt in enumerate(plan.prompts)
+        for noise in range(plan.noises)
+    ]
+
+
 # Validation while training --------------------------------------------------------------------------------------------
 
 
 class Validator:
-    """Samples a plan's prompts and has them judged; what the base does is measured once, at the first call.
-
-    Raises SettingsError at once for a plan that cannot be sampled.
-    """
+    """Samples a plan's prompts and has them judged; what the base does is measured once, at the first call."""
 
     def __init__(self, pipeline: VideoPipeline, judge: Judge, plan: ValidationPlan) -> None:
         self._pipeline, self._judge, self.plan = pipeline, judge, plan
-        for request in self._requests():
-            resolve(pipeline, request)
         self._neutral: list[Tensor] = []
         self._base: dict[str, float] = {}
 
@@ -168,27 +181,11 @@ class Validator:
         return self._scores(self._sample(AdapterStack().add(StackEntry(lora))))
 
     def _sample(self, stack: AdapterStack) -> list[Tensor]:
-        return [video.frames for video in sample(self._pipeline, self._requests(), stack=stack)]
+        return [video.frames for video in sample(self._pipeline, _requests(self.plan), stack=stack)]
 
     def _scores(self, videos: Sequence[Tensor]) -> dict[str, float]:
-        asked = zip(self._requests(), videos, self._neutral, strict=True)
+        asked = zip(_requests(self.plan), videos, self._neutral, strict=True)
         return mean_scores([self._judge.score(one.prompt, frames, neutral) for one, frames, neutral in asked])
-
-    def _requests(self) -> list[SampleSettings]:
-        plan = self.plan
-        return [
-            SampleSettings(
-                prompt,
-                num_frames=plan.num_frames,
-                height=plan.height,
-                width=plan.width,
-                num_inference_steps=plan.num_inference_steps,
-                guidance_scale=plan.guidance_scale,
-                seed=derived_seed(plan.seed, "validation", number, noise),
-            )
-            for number, prompt in enumerate(plan.prompts)
-            for noise in range(plan.noises)
-        ]
 
 
 class Record:

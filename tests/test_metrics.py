@@ -1,7 +1,7 @@
-"""Metrics with known answers: identical, delayed, mirrored, reversed, recoloured and degraded clips, and intervals.
+"""Metrics with known answers: the motion of one object, whose path is known exactly, and intervals.
 
-The metrics of natural video that need lpips are tested where it is installed and loads; the dev extra brings the rest.
-Clips of real video have a module of their own, test_real_clips.py.
+Metrics of natural video are in test_metrics_video.py, those by networks, CLIP and LPIPS, in test_metrics_networks.py,
+clips of real video in test_real_clips.py.
 """
 
 from __future__ import annotations
@@ -11,30 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from metric_models import write_clip_model
-from safetensors.torch import save_file
 from torch import Tensor
 
-from motion_lora.errors import ClipError, ModelError, SettingsError
+from motion_lora.errors import ClipError, SettingsError
 from motion_lora.metrics import (
-    ClipScorer,
-    Perceptual,
-    appearance_leakage,
-    appearance_similarity,
     bootstrap_interval,
-    clip_temporal_consistency,
-    lpips_diversity,
-    lpips_temporal_consistency,
     match_motion,
     mean_interval,
     motion_fidelity,
     share_interval,
-    text_alignment,
-    track_fidelity,
-    tracklet_fidelity,
 )
-from motion_lora.metrics.appearance import colour_histogram, excess, texture_histogram
 from motion_lora.metrics.intervals import student_quantile
 from motion_lora.metrics.optional import require
 from motion_lora.metrics.trajectories import STILL, path_speed
@@ -134,6 +120,60 @@ def test_speed_and_trajectory_error() -> None:
     assert path_speed(torch.tensor([[0.0, 0.0], [0.3, 0.4], [0.3, 0.4]])) == pytest.approx(0.25)
 
 
+def turned_by(degrees: float, path: Tensor) -> Tensor:
+    angle = math.radians(degrees)
+    turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    return path @ turn
+
+
+LINE = torch.arange(9)[:, None] * torch.tensor([0.05, 0.0])
+_PHASE = 2 * math.pi * torch.arange(9) / 8
+LOOP = 0.2 * torch.stack([_PHASE.cos(), _PHASE.sin()], dim=-1)
+STAIRS = 0.05 * torch.tensor([[0, 0], [1, 0], [2, 0], [2, 1], [2, 2], [3, 2], [4, 2], [4, 3], [4, 4]])
+
+
+@pytest.mark.parametrize(
+    ("reference", "path", "correlation", "error"),
+    [
+        pytest.param(LINE, LINE, 1, 0, id="identical line"),
+        pytest.param(LOOP, LOOP, 1, 0, id="identical loop"),
+        pytest.param(LOOP, LOOP + 0.3, 1, 0, id="elsewhere"),
+        pytest.param(LOOP, 0.5 * LOOP, 1, 0, id="half the size"),
+        pytest.param(LOOP, turned_by(135, LOOP), 1, 0, id="time-shifted loop"),
+        pytest.param(LINE, LINE.flip(0), -1, 1, id="reversed line"),
+        pytest.param(LOOP, LOOP.flip(0), 0, None, id="reversed loop"),
+        pytest.param(LINE, LINE * torch.tensor([-1, 1]), -1, 1, id="mirrored line"),
+        pytest.param(LOOP, LOOP * torch.tensor([-1, 1]), 0, None, id="mirrored loop"),
+        pytest.param(LINE, turned_by(30, LINE), math.sqrt(3) / 2, 1 / 2, id="turned by 30"),
+        pytest.param(LINE, turned_by(60, LINE), 1 / 2, math.sqrt(3) / 2, id="turned by 60"),
+        pytest.param(LINE, turned_by(90, LINE), 0, 1, id="turned by 90"),
+        pytest.param(LINE, LINE[:1].expand(9, 2), 0, 1, id="static"),
+        pytest.param(LINE, STAIRS, 1 / 2, None, id="half of the steps across"),
+    ],
+)
+def test_velocity_correlation_and_trajectory_error_of_known_paths(
+    reference: Tensor, path: Tensor, correlation: float, error: float | None
+) -> None:
+    match = match_motion(reference, path)
+    assert match.velocity_correlation == pytest.approx(correlation, abs=1e-4)
+    if error is None:
+        assert 0.5 < match.trajectory_error <= 1
+    else:
+        assert match.trajectory_error == pytest.approx(error, abs=2e-3)
+
+
+def test_velocity_correlation_and_trajectory_error_follow_a_growing_fault() -> None:
+    """A trembling across the line of r times its step: 1 / sqrt(1 + r^2). Positions feel it less than steps."""
+    across = (torch.arange(9) % 2)[:, None] * torch.tensor([0.0, 0.05])
+    amounts = (0, 0.25, 0.5, 1, 2)
+    matches = [match_motion(LINE, LINE + amount * across) for amount in amounts]
+    wanted = [1 / math.sqrt(1 + amount**2) for amount in amounts]
+    assert [match.velocity_correlation for match in matches] == pytest.approx(wanted, abs=1e-4)
+    errors = [match.trajectory_error for match in matches]
+    assert errors == sorted(errors) and errors[0] == pytest.approx(0, abs=2e-3)
+    assert errors[-1] < math.sqrt(1 - wanted[-1] ** 2)
+
+
 @pytest.mark.parametrize(
     ("reference", "path", "message"),
     [
@@ -194,174 +234,7 @@ def test_bootstrap_interval() -> None:
     assert bootstrap_interval(skewed, max, resamples=100).high == 1.0
 
 
-# Appearance ---------------------------------------------------------------------------------------------------------
-
-
-def clip_of(colour: str, background: str, motion: str = "orbit", shape: str = "circle") -> Tensor:
-    return world.render(world.Scene(shape, colour, background, motion, radius=0.2))
-
-
-def test_histograms_sum_to_one_and_know_their_clip() -> None:
-    frames = clip_of("red", "sand")
-    for histogram in (colour_histogram(frames), texture_histogram(frames)):
-        assert float(histogram.sum()) == pytest.approx(1, abs=1e-5) and float(histogram.min()) >= 0
-    assert appearance_similarity(frames, frames) == pytest.approx(1, abs=1e-5)
-
-
-def test_motion_size_and_order_are_not_appearance() -> None:
-    frames = clip_of("red", "sand")
-    assert appearance_similarity(frames, frames.flip(0)) == pytest.approx(1, abs=1e-5)
-    assert appearance_similarity(frames, clip_of("red", "sand", "zigzag")) > 0.97
-    larger = F.interpolate(frames.movedim(-1, 1), scale_factor=2, mode="nearest").movedim(1, -1)
-    assert appearance_similarity(frames, larger) > 0.85
-
-
-def test_leakage_grows_with_what_leaks() -> None:
-    """Blue over snow was asked for; more and more of the reference, red over sand, shows instead."""
-    reference, neutral = clip_of("red", "sand"), clip_of("blue", "snow")
-    mixes = [torch.cat([neutral[n:], reference[:n]]) for n in (0, 2, 4, 6, 8)]
-    leaks = [appearance_leakage(mix, reference, neutral) for mix in mixes]
-    assert leaks == sorted(leaks) and leaks[0] == 0 and leaks[-1] == pytest.approx(1)
-    object_only, all_of_it = clip_of("red", "snow"), clip_of("red", "sand", shape="square")
-    assert 0 < appearance_leakage(object_only, reference, neutral) < 0.3
-    assert appearance_leakage(all_of_it, reference, neutral) > 0.8
-
-
-def test_what_the_prompt_explains_is_no_leakage() -> None:
-    reference = clip_of("red", "sand")
-    assert appearance_leakage(clip_of("blue", "sand", "zigzag"), reference, clip_of("blue", "sand")) < 0.1
-    assert excess(0.2, 0.5) == 0 and excess(0.75, 0.5) == pytest.approx(0.5) and excess(1.0, 1.0) == 0
-
-
-# CLIP ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip_model(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def scorer(clip_folder: Path) -> ClipScorer:
-    return ClipScorer.load(clip_folder, device="cpu")
-
-
-def test_clip_vectors_are_unit_and_follow_their_input(scorer: ClipScorer) -> None:
-    frames = clip_of("red", "sand")
-    vectors = scorer.embed_frames(frames)
-    assert vectors.shape == (8, 16)
-    assert vectors.norm(dim=-1).tolist() == pytest.approx([1.0] * 8, abs=1e-5)
-    assert torch.allclose(scorer.embed_frames(frames[3:4])[0], vectors[3], atol=1e-5)
-    assert scorer.embed_texts(["a red circle", "a blue square " * 20]).shape == (2, 16)
-
-
-def test_clip_preprocessing_crops_the_middle(scorer: ClipScorer) -> None:
-    frames = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
-    wide = torch.cat([torch.zeros(1, 32, 10, 3), frames, torch.ones(1, 32, 10, 3)], dim=2)
-    assert torch.allclose(scorer.embed_frames(wide), scorer.embed_frames(frames), atol=1e-5)
-
-
-def test_text_alignment_is_the_mean_of_the_frames(scorer: ClipScorer) -> None:
-    frames = torch.rand(4, 32, 32, 3, generator=torch.Generator().manual_seed(0))
-    prompt = "a red circle"
-    cosines = scorer.embed_frames(frames) @ scorer.embed_texts([prompt])[0]
-    assert text_alignment(frames, prompt, scorer) == pytest.approx(100 * float(cosines.clamp(min=0).mean()), abs=1e-4)
-
-
-def test_clip_consistency_orders_clips(scorer: ClipScorer) -> None:
-    frames = torch.rand(8, 32, 32, 3, generator=torch.Generator().manual_seed(0))
-    static = frames[:1].expand(8, -1, -1, -1)
-    drifting = static + torch.linspace(0, 0.3, 8)[:, None, None, None] * frames
-    scores = [clip_temporal_consistency(clip, scorer) for clip in (static, drifting.clamp(0, 1), frames)]
-    assert scores[0] == pytest.approx(100, abs=1e-3) and scores == sorted(scores, reverse=True)
-    with pytest.raises(ClipError, match="2 or more"):
-        clip_temporal_consistency(frames[:1], scorer)
-
-
-def test_folders_that_hold_no_clip(tmp_path: Path, clip_folder: Path) -> None:
-    for message, prepare in (
-        ("is not a folder", lambda folder: None),
-        ("no config.json", lambda folder: folder.mkdir()),
-        (
-            "pickled weights are never read",
-            lambda folder: (folder / "config.json").write_text('{"model_type": "clip"}'),
-        ),
-        ("type 't5', not 'clip'", lambda folder: _other_model(folder)),
-    ):
-        prepare(tmp_path / "model")
-        with pytest.raises(ModelError, match=message) as caught:
-            ClipScorer.load(tmp_path / "model")
-        assert "\n" not in str(caught.value)
-
-
-def _other_model(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
-    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
-
-
-# LPIPS --------------------------------------------------------------------------------------------------------------
-
-
-def need_lpips() -> None:
-    try:
-        require("lpips", "lpips", "LPIPS")
-    except SettingsError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def perceptual(tmp_path_factory: pytest.TempPathFactory) -> Perceptual:
-    """LPIPS over AlexNet with random weights, which is a distance too."""
-    need_lpips()
-    return Perceptual.load(_random_alexnet(tmp_path_factory.mktemp("lpips")), device="cpu")
-
-
-def _random_alexnet(folder: Path) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
-    weights = {}
-    for layer, shape in shapes.items():
-        spread = math.sqrt(2 / math.prod(shape[1:]))
-        weights[f"features.{layer}.weight"] = spread * torch.randn(shape, generator=generator)
-        weights[f"features.{layer}.bias"] = torch.zeros(shape[0])
-    path = folder / "alexnet.safetensors"
-    save_file(weights, path)
-    return path
-
-
-def test_lpips_orders_clips(perceptual: Perceptual) -> None:
-    frames = clip_of("red", "sand", "still")
-    noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
-    scores = [
-        lpips_temporal_consistency((frames + amount * noise).clamp(0, 1), perceptual) for amount in (0, 0.05, 0.2)
-    ]
-    assert scores[0] == pytest.approx(0, abs=1e-6) and scores == sorted(scores)
-
-
-def test_lpips_diversity_is_the_mean_over_pairs(perceptual: Perceptual) -> None:
-    a, b, c = clip_of("red", "sand"), clip_of("blue", "sand"), clip_of("blue", "night")
-    assert lpips_diversity([a, a], perceptual) == pytest.approx(0, abs=1e-6)
-    pairs = [float(perceptual.distance(x, y).mean()) for x, y in ((a, b), (a, c), (b, c))]
-    assert lpips_diversity([a, b, c], perceptual) == pytest.approx(sum(pairs) / 3, rel=1e-4)
-    with pytest.raises(SettingsError, match="two or more"):
-        lpips_diversity([a], perceptual)
-    with pytest.raises(ClipError, match="equal shapes"):
-        perceptual.distance(a, b[:4])
-
-
-def test_weights_that_are_missing_or_another_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ModelError, match=r"put the file alexnet-\*\.pth into"):
-        Perceptual.load()
-    with pytest.raises(SettingsError, match="must be one of: alex, vgg, squeeze"):
-        Perceptual.load(backbone="resnet")
-    need_lpips()
-    with pytest.raises(ModelError, match=r"lacks features\.0\.weight"):
-        save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-        Perceptual.load(tmp_path / "x.safetensors")
-    (tmp_path / "bad.pth").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match="cannot be read"):
-        Perceptual.load(tmp_path / "bad.pth")
+# Libraries ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_or_broken_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,72 +244,3 @@ def test_a_missing_or_broken_library_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SettingsError, match=r"does not load \(operator nms"):
         require("built_for_another_torch", "some-package", "Tracking")
-
-
-# Tracked points -----------------------------------------------------------------------------------------------------
-
-
-def straight(direction: tuple[float, float], count: int = 5, frames: int = 9, speed: float = 0.02) -> Tensor:
-    """Tracklets (n, f, 2) that all move the same way."""
-    start = torch.rand(count, 1, 2, generator=torch.Generator().manual_seed(0))
-    return start + speed * torch.arange(frames)[None, :, None] * torch.tensor(direction)
-
-
-def test_tracklet_scores_of_known_motions() -> None:
-    right, left, down, still = (straight(d) for d in ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, 0.0)))
-    assert tracklet_fidelity(right, right) == pytest.approx(1)
-    assert tracklet_fidelity(right, straight((1.0, 0.0), 3, speed=0.05)) == pytest.approx(1), "speed does not count"
-    assert tracklet_fidelity(right, left) == pytest.approx(-1)
-    assert tracklet_fidelity(right, down) == pytest.approx(0, abs=1e-6)
-    assert tracklet_fidelity(right, still) == 0 and tracklet_fidelity(still, still) == 1
-    assert tracklet_fidelity(torch.cat([right, still]), right) == pytest.approx(1), "what stands still takes no part"
-    # Half of the tracklets find their like: (1 + mean(1, -1)) / 2.
-    assert tracklet_fidelity(torch.cat([right, left]), right) == pytest.approx(0.5)
-    # Moving half of the time in the right direction.
-    pausing = torch.cat([right[:, :5], right[:, 4:5].expand(-1, 4, -1)], dim=1)
-    assert tracklet_fidelity(right, pausing) == pytest.approx(0.5)
-    assert tracklet_fidelity(right, right[:0]) == 0
-    with pytest.raises(ClipError, match="No point of the reference"):
-        tracklet_fidelity(right[:0], right)
-
-
-def test_any_tracker_can_stand_in() -> None:
-    tracker = lambda frames: straight((1.0, 0.0)) if float(frames.mean()) > 0.5 else straight((-1.0, 0.0))  # noqa: E731
-    bright, dark = torch.ones(9, 8, 8, 3), torch.zeros(9, 8, 8, 3)
-    assert track_fidelity(bright, dark, tracker) == pytest.approx(-1)
-    with pytest.raises(ClipError, match="9 frames and the video 4"):
-        track_fidelity(bright, dark[:4], tracker)
-
-
-def textured(size: int, grain: int, generator: torch.Generator) -> Tensor:
-    noise = torch.rand(1, 3, size // grain, size // grain, generator=generator)
-    return F.interpolate(noise, size=(size, size), mode="bicubic").clamp(0, 1)
-
-
-def moving_patch(motion: str, seed: int, frames: int = 24, size: int = 128) -> Tensor:
-    """A textured disc over a textured background, both of their own per seed."""
-    generator = torch.Generator().manual_seed(seed)
-    back, face = textured(size, 8, generator), textured(size, 4, generator)
-    scene = world.Scene("circle", "red", "sand", motion, scale=0.12 if motion != "right" else 0.25)
-    pictures = []
-    for centre in world.trajectory(scene, frames):
-        shift = (2 * (0.5 - centre)).tolist()
-        grid = F.affine_grid(
-            torch.tensor([[[1, 0, shift[0]], [0, 1, shift[1]]]]), [1, 3, size, size], align_corners=False
-        )
-        disc = world.object_mask("circle", centre[None], torch.tensor([0.25]), size)[:, None]
-        pictures.append(back * (1 - disc) + F.grid_sample(face, grid, align_corners=False) * disc)
-    return torch.cat(pictures).movedim(1, -1)
-
-
-def test_tracked_fidelity_of_rendered_clips() -> None:
-    reference = moving_patch("right", 0)
-    assert track_fidelity(reference, reference) == pytest.approx(1)
-    assert track_fidelity(reference, moving_patch("right", 1)) > 0.8, "another look, the same motion"
-    assert track_fidelity(reference, reference[..., [2, 0, 1]]) > 0.8
-    assert track_fidelity(reference, moving_patch("left", 1)) < 0.2
-    assert track_fidelity(reference, moving_patch("up", 1)) < 0.5
-    assert track_fidelity(reference, reference.flip(0)) < 0.2
-    assert track_fidelity(reference, reference[:1].expand_as(reference)) == 0
-    orbit = moving_patch("orbit", 0)
-    assert track_fidelity(orbit, moving_patch("orbit", 1)) > track_fidelity(orbit, moving_patch("right", 1)) + 0.3

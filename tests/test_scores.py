@@ -80,6 +80,9 @@ def test_size_jitter(reference: Reading) -> None:
 def test_motion_fidelity_through_the_probe(reference: Reading) -> None:
     other = replace(ASKED, motion="bounce")
     assert motion_fidelity(reference, reading_of(ASKED)) > 0.95
+    recoloured = compare_motion(reference, reading_of(replace(REFERENCE, colour="blue", background="snow")))
+    assert recoloured is not None
+    assert recoloured.velocity_correlation > 0.98 and recoloured.trajectory_error < 0.1
     assert motion_fidelity(reference, reading_of(other)) < 0.3
     assert motion_fidelity(reference, reading_of(replace(ASKED, motion="still"))) < 0.1
     nothing = read_clip(world.background("sand").expand(8, -1, -1, -1))

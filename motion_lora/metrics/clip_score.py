@@ -88,8 +88,8 @@ class ClipScorer:
 
     def _pixels(self, frames: Tensor) -> Tensor:
         images = check_frames(frames, 1, "CLIP").movedim(-1, 1)
-        scale = self.size / min(images.shape[2:])
-        size = [max(self.size, round(side * scale)) for side in images.shape[2:]]
+        short = min(images.shape[2:])
+        size = [self.size * side // short for side in images.shape[2:]]  # CLIP's own resize rounds down
         images = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         top, left = ((side - self.size) // 2 for side in size)
         images = images[:, :, top : top + self.size, left : left + self.size]

@@ -9,7 +9,8 @@ tracklets from frame k to k + 1,
 halved so that it lies in [-1, 1]. Points that stand still have no direction: displacements below `STILL` of the
 diagonal are 0, k runs over the frames in which either point moves, and tracklets that move in less than `MOVING_SHARE`
 of the frames take no part. Two videos in which nothing moves score 1, one against a moving one 0. The maximum makes
-chance positive: compare with what the base model scores.
+chance positive: compare with what the base model scores. And it does not see who moves: where two things pass each
+other, or a camera follows what moves, a mirrored or reversed copy finds the like of every tracklet too.
 
 Tracklets come from sparse optical flow (OpenCV's pyramidal Lucas-Kanade on corners, which needs no weights), chained
 from the middle frame both ways; those that are lost on the way are left out. It loses what moves by more than about a
