@@ -289,6 +289,31 @@ def test_what_a_prompt_leaves_unnamed_leaks_where_it_is_the_references() -> None
     assert free_leakage([world.render(other), world.render(full)], ask, reading) == 0.5
 
 
+@pytest.mark.parametrize("motion", world.HELD_OUT_MOTIONS)
+def test_the_ceiling_is_the_asked_motion_whatever_its_delay_place_and_size(motion: str) -> None:
+    reference = reference_scene(Unit(motion, 0, 0), REFERENCES)
+    reading = read_clip(world.render(reference))
+    ask = Ask(tuple(other_looks(reference, 2)), 3, 0, 1, 1.0)
+    scenes = ask.drawn()
+    assert len({scene.centre for scene in scenes}) == 6 and len({scene.scale for scene in scenes}) == 6
+    seen = score_videos([world.render(scene) for scene in scenes], ask, reading)
+    assert seen["fidelity"] > 0.9 and seen["performs"] == 1 and seen["leakage"] == 0 and seen["alignment"] == 1
+    free = Ask((reference,), 20, 0, 1, 1.0, unnamed=("colour", "background")).drawn()
+    assert len({scene.colour for scene in free}) > 3 and {scene.shape for scene in free} == {reference.shape}
+
+
+def test_a_ceiling_cell_needs_no_training_and_no_sampling(pipeline, tmp_path: Path, monkeypatch) -> None:
+    def no_sampling(*unused: object, **named: object) -> None:
+        raise AssertionError
+
+    settings = dataclasses.replace(TINY, variants=(CEILING,))
+    run_cells(pipeline, tmp_path, dataclasses.replace(settings, variants=("base",)))
+    monkeypatch.setattr("motion_lora.bench.measure.sample", no_sampling)
+    base, ceiling = run_cells(pipeline, tmp_path, settings)
+    assert (ceiling["variant"], ceiling["steps"], ceiling["curve"]) == (CEILING, 0, [])
+    assert set(base) == set(ceiling) and base["fingerprint"] != ceiling["fingerprint"]
+
+
 def test_start_noise_is_the_same_for_every_variant() -> None:
     scenes = tuple(other_looks(reference_scene(Unit("orbit", 0, 0), REFERENCES), 2))
     seeds = [one.seed for one in Ask(scenes, 3, 0, 1, 1.0).requests()]

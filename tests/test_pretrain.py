@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from motion_lora.errors import SettingsError
 from motion_lora.pipeline import VideoPipeline
 from motion_lora.playground import PLAYGROUND_FOLDER, load_playground, world
 from motion_lora.playground.architecture import (
@@ -37,8 +38,8 @@ from motion_lora.playground.pretrain import (
 PLAN = StagePlan("toy", seed=5, steps=500, batch_size=4, learning_rate=1e-2, warmup=10)
 
 
-def train_toy(work: Path, plan: StagePlan, stop_at: int | None = None) -> Tensor:
-    torch.manual_seed(0)
+def train_toy(work: Path, plan: StagePlan, stop_at: int | None = None, first: int = 0) -> Tensor:
+    torch.manual_seed(first)
     model = nn.Linear(3, 1)
     steps = 0
 
@@ -63,6 +64,15 @@ def test_a_killed_stage_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path: P
     assert torch.equal(train_toy(tmp_path / "broken", PLAN), whole)
     assert torch.equal(train_toy(tmp_path / "broken", PLAN, stop_at=0), whole), "a finished stage is not run again"
     torch.testing.assert_close(whole, torch.ones(1, 3), rtol=0, atol=0.1)
+
+
+def test_a_checkpoint_of_another_run_is_refused_not_taken_for_this_one(tmp_path: Path) -> None:
+    short = replace(PLAN, steps=10)
+    train_toy(tmp_path, short)
+    for plan, first in ((short, 1), (replace(short, seed=6), 0), (replace(short, learning_rate=1e-3), 0)):
+        with pytest.raises(SettingsError, match=r"toy\.safetensors belongs to another run"):
+            train_toy(tmp_path, plan, first=first)
+    assert train_toy(tmp_path, replace(short, steps=12)).shape == (1, 3), "more steps are the same run"
 
 
 def test_the_rate_rises_stays_and_falls() -> None:

@@ -22,6 +22,7 @@ from motion_lora.errors import LoRAFileError, SettingsError
 from motion_lora.inversion import Absorber
 from motion_lora.lora import SPATIAL, TEMPORAL, layer_of
 from motion_lora.methods import METHODS
+from motion_lora.pipeline import VideoPipeline
 from motion_lora.targets import target_modules
 from motion_lora.training import (
     StageRun,
@@ -32,6 +33,7 @@ from motion_lora.training import (
     train,
     train_absorber,
 )
+from motion_lora.training.batches import random_patches
 from motion_lora.training.settings import absorber_stages, main_stages
 
 
@@ -105,6 +107,60 @@ def test_metadata_is_ready_for_the_file(pipeline, clip, trained):
     assert metadata["motion_lora.num_frames"] == "3" and metadata["motion_lora.height"] == "16"
     assert metadata["motion_lora.training_fingerprint"] == fingerprint(pipeline.identity, [clip], quick(), None)
     assert TrainSettings(**result.settings).resolved().absorber == "dual"
+
+
+def test_gradients_are_clipped(pipeline, clip):
+    """Below AdamW's epsilon a gradient hardly moves anything, so a norm that is clipped to it must not either."""
+    free, held = (
+        largest_change(train(pipeline, [clip], quick(absorber="none", max_grad_norm=norm)).lora) for norm in (1.0, 1e-8)
+    )
+    assert held < 0.2 * free
+
+
+def test_clips_and_captions_are_encoded_once(pipeline, clip, monkeypatch):
+    counted = {"encode_frames": 0, "encode_prompt": 0}
+
+    def counting(name):
+        whole = getattr(VideoPipeline, name)
+
+        def encode(self, *arguments, **named):
+            counted[name] += 1
+            return whole(self, *arguments, **named)
+
+        return encode
+
+    for name in counted:
+        monkeypatch.setattr(VideoPipeline, name, counting(name))
+    train(pipeline, [clip], quick(absorber="none", steps=1))
+    once = dict(counted)
+    train(pipeline, [clip], quick(absorber="none", steps=5))
+    assert counted == {name: 2 * count for name, count in once.items()} and min(once.values()) == 1
+
+
+def test_patches_are_cropped_where_the_paper_says():
+    """One size for the batch, sides 0.33 to 0.67 of the whole, any place: a cell tells where it comes from."""
+    cells = torch.arange(24.0).view(1, 1, 4, 6) + 100 * torch.arange(3.0).view(3, 1, 1, 1)
+    big = torch.nn.functional.interpolate(cells, scale_factor=10, mode="nearest").expand(3, 2, 40, 60)
+    sizes, places = set(), set()
+    for seed in range(200):
+        patches = random_patches(big, torch.Generator().manual_seed(seed))
+        height, width = patches.shape[-2:]
+        assert patches.shape[:2] == (3, 2) and 13 <= height <= 27 and 20 <= width <= 40
+        assert all(patches[n].min() >= 100 * n and patches[n].max() < 100 * n + 24 for n in range(3)), "its own frame"
+        sizes.add((height, width))
+        places.update(float(patch[0, 0, 0] - 100 * n) for n, patch in enumerate(patches))
+    assert len(sizes) > 10 and {0.0, 9.0} <= places, "from the corner to the middle"
+
+
+def test_absorbers_alone_see_patches(pipeline, clip):
+    settings = quick(absorber="spatial", patch_crop=True)
+    (stage,) = absorber_stages(settings)
+    whole, cropped = (
+        StageRun(pipeline, stage, replace(settings, patch_crop=crop), [clip], None) for crop in (False, True)
+    )
+    assert {whole.draw(step).latents.shape[-1] for step in range(8)} == {4}
+    assert max(cropped.draw(step).latents.shape[-1] for step in range(8)) < 4
+    assert stage_run(pipeline, [clip], settings).draw(0).latents.shape[-1] == 4, "the motion stage sees the whole"
 
 
 @pytest.mark.parametrize("name", METHODS)

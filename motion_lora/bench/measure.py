@@ -15,7 +15,7 @@ from ..errors import SettingsError
 from ..metrics import MotionMatch
 from ..pipeline import VideoPipeline
 from ..playground import world
-from ..playground.motions import follows
+from ..playground.motions import PHASE_IS_SHAPE, follows
 from ..playground.probe import Reading, read_clip
 from ..playground.scores import diversity, score_reading, shown_share
 from ..sampling import SampleSettings, sample
@@ -90,7 +90,9 @@ class Ask:
         found = []
         for scene, request in zip((s for s in self.scenes for _ in range(self.noises)), self.requests(), strict=True):
             named = {name: getattr(scene, name) for name in ("shape", "colour", "background", "motion", "fill")}
-            fixed = {name: value for name, value in named.items() if name not in self.unnamed}
+            fixed: dict[str, Any] = {name: value for name, value in named.items() if name not in self.unnamed}
+            if scene.motion in PHASE_IS_SHAPE:
+                fixed["phase"] = scene.phase
             found.append(world.sample_scene(torch.Generator().manual_seed(request.seed), **fixed))
         return found
 
@@ -123,7 +125,7 @@ def measure_rendered(
 ) -> dict[str, Any]:
     """As `measure`, of videos that the world draws as they are asked for, through the base's autoencoder.
 
-    Phase, place and size are drawn at random, and so is what the prompt leaves unnamed.
+    Delay, place and size are drawn at random, and so is what the prompt leaves unnamed.
     """
     frames = {one: [_rendered(pipeline, scene) for scene in one.drawn()] for one in (ask, own, free) if one is not None}
     return _scored(frames, ask, reference, own, free)

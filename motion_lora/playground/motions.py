@@ -15,6 +15,8 @@ from .probe import Reading, path_of
 # size, and less than 0.9 against any other (a test says so).
 FOLLOWS = 0.8
 _ORIENTATIONS = 8
+# Their phase is an orientation; of all others it is a mere delay.
+PHASE_IS_SHAPE = ("spiral",)
 
 
 def compare_motion(reference: Reading, reading: Reading) -> MotionMatch | None:
@@ -52,7 +54,7 @@ def ideal_fidelity(path: Tensor, motion: str) -> float:
 
 @functools.cache
 def _ideals(motion: str, num_frames: int) -> list[Tensor]:
-    """The motion's path in the phases that are no mere delay of each other: a spiral's phase is its orientation."""
-    phases = torch.arange(_ORIENTATIONS) / _ORIENTATIONS if motion == "spiral" else torch.zeros(1)
+    """The motion's path in the phases that are no mere delay of each other."""
+    phases = torch.arange(_ORIENTATIONS) / _ORIENTATIONS if motion in PHASE_IS_SHAPE else torch.zeros(1)
     scenes = [world.Scene("circle", "red", "sand", motion, phase=float(phase)) for phase in phases]
     return [world.trajectory(scene, num_frames) for scene in scenes]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from ..errors import SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,11 @@ def learning_rate_factor(plan: StagePlan, step: int) -> float:
 def run_stage(
     plan: StagePlan, modules: dict[str, nn.Module], loss: Callable[[torch.Generator], Tensor], work: Path
 ) -> None:
-    """Train one stage to its end, from its checkpoint if there is one; leaves the averaged weights in the modules."""
+    """Train one stage to its end, from its checkpoint if there is one; leaves the averaged weights in the modules.
+
+    Raises SettingsError where the checkpoint is of another plan (more or fewer steps are the same one) or began with
+    other weights.
+    """
     checkpoint = work / f"{plan.name}.safetensors"
     named = {
         f"{key}.{name}": p
@@ -52,7 +60,8 @@ def run_stage(
     }
     average = {name: p.detach().clone() for name, p in named.items()}
     optimizer = torch.optim.AdamW(named.values(), lr=plan.learning_rate, weight_decay=1e-2, betas=(0.9, 0.99))
-    start = _restore(checkpoint, named, average, optimizer)
+    mark = _mark(plan, named)
+    start = _restore(checkpoint, mark, named, average, optimizer)
     log = work / f"{plan.name}.log.csv"
     began, recent = time.monotonic(), 0.0
     for step in range(start, plan.steps):
@@ -76,14 +85,27 @@ def run_stage(
             with log.open("a", encoding="utf-8") as file:
                 file.write(f"{step + 1},{recent:.6f},{rate:.3f}\n")
         if (step + 1) % 250 == 0 or step + 1 == plan.steps:
-            _save(checkpoint, named, average, optimizer, step + 1)
+            _save(checkpoint, mark, named, average, optimizer, step + 1)
     with torch.no_grad():
         for name, p in named.items():
             p.copy_(average[name])
 
 
+def _mark(plan: StagePlan, named: dict[str, nn.Parameter]) -> str:
+    """Of what a run is and what it begins with."""
+    digest = hashlib.sha256(json.dumps({**asdict(plan), "steps": None}, sort_keys=True).encode())
+    for name, p in sorted(named.items()):
+        digest.update(name.encode() + p.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _save(
-    path: Path, named: dict[str, nn.Parameter], average: dict[str, Tensor], optimizer: torch.optim.AdamW, step: int
+    path: Path,
+    mark: str,
+    named: dict[str, nn.Parameter],
+    average: dict[str, Tensor],
+    optimizer: torch.optim.AdamW,
+    step: int,
 ) -> None:
     tensors: dict[str, Tensor] = {f"weight.{name}": p.detach() for name, p in named.items()}
     tensors |= {f"average.{name}": t for name, t in average.items()}
@@ -91,18 +113,30 @@ def _save(
         state = optimizer.state[p]
         tensors[f"m.{name}"], tensors[f"v.{name}"] = state["exp_avg"], state["exp_avg_sq"]
     temporary = path.with_suffix(".tmp")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, str(temporary), metadata={"step": str(step)})
+    save_file(
+        {name: t.contiguous() for name, t in tensors.items()}, str(temporary), metadata={"step": str(step), "run": mark}
+    )
     os.replace(temporary, path)
 
 
 def _restore(
-    path: Path, named: dict[str, nn.Parameter], average: dict[str, Tensor], optimizer: torch.optim.AdamW
+    path: Path,
+    mark: str,
+    named: dict[str, nn.Parameter],
+    average: dict[str, Tensor],
+    optimizer: torch.optim.AdamW,
 ) -> int:
     if not path.exists():
         return 0
     tensors = load_file(str(path))
     with safe_open(str(path), framework="pt") as file:
-        step = int(file.metadata()["step"])
+        about = file.metadata()
+    if about.get("run") != mark:
+        raise SettingsError(
+            f"{path} belongs to another run, with another plan or other weights to begin with; take another --work "
+            "folder, or delete it to start over."
+        )
+    step = int(about["step"])
     with torch.no_grad():
         for name, p in named.items():
             p.copy_(tensors[f"weight.{name}"])
