@@ -101,7 +101,7 @@ class ScoreVideo(io.ComfyNode):
         from ..motion_lora.scoring import Video, markdown_of, score_videos
 
         if (video is None) == (images is None):
-            raise ClipError("Score Video needs either a video or images: connect one of the two")
+            raise ClipError("Score Video needs either a video or images: connect one of the two.")
         names = measuring.named(clip_model, lpips_weights)
         with host.ordinary_tensors():
             frames = _frames(images if images is not None else video.get_components().images)
