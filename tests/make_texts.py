@@ -144,10 +144,11 @@ buttons to pause, resume, stop and save, and cancel. The finished file is in `ou
 `validate_every` a few small videos are sampled on the way, always of the same prompts and start noises, and scored:
 motion fidelity to the clip, leakage of its look, text alignment. The panel draws the curves and marks the best
 checkpoint: of those whose leakage is at most 0.1 above the base's and whose text alignment is at least 0.9 times the
-base's, the one of the highest motion fidelity. `keep` says whether that one or the last goes on; both files, the curve
-and a table stay in the job's folder (`best.safetensors`, `last.safetensors`, `validation.png`, `validation.csv` below
-`user/motion_lora`). `early_stop` ends the training when four validations in a row have brought nothing more. Each
-validation takes as long as sampling its videos: six on the playground, elsewhere one for each of `validate_prompts`.
+base's, the one of the highest motion fidelity, or the latest that is no more than 0.05 below it. `keep` says whether
+that one or the last goes on; both files, the curve and a table stay in the job's folder (`best.safetensors`,
+`last.safetensors`, `validation.png`, `validation.csv` below `user/motion_lora`). `early_stop` ends the training when
+four validations in a row have brought nothing more. Each validation takes as long as sampling its videos: twelve on the
+playground, elsewhere one for each of `validate_prompts`.
 On the playground the scores are exact; a clip that is none of the playground's cannot be measured there, and is
 refused where the best checkpoint or an early stop is asked for. On other models motion fidelity, by tracked points (it
 needs the package `opencv-python-headless`), and leakage are proxies, and text alignment takes part only with a

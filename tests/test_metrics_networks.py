@@ -38,8 +38,8 @@ def clip_of(colour: str, background: str, motion: str = "orbit") -> Tensor:
 
 
 def grey_clip(*values: float) -> Tensor:
-    """Small frames of one brightness each."""
-    return torch.tensor(values)[:, None, None, None].expand(-1, 8, 8, 3)
+    """Frames of one brightness each, the smallest that LPIPS takes."""
+    return torch.tensor(values)[:, None, None, None].expand(-1, 32, 32, 3)
 
 
 # CLIP ---------------------------------------------------------------------------------------------------------------
