@@ -75,7 +75,7 @@ CHOICE_OPTIONS = (
     Option("references", int, "looks of the references (default: 2)"),
     Option("steps", int, "steps of the motion stage (default: 200)"),
     _CAPTIONS,
-    Option("noises", int, "videos of each prompt that the choice sees (default: 2)"),
+    Option("noises", int, "videos of each prompt that the choice sees (default: 4)"),
     Option("truth_noises", int, "videos of each prompt that judge it (default: 4)"),
     Option("prompts", int, "looks that the choice sees, up to 4 (default: 3)"),
     Option("absorber_steps", int, "steps of the spatial-LoRA absorber (default: the method's)"),
