@@ -333,6 +333,12 @@ def test_render_refuses_words_the_world_does_not_know(tmp_path: Path, capsys: py
         (("--motion", "orbit", "--radius", "2"), "radius"),
         (("--motion", "orbit", "--num-frames", "0"), "num_frames"),
         (("--motion", "orbit", "--fps", "-1"), "fps"),
+        (("--motion", "orbit", "--fps", "nan"), "fps"),
+        (("--motion", "orbit", "--size", "99999"), "size"),
+        (("--motion", "orbit", "--seed", "-1"), "seed"),
+        (("--motion", "orbit", "--scale", "3"), "scale"),
+        (("--motion", "orbit", "--scale", "nan"), "scale"),
+        (("--motion", "orbit", "--phase", "1.5"), "phase"),
     ):
         assert said in fails(capsys, "playground", "render", *words, "--output", output)
     assert "x.txt" in fails(capsys, "playground", "render", "--motion", "orbit", "--output", tmp_path / "x.txt")

@@ -19,6 +19,8 @@ examples:
   motion-lora playground render --motion zigzag --shape ring --colour pink --background night --output zigzag.mp4
   motion-lora playground render --motion bounce --seed 3 --num-frames 16 --size 128 --output bounce.gif --json
 """
+# The smallest picture still shows the smallest object; the largest clip still fits into memory.
+_RANGES = {"num_frames": (1, 256), "size": (16, 1024), "fps": (0.1, 240), "seed": (0, 2**63 - 1)}
 _PINNED = ("shape", "colour", "background", "fill", "phase", "radius", "scale")
 
 
@@ -39,7 +41,7 @@ def add(commands: Any) -> None:
         render.add_argument(f"--{name}", metavar="NAME", help=f"{name} of the scene")
     render.add_argument("--phase", type=float, metavar="X", help="where in a periodic motion it starts, 0 to 1")
     render.add_argument("--radius", type=float, metavar="X", help="size of the object in canvas sides, 0.05 to 0.4")
-    render.add_argument("--scale", type=float, metavar="X", help="half extent of the path in canvas sides")
+    render.add_argument("--scale", type=float, metavar="X", help="half extent of the path in canvas sides, 0 to 0.5")
     render.add_argument("--seed", type=int, default=0, metavar="N", help="draws whatever is not given (default: 0)")
     render.add_argument("--num-frames", type=int, metavar="N", help="default: what the built-in model was trained on")
     render.add_argument("--size", type=int, metavar="N", help="height and width (default: the built-in model's)")
@@ -56,9 +58,10 @@ def run_render(options: argparse.Namespace) -> int:
     num_frames = world.NUM_FRAMES if options.num_frames is None else options.num_frames
     size = world.CANVAS if options.size is None else options.size
     fps = float(world.FPS if options.fps is None else options.fps)
-    for name, value in (("num_frames", num_frames), ("size", size), ("fps", fps)):
-        if value <= 0:
-            raise SettingsError(f"{name} is {value}; it must be above 0.")
+    given = {"num_frames": num_frames, "size": size, "fps": fps, "seed": options.seed}
+    for name, (low, high) in _RANGES.items():
+        if not low <= given[name] <= high:
+            raise SettingsError(f"{name} is {given[name]:g}; it must be from {low:g} to {high:g}.")
     scene = scene_of(options)
     check_video_output(options.output)
     write_frames(options.output, world.render(scene, num_frames, size), fps)

@@ -100,6 +100,10 @@ class Scene:
                 raise ValueError(f"The playground has no {field} {value!r}; it has: {', '.join(legal)}.")
         if not 0.05 <= self.radius <= 0.4:
             raise ValueError(f"radius is {self.radius}; the playground draws radii from 0.05 to 0.4 of the canvas.")
+        if not 0 <= self.scale <= 0.5:
+            raise ValueError(f"scale is {self.scale}; the playground draws paths of up to 0.5 of the canvas, from 0.")
+        if not 0 <= self.phase <= 1:
+            raise ValueError(f"phase is {self.phase}; it is the part of a motion at which it starts, from 0 to 1.")
 
 
 def _direction(angle: float) -> Callable[[Tensor, float], tuple[Tensor, Tensor]]:
