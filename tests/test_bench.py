@@ -269,11 +269,19 @@ def test_scores_of_known_videos() -> None:
     assert perfect["fidelity"] > 0.95 and perfect["leakage"] == 0 and perfect["alignment"] == 1
     assert perfect["performs"] == 1 and perfect["found"] == 1
     assert perfect["diversity"] == pytest.approx(0.05, abs=0.01)
+    assert perfect["size_diversity"] < 0.02 and perfect["speed_diversity"] < 0.02
+    sized = [dataclasses.replace(s, radius=0.16, scale=0.24, centre=(0.5, 0.5)) for s in ask.scenes for _ in (0, 1)]
+    sized[1::2] = [dataclasses.replace(scene, radius=0.2, scale=0.12) for scene in sized[1::2]]
+    grown = score_videos([world.render(scene) for scene in sized], ask, reading)
+    assert grown["diversity"] < 0.01
+    assert grown["size_diversity"] == pytest.approx(math.log(0.2 / 0.16) / 2, rel=0.1)
+    assert grown["speed_diversity"] == pytest.approx(math.log(0.24 / 0.12) / 2, rel=0.1)
     copied = score_videos([world.render(reference)] * 4, ask, reading)
     assert copied["leakage"] == 1 and copied["fidelity"] == pytest.approx(1) and copied["diversity"] < 1e-6
     assert len(copied["videos"]) == 4 and set(copied["videos"][0]["right"]) == set(ATTRIBUTES)
     empty = score_videos([world.background("snow").expand(8, -1, -1, -1)] * 4, ask, reading)
-    assert empty["diversity"] is None and empty["fidelity"] == 0 and empty["trajectory_error"] == 1
+    assert all(empty[name] is None for name in ("diversity", "size_diversity", "speed_diversity"))
+    assert empty["fidelity"] == 0 and empty["trajectory_error"] == 1
 
 
 def test_what_a_prompt_leaves_unnamed_leaks_where_it_is_the_references() -> None:
@@ -441,10 +449,13 @@ def test_curves_are_means_over_cells() -> None:
 
 def test_report_files(pipeline, tmp_path: Path) -> None:
     known = [{**c, "curve": [{**point, "leakage": 0.1, "alignment": 0.5} for point in c["curve"]]} for c in KNOWN]
+    for one in known[4:8]:
+        del one["size_diversity"]
     report = write_report(tmp_path, pipeline, BenchSettings(), known, "motion-lora bench quality --x", 99)
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "motion-lora bench quality --x" in text and "16 of 99 cells" in text
     assert "0.850 [0.645, 1.000]" in text, "a mean with its interval"
+    assert "| temporal LoRA, no absorber | 0.500 | - | 0.500 |" in text, "a measure that older cells lack"
     assert "held" in text and "orbit, zigzag" in text and "torch 2" in text and "32.632" in text
     assert {path.name for path in tmp_path.iterdir()} == {Path(name).name for name in report["files"]}
     plots = {"fidelity_leakage.png", "fidelity_free_leakage.png", "curve_fidelity.png"}

@@ -47,6 +47,8 @@ MEASURES: Mapping[str, tuple[str, str, bool | None]] = {
     "consistency": ("consistency", "share of neighbouring frames that show the same attributes", True),
     "size_jitter": ("size jitter", "standard deviation over time of log size", False),
     "diversity": ("diversity of place", "spread of mean positions over start noises, in canvas sides", True),
+    "size_diversity": ("diversity of size", "standard deviation of log mean size over start noises", True),
+    "speed_diversity": ("diversity of speed", "standard deviation of log mean speed over start noises", True),
     "found": ("object found", "share of frames in which the probe finds an object", True),
 }
 
@@ -54,7 +56,9 @@ MEASURES: Mapping[str, tuple[str, str, bool | None]] = {
 RANGES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(MEASURES, (0.0, 1.0)),
     **dict.fromkeys(("fidelity", "own_fidelity"), (-1.0, 1.0)),
-    **dict.fromkeys(("trajectory_error", "size_jitter", "diversity"), (0.0, math.inf)),
+    **dict.fromkeys(
+        ("trajectory_error", "size_jitter", "diversity", "size_diversity", "speed_diversity"), (0.0, math.inf)
+    ),
 }
 
 
@@ -168,7 +172,7 @@ def score_videos(videos: Sequence[Tensor], ask: Ask, reference: Reading) -> dict
         "trajectory_error": statistics.fmean(motion.trajectory_error if motion else 1.0 for motion in motions),
         "consistency": statistics.fmean(score.consistency for score in scores),
         "size_jitter": statistics.fmean(score.size_jitter for score in scores),
-        "diversity": _diversity(readings, ask.noises),
+        **_diversities(readings, ask.noises),
         "found": statistics.fmean(score.found for score in scores),
         "videos": [_one(score.fidelity, score.leakage, score.right, score.motion) for score in scores],
     }
@@ -186,12 +190,15 @@ def _one(
     }
 
 
-def _diversity(readings: Sequence[Reading], noises: int) -> float | None:
-    """Mean over the prompts of which two videos or more show an object."""
+def _diversities(readings: Sequence[Reading], noises: int) -> dict[str, float | None]:
+    """Means over the prompts of which two videos or more show an object; None where there is no such prompt."""
     found = []
     for first in range(0, len(readings), noises):
         try:
-            found.append(diversity(readings[first : first + noises]).position)
+            found.append(diversity(readings[first : first + noises]))
         except SettingsError:
             continue
-    return statistics.fmean(found) if found else None
+    return {
+        name: statistics.fmean(getattr(one, part) for one in found) if found else None
+        for name, part in (("diversity", "position"), ("size_diversity", "size"), ("speed_diversity", "speed"))
+    }

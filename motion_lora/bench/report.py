@@ -32,8 +32,9 @@ _SHOWN = (
     "alignment",
     "found",
     "consistency",
-    "diversity",
 )
+# Between videos of one prompt, from other start noise.
+_DIVERSITY = ("diversity", "size_diversity", "speed_diversity")
 _FEW = 2
 _AGAINST = ("leakage", "free_leakage")
 _PLOTTED = {"fidelity": "motion fidelity", "leakage": "appearance leakage", "alignment": "text alignment"}
@@ -109,6 +110,8 @@ def _markdown(
         "## Paired differences\n\n" + _difference_words(rows, found) + "\n\n" + _difference_table(rows),
         "## Leakage by attribute\n\nShare of frames with the reference's value where the prompt names another; the "
         "base's is what the network does by itself. A frame without an object shows none.\n\n" + _leak_table(rows),
+        "## Diversity over start noises\n\nBetween the videos of one prompt, mean over the prompts. A dash: not "
+        "measured when its cells were run.\n\n" + _diversity_table(rows),
         "## What the measures are\n\n"
         + "\n".join(f"- **{head}**: {what}{_arrow(better)}." for head, what, better in MEASURES.values())
         + "\n\nDefinitions in full: `motion_lora/playground/scores.py`, `motion_lora/metrics/trajectories.py`.",
@@ -209,6 +212,11 @@ def _leak_table(rows: Sequence[Row]) -> str:
     return markdown_table(["variant", *names], body) if body else "No videos were kept."
 
 
+def _diversity_table(rows: Sequence[Row]) -> str:
+    body = [[row.title, *(short_interval(row.measures.get(name)) for name in _DIVERSITY)] for row in rows]
+    return markdown_table(["variant", *(MEASURES[name][0].removeprefix("diversity of ") for name in _DIVERSITY)], body)
+
+
 def _floor_table(found: Sequence[CellData]) -> str:
     floors = [noise_floor(found, name) for name in (*COMPARED, "alignment")]
     body = [
@@ -260,7 +268,7 @@ def _csv(rows: Sequence[Row]) -> str:
 
 def _cells_csv(found: Sequence[CellData]) -> str:
     head = ["variant", "motion", "reference", "seed", "steps", "train_seconds", "absorber_seconds", *MEASURES]
-    return csv_text([head, *([cell[name] for name in head] for cell in found)])
+    return csv_text([head, *([cell.get(name) for name in head] for cell in found)])
 
 
 def csv_text(table: Sequence[Sequence[Any]]) -> str:

@@ -151,7 +151,7 @@ def _row(name: str, by_variant: Mapping[str, Sequence[CellData]]) -> Row:
     measured = {
         measure: _share(group, measure) if measure == "performs" else _interval(measure, values)
         for measure in MEASURES
-        if (values := _values([(cell, cell[measure]) for cell in group]))
+        if (values := _values([(cell, cell.get(measure)) for cell in group]))
     }
     return Row(
         variant=name,
