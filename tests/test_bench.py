@@ -19,7 +19,7 @@ from motion_lora.bench.choosing import PICKS, picks_of, regrets
 from motion_lora.bench.measure import MEASURES, Ask, free_leakage, score_videos
 from motion_lora.bench.report import write_report
 from motion_lora.bench.settings import REFERENCES, Unit, reference_scene, units
-from motion_lora.bench.table import HELD, NOT_HELD, TOO_FEW, calibration, curves, noise_floor, rows_of
+from motion_lora.bench.table import HELD, NOT_HELD, TOO_FEW, calibration, crowded, curves, noise_floor, rows_of
 from motion_lora.bench.trainings import Workshop, marks_of
 from motion_lora.bench.variants import CEILING, RECIPE
 from motion_lora.choice import Limits
@@ -400,6 +400,22 @@ def test_calibration_says_what_held() -> None:
     assert checks["the base does not move like the reference"] == NOT_HELD
     assert checks["S-LoRA (ablation) leaks clearly"] == TOO_FEW
     assert checks["rows differ beyond chance in leakage"] == TOO_FEW
+
+
+def test_a_look_that_the_base_shows_by_itself_cannot_leak() -> None:
+    """On the swing the base shows it in half of the frames; a control's further frames there say nothing."""
+    known = [{**c, "free_leakage": 0.5} if c["motion"] == "swing" and c["variant"] == "base" else c for c in KNOWN]
+    assert {clip[0]: share for clip, share in crowded(known).items()} == {"swing": 0.5} and not crowded(KNOWN)
+    rows = {row.variant: row for row in rows_of(known)}
+    assert rows["spatial-lora"].measures["free_leakage"].count == 2
+    assert rows["spatial-lora"].to_base["free_leakage"].estimate == pytest.approx(0.65 - 0.05)
+    assert rows["spatial-lora"].measures["leakage"].count == 4, "where looks are named all clips count"
+    status = {check.name: (check.status, check.text) for check in calibration(known)}
+    assert status["leakage has room"][0] == NOT_HELD and "(0.50)" in status["leakage has room"][1]
+    assert {c.name: c.status for c in calibration(KNOWN)}["leakage has room"] == HELD
+    full = [{**c, "free_leakage": 0.5} for c in KNOWN]
+    assert "free_leakage" not in rows_of(full)[1].to_base
+    assert {c.name: c.status for c in calibration(full)}["S-LoRA (ablation) leaks clearly"] == TOO_FEW
 
 
 def test_noise_alone_is_not_taken_for_differences() -> None:

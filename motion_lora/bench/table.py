@@ -32,6 +32,8 @@ CLEAR_LEAK = 0.1
 MOST_BY_CHANCE = 0.1
 # Share of perfect videos that have to be seen as such.
 SEEN = 0.9
+# A look that the base shows by itself in as many of the frames cannot be seen to leak.
+ROOM = 0.4
 # From so many reference clips on an interval is over clips.
 CLIPS = 3
 
@@ -80,13 +82,14 @@ class Floor:
 
 def rows_of(found: Sequence[CellData]) -> list[Row]:
     """A row per variant that has cells, in the order of `VARIANTS`."""
-    by_variant = _by_variant(found)
+    by_variant = _by_variant(with_room(found))
     return [_row(name, by_variant) for name in VARIANTS if by_variant.get(name)]
 
 
 def noise_floor(found: Sequence[CellData], measure: str) -> Floor | None:
     """The spread of identical settings over seeds; None where no variant has two seeds on one reference."""
     groups: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    found = with_room(found)
     for cell in found:
         if cell[measure] is not None and cell["variant"] != CEILING:
             groups[cell["variant"], cell["motion"], cell["reference"]].append(cell[measure])
@@ -106,6 +109,7 @@ def calibration(found: Sequence[CellData]) -> list[Check]:
     """Whether the instrument sees what it has to: one check per line of the issue."""
     rows = {row.variant: row for row in rows_of(found)}
     checks = [_base_check(rows[BASE])] if BASE in rows else []
+    checks += [_room_check(found)] if BASE in rows else []
     checks += [_ceiling_check(rows[CEILING])] if CEILING in rows else []
     checks += [_learned_check(rows[TEMPORAL])] if TEMPORAL in rows and BASE in rows else []
     checks += [_leak_check(rows[name]) for name in CONTROLS if name in rows and BASE in rows]
@@ -129,6 +133,22 @@ def curves(found: Sequence[CellData], measure: str) -> dict[str, list[tuple[int,
         for name in VARIANTS
         if name in points
     }
+
+
+def crowded(found: Sequence[CellData]) -> dict[tuple[str, str], float]:
+    """Clips whose look the base shows by itself so often that none can be seen to leak -> in what share of frames."""
+    shares: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for cell in found:
+        if cell["variant"] == BASE and cell["free_leakage"] is not None:
+            shares[_clip(cell)].append(cell["free_leakage"])
+    means = {clip: statistics.fmean(values) for clip, values in shares.items()}
+    return {clip: share for clip, share in means.items() if share >= ROOM}
+
+
+def with_room(found: Sequence[CellData]) -> list[CellData]:
+    """The cells, without leakage where unnamed on clips that are `crowded`."""
+    full = crowded(found)
+    return [{**cell, "free_leakage": None} if _clip(cell) in full else cell for cell in found]
 
 
 def over_clips(found: Sequence[CellData]) -> bool:
@@ -236,6 +256,19 @@ def _base_check(row: Row) -> Check:
     return Check("the base does not move like the reference", HELD if held else NOT_HELD, text)
 
 
+def _room_check(found: Sequence[CellData]) -> Check:
+    full = crowded(found)
+    clips = {_clip(cell) for cell in found if cell["variant"] == BASE}
+    named = ", ".join(f"{reference} ({share:.2f})" for (_, reference), share in full.items())
+    text = (
+        f"where looks are unnamed the base shows the reference's in less than {ROOM:g} of the frames on "
+        f"{len(clips) - len(full)} of {len(clips)} clips"
+    )
+    if full:
+        text += f"; left out of {MEASURES['free_leakage'][0]!r}: {named}"
+    return Check("leakage has room", NOT_HELD if full else HELD, text)
+
+
 def _ceiling_check(row: Row) -> Check:
     performs, fidelity = row.measures["performs"].estimate, row.measures["fidelity"].estimate
     text = (
@@ -255,7 +288,9 @@ def _learned_check(row: Row) -> Check:
 
 
 def _leak_check(row: Row) -> Check:
-    name, more = f"{row.title} leaks clearly", row.to_base["free_leakage"]
+    name, more = f"{row.title} leaks clearly", row.to_base.get("free_leakage")
+    if more is None:
+        return Check(name, TOO_FEW, "no clip leaves it room to leak")
     text = (
         f"where looks are unnamed it leaks more than the base by {_signed(more)} (wanted: {CLEAR_LEAK:g} or more, "
         "interval above 0)"
