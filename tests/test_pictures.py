@@ -177,11 +177,22 @@ def test_plots_draw_every_series_and_survive_odd_values() -> None:
     ]
     picture = plot_lines(lines, title="t", x_label="x", y_label="y")
     assert all(has_colour(picture, colour) for colour in PALETTE[:2])
-    points = plot_points([Point("p", 0, 1, 0.1, math.nan), Point("q", 2, 3)], y_label="y")
+    points = plot_points([Point("p", 0, 1, (-0.1, 0.1), (math.nan, 1.5)), Point("q", 2, 3)], y_label="y")
     assert all(has_colour(points, colour) for colour in PALETTE[:2])
     for nothing in (lambda: plot_lines([Line("a", [0], [math.inf])]), lambda: plot_points([])):
         with pytest.raises(OutputError, match="nothing to plot"):
             nothing()
+
+
+def test_error_bars_end_where_the_interval_does() -> None:
+    """The first point's bar goes to the left alone: nothing is drawn to the right of its dot."""
+    drawn = [
+        np.asarray(plot_points([Point("", 1, 0, ends), Point("", 0, 1), Point("", 2, -1)])) for ends in (None, (0.5, 1))
+    ]
+    added = (drawn[0] != drawn[1]).any(axis=-1)
+    columns = np.flatnonzero(added.any(axis=0))
+    middle = (92 + drawn[0].shape[1] - 24) / 2
+    assert columns.max() < middle and columns.min() > 92 and columns.max() - columns.min() > 100
 
 
 def test_one_exploding_step_does_not_flatten_the_losses() -> None:

@@ -341,9 +341,9 @@ def _against(path: Path, rows: Sequence[Row], measure: str) -> str:
     return write_png(path, plot_points(points, title=title, x_label=heading, y_label="motion fidelity")).name
 
 
-def _reach(interval: Interval) -> float:
+def _reach(interval: Interval) -> tuple[float, float] | None:
     """Two values give an interval that is wider than the plot; their number stands by the name instead."""
-    return interval.half_width if interval.count > _FEW else 0.0
+    return (interval.low, interval.high) if interval.count > _FEW else None
 
 
 def _device(device: torch.device) -> str:

@@ -24,11 +24,6 @@ class Interval:
     high: float
     count: int
 
-    @property
-    def half_width(self) -> float:
-        """Half of the interval, for error bars."""
-        return (self.high - self.low) / 2
-
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 

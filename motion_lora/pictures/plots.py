@@ -50,13 +50,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """A named point with half widths of its error bars."""
+    """A named point with the low and high ends of its error bars, which need not lie evenly around it."""
 
     label: str
     x: float
     y: float
-    x_error: float = 0.0
-    y_error: float = 0.0
+    x_ends: tuple[float, float] | None = None
+    y_ends: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def plot_points(points: Sequence[Point], *, title: str = "", x_label: str = "", 
     finite = [p for p in points if _drawable(p.x, p.y, False)]
     if not finite:
         raise OutputError("There is nothing to plot: no point has finite coordinates.")
-    xs = [p.x + sign * _finite(p.x_error) for p in finite for sign in (-1, 1)]
-    ys = [p.y + sign * _finite(p.y_error) for p in finite for sign in (-1, 1)]
+    xs = [end for p in finite for end in _ends(p.x, p.x_ends)]
+    ys = [end for p in finite for end in _ends(p.y, p.y_ends)]
     canvas = _Canvas(_axis(xs), _axis(ys))
     canvas.frame(title, x_label, y_label)
     for index, point in enumerate(finite):
@@ -223,11 +223,8 @@ class _Canvas:
 
     def marker(self, point: Point, colour: tuple[int, int, int]) -> None:
         """A dot with its error bars."""
-        dx, dy = _finite(point.x_error), _finite(point.y_error)
-        for start, end in (
-            ((point.x - dx, point.y), (point.x + dx, point.y)),
-            ((point.x, point.y - dy), (point.x, point.y + dy)),
-        ):
+        (left, right), (low, high) = _ends(point.x, point.x_ends), _ends(point.y, point.y_ends)
+        for start, end in (((left, point.y), (right, point.y)), ((point.x, low), (point.x, high))):
             self.draw.line([self.at(*start), self.at(*end)], fill=_faint(colour, 0.35), width=2 * _OVERSAMPLE)
         self._dot(self.at(point.x, point.y), colour, 6)
 
@@ -377,8 +374,10 @@ def _drawable(x: float, y: float, log_y: bool) -> bool:
     return math.isfinite(x) and math.isfinite(y) and (y > 0 or not log_y)
 
 
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0
+def _ends(value: float, ends: tuple[float, float] | None) -> tuple[float, float]:
+    """The ends of an error bar, the value itself where there is none or it is not finite."""
+    low, high = ends or (value, value)
+    return (low if math.isfinite(low) else value), (high if math.isfinite(high) else value)
 
 
 def _faint(colour: tuple[int, int, int], share: float) -> tuple[int, int, int]:
