@@ -19,8 +19,8 @@ examples:
   motion-lora playground render --motion zigzag --shape ring --colour pink --background night --output zigzag.mp4
   motion-lora playground render --motion bounce --seed 3 --num-frames 16 --size 128 --output bounce.gif --json
 """
-# The smallest picture still shows the smallest object; the largest clip still fits into memory.
-_RANGES = {"num_frames": (1, 256), "size": (16, 1024), "fps": (0.1, 240), "seed": (0, 2**63 - 1)}
+# The smallest picture still shows the smallest object; the largest clip takes some 2 GB to draw.
+_RANGES = {"num_frames": (1, 128), "size": (16, 512), "fps": (0.1, 240), "seed": (0, 2**63 - 1)}
 _PINNED = ("shape", "colour", "background", "fill", "phase", "radius", "scale")
 
 
