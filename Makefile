@@ -36,7 +36,7 @@ test: lint
 	$(BIN)/pytest -q -n auto --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 bench: $(STAMP)
-	$(BIN)/python bench/full_size.py $(BENCH_ARGS)
+	$(BIN)/python tools/full_size.py $(BENCH_ARGS)
 
 clean:
 	rm -rf out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

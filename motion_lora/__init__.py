@@ -21,46 +21,51 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .playground import defaults as _defaults  # noqa: F401 - registers what the playground asks for in training
+
 if TYPE_CHECKING:
-    from .clips import Clip, clip_from_frames, read_clip
-    from .errors import MotionLoRAError
-    from .files import load_lora, save_lora
-    from .formats import load_any
-    from .lora import LoRA, LoRALayer
-    from .methods import METHODS
-    from .pictures import write_video
-    from .pipeline import VideoPipeline
-    from .playground import load_playground
-    from .sampling import SampleSettings, sample
-    from .stack import AdapterStack, Schedule, StackEntry
-    from .targets import TARGETS
+    from .adapters.targets import TARGETS
+    from .base.pipeline import VideoPipeline
+    from .core.clip import Clip
+    from .core.curves import Schedule
+    from .core.errors import MotionLoRAError
+    from .core.lora import LoRA, LoRALayer
+    from .core.stack import AdapterStack, StackEntry
+    from .files.own import load_lora, save_lora
+    from .files.reader import load_any
+    from .media.read import clip_from_frames, read_clip
+    from .media.write import write_video
+    from .methods.table import METHODS
+    from .playground.model import load_playground
+    from .sampling.loop import sample
+    from .sampling.settings import SampleSettings
     from .training import TrainSettings, train, train_absorber
 
 __version__ = "0.1.0"
 
 _HOME: dict[str, str] = {
-    "AdapterStack": "stack",
-    "Clip": "clips",
-    "LoRA": "lora",
-    "LoRALayer": "lora",
-    "METHODS": "methods",
-    "MotionLoRAError": "errors",
-    "SampleSettings": "sampling",
-    "Schedule": "stack",
-    "StackEntry": "stack",
-    "TARGETS": "targets",
+    "AdapterStack": "core.stack",
+    "Clip": "core.clip",
+    "LoRA": "core.lora",
+    "LoRALayer": "core.lora",
+    "METHODS": "methods.table",
+    "MotionLoRAError": "core.errors",
+    "SampleSettings": "sampling.settings",
+    "Schedule": "core.curves",
+    "StackEntry": "core.stack",
+    "TARGETS": "adapters.targets",
     "TrainSettings": "training",
-    "VideoPipeline": "pipeline",
-    "clip_from_frames": "clips",
-    "load_any": "formats",
-    "load_lora": "files",
-    "load_playground": "playground",
-    "read_clip": "clips",
-    "sample": "sampling",
-    "save_lora": "files",
+    "VideoPipeline": "base.pipeline",
+    "clip_from_frames": "media.read",
+    "load_any": "files.reader",
+    "load_lora": "files.own",
+    "load_playground": "playground.model",
+    "read_clip": "media.read",
+    "sample": "sampling.loop",
+    "save_lora": "files.own",
     "train": "training",
     "train_absorber": "training",
-    "write_video": "pictures",
+    "write_video": "media.write",
 }
 
 __all__ = [

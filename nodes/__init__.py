@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-from . import (
-    absorbers,
-    advanced,
-    clips,
-    compare,
-    curves,
-    files,
-    folders,
-    load,
-    noise,
-    routes,
-    sample,
-    save,
-    score,
-    stack,
-    train,
-)
-from .sockets import ComfyExtension, io
+from . import absorbers, advanced, clips, compare, curves, files, load, noise, sample, save, score, stack, train
+from .comfy import folders, routes
+from .comfy.sockets import ComfyExtension, io
 
 NODES: list[type[io.ComfyNode]] = [
     load.LoadT2VModel,

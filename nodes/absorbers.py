@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..motion_lora.errors import LoRAFileError
-from . import folders, host, shown
-from .sockets import CATEGORY, Absorber, Base, MotionLoRA, io
+from ..motion_lora.core.errors import LoRAFileError
+from .comfy import folders, server
+from .comfy.sockets import CATEGORY, Absorber, Base, MotionLoRA, io
+from .widgets import previews
 
 if TYPE_CHECKING:
-    from ..motion_lora.lora import LoRA
-    from ..motion_lora.pipeline import VideoPipeline
+    from ..motion_lora.base.pipeline import VideoPipeline
+    from ..motion_lora.core.lora import LoRA
 
 CONNECTED = "(the connected LoRA)"
 
@@ -60,17 +61,17 @@ class AbsorberFromLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str = CONNECTED, **unused: Any) -> str:
-        return "" if lora_name == CONNECTED else shown.file_mark(folders.lora_path, lora_name)
+        return "" if lora_name == CONNECTED else previews.file_mark(folders.lora_path, lora_name)
 
     @classmethod
     def validate_inputs(cls, lora_name: str) -> bool | str:
-        return True if lora_name == CONNECTED else shown.is_listed(folders.lora_path, lora_name)
+        return True if lora_name == CONNECTED else previews.is_listed(folders.lora_path, lora_name)
 
     @classmethod
     def execute(
         cls, lora_name: str, base_model: VideoPipeline, strength: float, lora: LoRA | None = None
     ) -> io.NodeOutput:
-        from ..motion_lora.formats import absorber_from_lora, load_any_absorber
+        from ..motion_lora.files.absorbers import absorber_from_lora, load_any_absorber
         from ..motion_lora.training import check_absorber
 
         if (lora is None) == (lora_name == CONNECTED):
@@ -81,7 +82,7 @@ class AbsorberFromLoRA(io.ComfyNode):
         else:
             absorber, notes = absorber_from_lora(lora, strength=strength)
         check_absorber(base_model, absorber)
-        host.tell_node(cls.hidden.unique_id, "; ".join(notes))
+        server.tell_node(cls.hidden.unique_id, "; ".join(notes))
         return io.NodeOutput(absorber)
 
 
@@ -116,12 +117,12 @@ class AbsorberFromModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model: str) -> bool | str:
-        return shown.is_listed(folders.network_path, model)
+        return previews.is_listed(folders.network_path, model)
 
     @classmethod
     def execute(cls, model: str, base_model: VideoPipeline) -> io.NodeOutput:
-        from ..motion_lora.formats import load_any_absorber
+        from ..motion_lora.files.absorbers import load_any_absorber
 
         report = load_any_absorber(folders.network_path(model), base_model.unet)
-        host.tell_node(cls.hidden.unique_id, "; ".join(report.notes))
+        server.tell_node(cls.hidden.unique_id, "; ".join(report.notes))
         return io.NodeOutput(report.absorber)

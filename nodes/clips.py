@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..motion_lora.errors import ClipError
-from ..motion_lora.pictures import contact_sheet
+from ..motion_lora.core.errors import ClipError
+from ..motion_lora.media.sheets import contact_sheet
 from ..motion_lora.playground import world
-from . import host, shown
-from .sockets import CATEGORY, MAX_SEED, Clips, io
+from .comfy import server
+from .comfy.sockets import CATEGORY, MAX_SEED, Clips, io
+from .widgets import previews
 
 if TYPE_CHECKING:
-    from ..motion_lora.clips import Clip
+    from ..motion_lora.core.clip import Clip
 
 _SHEET_COLUMNS = 8
 _OUTPUTS_TOOLTIP = "For Train Motion LoRA and Train Appearance Absorber."
@@ -89,7 +90,7 @@ class ReferenceClip(io.ComfyNode):
         if (video is None) == (images is None):
             raise ClipError("a reference clip needs either a video or images: connect one of the two")
         cut["num_frames"] = cut["num_frames"] or None
-        with host.ordinary_tensors():
+        with server.ordinary_tensors():
             clip = _from_images(images, images_fps, cut) if images is not None else _from_video(video, cut)
         return _clip_output(clip, cls)
 
@@ -142,9 +143,9 @@ class PlaygroundClip(io.ComfyNode):
 
     @classmethod
     def execute(cls, num_frames: int, seed: int, motion: str, **looks: str) -> io.NodeOutput:
-        from ..motion_lora.clips import clip_from_frames
+        from ..motion_lora.media.read import clip_from_frames
 
-        with host.ordinary_tensors():
+        with server.ordinary_tensors():
             scene = world.sample_scene(torch.Generator().manual_seed(seed), motion=motion, **looks)
             clip = clip_from_frames(
                 world.render(scene, num_frames),
@@ -185,14 +186,14 @@ class CombineClips(io.ComfyNode):
 
 def _from_images(images: torch.Tensor, images_fps: float, cut: dict[str, Any]) -> Clip:
     """A clip of an IMAGE batch, whose rate is not known: without one, its frames are those to train on."""
-    from ..motion_lora.clips import clip_from_frames
+    from ..motion_lora.media.read import clip_from_frames
 
     return clip_from_frames(images[..., :3].float().cpu().clone(), images_fps or cut["fps"], source="images", **cut)
 
 
 def _from_video(video: Any, cut: dict[str, Any]) -> Clip:
     """A clip of a VIDEO. From a file only the frames that are wanted are decoded; the whole may not fit in memory."""
-    from ..motion_lora.clips import clip_from_frames, read_clip
+    from ..motion_lora.media.read import clip_from_frames, read_clip
 
     source = video.get_stream_source() if not hasattr(video, "as_trimmed") else None
     if isinstance(source, str):
@@ -215,4 +216,6 @@ def _clip_output(clip: Clip, node: type[io.ComfyNode], *captions: str) -> io.Nod
         for start in range(0, clip.num_frames, _SHEET_COLUMNS)
     ]
     sheet = contact_sheet(rows, columns=_SHEET_COLUMNS, tile_side=96)
-    return io.NodeOutput((clip,), host.to_output(clip.frames), *captions, ui=shown.in_node(shown.picture(sheet), node))
+    return io.NodeOutput(
+        (clip,), server.to_output(clip.frames), *captions, ui=previews.in_node(previews.picture(sheet), node)
+    )

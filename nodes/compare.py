@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..motion_lora.errors import SettingsError
-from . import host, measuring, shown
-from .sockets import CATEGORY, MAX_SEED, Base, Clips, Stack, io
+from ..motion_lora.core.errors import SettingsError
+from .comfy import server
+from .comfy.sockets import CATEGORY, MAX_SEED, Base, Clips, Stack, io
+from .widgets import metrics, previews
 
 if TYPE_CHECKING:
-    from ..motion_lora.clips import Clip
-    from ..motion_lora.pipeline import VideoPipeline
-    from ..motion_lora.stack import AdapterStack
+    from ..motion_lora.base.pipeline import VideoPipeline
+    from ..motion_lora.core.clip import Clip
+    from ..motion_lora.core.stack import AdapterStack
 
 PLACES = (1, 2, 3, 4)
 
@@ -65,7 +66,7 @@ class CompareLoRAs(io.ComfyNode):
                     tooltip="The clip whose motion was learned, for motion fidelity and leakage; the videos take its "
                     "size and length.",
                 ),
-                *measuring.model_inputs(),
+                *metrics.model_inputs(),
             ],
             outputs=[
                 io.Image.Output("grid", display_name="grid", tooltip="The frames of the labelled grid."),
@@ -83,13 +84,13 @@ class CompareLoRAs(io.ComfyNode):
         num_inference_steps: int,
         guidance_scale: float,
         reference: tuple[Clip, ...] | None = None,
-        clip_model: str = measuring.NONE,
-        lpips_weights: str = measuring.NONE,
+        clip_model: str = metrics.NONE,
+        lpips_weights: str = metrics.NONE,
         **places: Any,
     ) -> io.NodeOutput:
-        from ..motion_lora.compare import Candidate, compare, grid_of, markdown_of, prompts_of
-        from ..motion_lora.judging import load_judge
-        from ..motion_lora.sampling import SampleSettings
+        from ..motion_lora.evaluate.compare import Candidate, compare, grid_of, markdown_of, prompts_of
+        from ..motion_lora.evaluate.judge import load_judge
+        from ..motion_lora.sampling.settings import SampleSettings
 
         texts, clip = prompts_of(prompts), reference[0] if reference else None
         settings = SampleSettings(
@@ -103,16 +104,18 @@ class CompareLoRAs(io.ComfyNode):
             fps=clip.fps if clip else None,
         )
         candidates = [Candidate(label, stack) for label, stack in _connected(places)]
-        files = measuring.files_of(measuring.named(clip_model, lpips_weights))
-        with host.ordinary_tensors():
+        files = metrics.files_of(metrics.named(clip_model, lpips_weights))
+        with server.ordinary_tensors():
             frames = clip.frames.clone() if clip else None
             judge = load_judge(base_model, frames, **files)
-            found = compare(base_model, candidates, texts, settings, judge, reference=frames, callback=host.progress())
+            found = compare(
+                base_model, candidates, texts, settings, judge, reference=frames, callback=server.progress()
+            )
             grid = grid_of(found)
         # Most video encoders take even sides only.
-        images = host.to_output(grid[:, : grid.shape[1] // 2 * 2, : grid.shape[2] // 2 * 2])
+        images = server.to_output(grid[:, : grid.shape[1] // 2 * 2, : grid.shape[2] // 2 * 2])
         return io.NodeOutput(
-            images, shown.video(images, found.fps), markdown_of(found), ui=shown.playing(images, found.fps)
+            images, previews.video(images, found.fps), markdown_of(found), ui=previews.playing(images, found.fps)
         )
 
 

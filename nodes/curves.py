@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..motion_lora.curves import CURVES, Curve, FrameCurve, Schedule
-from ..motion_lora.spelling import curve_from
-from . import shown
-from .sockets import CATEGORY, FrameStrength, StrengthSchedule, io
+from ..motion_lora.core.curves import CURVES, Curve, FrameCurve, Schedule
+from ..motion_lora.core.text_inputs import curve_from
+from .comfy.sockets import CATEGORY, FrameStrength, StrengthSchedule, io
+from .widgets import previews
 
 _POINTS = "points"
 
@@ -93,4 +93,4 @@ class FrameStrengthNode(io.ComfyNode):
 
 
 def _drawn(node: type[io.ComfyNode], curve: Curve, along: str) -> io.NodeOutput:
-    return io.NodeOutput(curve, ui=shown.in_node(shown.curve_plot(curve, along), node))
+    return io.NodeOutput(curve, ui=previews.in_node(previews.curve_plot(curve, along), node))

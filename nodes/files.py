@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..motion_lora.errors import SettingsError
-from ..motion_lora.lora import LoRA
-from . import folders, host, listed, shown
-from .choices import COUNTS, LORA_FORMATS
-from .sockets import CATEGORY, Base, MotionLoRA, TextPart, io
+from ..motion_lora.core.errors import SettingsError
+from ..motion_lora.core.lora import LoRA
+from .comfy import folders, server
+from .comfy.sockets import CATEGORY, Base, MotionLoRA, TextPart, io
+from .widgets import files, previews
+from .widgets.enums import COUNTS, LORA_FORMATS
 
 if TYPE_CHECKING:
-    from ..motion_lora.arithmetic import Resized
-    from ..motion_lora.formats import ImportReport
-    from ..motion_lora.pipeline import VideoPipeline
+    from ..motion_lora.adapters.arithmetic import Resized
+    from ..motion_lora.base.pipeline import VideoPipeline
+    from ..motion_lora.files.reader import ImportReport
 
 _MAX_STRENGTH = 10.0
 _MAX_CLIPS = 64  # of an N-clip list; the library refuses longer ones
@@ -28,7 +29,7 @@ def _lora_name() -> io.Combo.Input:
     return io.Combo.Input("lora_name", options=folders.choices(folders.all_lora_names()), tooltip=_ANY_FILE)
 
 
-class LoadAnyLoRA(listed.FromLoRAFile):
+class LoadAnyLoRA(files.FromLoRAFile):
     """A LoRA from a file of any format that is understood."""
 
     @classmethod
@@ -88,16 +89,16 @@ class LoadAnyLoRA(listed.FromLoRAFile):
         cls, lora_name: str, base_model: VideoPipeline | None = None, text_encoder: bool = False, clip: int = 0
     ) -> io.NodeOutput:
         report, text = read(lora_name, base_model, text_encoder=text_encoder, clip=clip)
-        host.tell_node(cls.hidden.unique_id, text)
-        return io.NodeOutput(report.lora, text, shown.caption_of(report.lora.metadata), report.text_encoder)
+        server.tell_node(cls.hidden.unique_id, text)
+        return io.NodeOutput(report.lora, text, previews.caption_of(report.lora.metadata), report.text_encoder)
 
 
 def read(
     lora_name: str, base: VideoPipeline | None, *, text_encoder: bool = False, clip: int = 0
 ) -> tuple[ImportReport, str]:
     """A listed LoRA of any format, and what to say of it in one line. Raises LoRAFileError, SettingsError."""
-    from ..motion_lora.files import base_warning
-    from ..motion_lora.formats import load_any
+    from ..motion_lora.adapters.fit import base_warning
+    from ..motion_lora.files.reader import load_any
 
     path = folders.lora_path(lora_name)
     if base is None:
@@ -113,7 +114,7 @@ def read(
     return report, f"{report.text}; {warning}" if warning else report.text
 
 
-class InspectLoRA(listed.FromLoRAFile):
+class InspectLoRA(files.FromLoRAFile):
     """What a LoRA file is."""
 
     @classmethod
@@ -138,13 +139,12 @@ class InspectLoRA(listed.FromLoRAFile):
 
     @classmethod
     def execute(cls, lora_name: str, base_model: VideoPipeline | None = None) -> io.NodeOutput:
-        from ..motion_lora.formats import inspect
-        from ..motion_lora.formats.inspection import report_text
+        from ..motion_lora.files.inspection import inspect, report_text
 
         network, identity = (base_model.unet, base_model.identity) if base_model is not None else (None, None)
         facts = inspect(folders.lora_path(lora_name), network, identity)
-        text, table = report_text(facts), shown.report_table(facts)
-        return io.NodeOutput(text, table, ui={**shown.in_node(table, cls).as_dict(), "text": (text,)})
+        text, table = report_text(facts), previews.report_table(facts)
+        return io.NodeOutput(text, table, ui={**previews.in_node(table, cls).as_dict(), "text": (text,)})
 
 
 class ConvertLoRA(io.ComfyNode):
@@ -170,23 +170,23 @@ class ConvertLoRA(io.ComfyNode):
                     tooltip="motion-lora: this project's own. kohya: lora_unet_* keys with alpha. peft: what diffusers "
                     "and PEFT read.",
                 ),
-                listed.filename("motion/converted"),
-                listed.precision(),
+                files.filename("motion/converted"),
+                files.precision(),
             ],
-            outputs=[listed.written_name()],
+            outputs=[files.written_name()],
         )
 
     @classmethod
     def execute(cls, motion_lora: LoRA, format: str, filename: str, precision: str) -> io.NodeOutput:
-        from ..motion_lora.files import save_lora
-        from ..motion_lora.formats import export_kohya, export_peft
+        from ..motion_lora.files.own import save_lora
+        from ..motion_lora.files.writers import export_kohya, export_peft
 
         path = folders.new_file(folders.lora_folder(), filename)
         write = {"motion-lora": save_lora, "kohya": export_kohya, "peft": export_peft}[format]
-        dtype = listed.PRECISIONS[precision]
-        write(path, motion_lora, metadata=host.metadata_allowed(), dtype=dtype, overwrite=False)
+        dtype = files.PRECISIONS[precision]
+        write(path, motion_lora, metadata=server.metadata_allowed(), dtype=dtype, overwrite=False)
         name = folders.listed_name(path)
-        host.tell_node(cls.hidden.unique_id, f"{name}: {len(motion_lora)} layers written ({format})")
+        server.tell_node(cls.hidden.unique_id, f"{name}: {len(motion_lora)} layers written ({format})")
         return io.NodeOutput(name)
 
 
@@ -223,15 +223,15 @@ class MergeLoRAs(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_1: LoRA, strength_1: float, lora_2: LoRA, strength_2: float, rank: int) -> io.NodeOutput:
-        from ..motion_lora.arithmetic import merge, resize
+        from ..motion_lora.adapters.arithmetic import merge, resize
 
-        with host.ordinary_tensors():
+        with server.ordinary_tensors():
             merged = merge([lora_1, lora_2], [strength_1, strength_2])
             resized = resize(merged, rank) if rank else None
         lora = resized.lora if resized else merged
         kept = _kept(resized) if resized else "exact"
         text = f"{len(lora_1)} and {len(lora_2)} layers merged into {len(lora)} of rank {_ranks(lora)}: {kept}"
-        host.tell_node(cls.hidden.unique_id, text)
+        server.tell_node(cls.hidden.unique_id, text)
         return io.NodeOutput(lora, text)
 
 
@@ -275,12 +275,12 @@ class ResizeLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, motion_lora: LoRA, rank: int, energy: float) -> io.NodeOutput:
-        from ..motion_lora.arithmetic import resize
+        from ..motion_lora.adapters.arithmetic import resize
 
-        with host.ordinary_tensors():
+        with server.ordinary_tensors():
             resized = resize(motion_lora, rank or None, energy=energy)
         text = f"rank {_ranks(motion_lora)} to {_ranks(resized.lora)}: {_kept(resized)}"
-        host.tell_node(cls.hidden.unique_id, text)
+        server.tell_node(cls.hidden.unique_id, text)
         return io.NodeOutput(resized.lora, resized.kept, text)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from ..motion_lora.files import load_absorber, load_lora
-from . import bases, folders, listed, shown
-from .choices import DTYPES
-from .sockets import CATEGORY, Absorber, Base, MotionLoRA, io
+from ..motion_lora.files.absorber_file import load_absorber
+from ..motion_lora.files.own import load_lora
+from .comfy import folders, models
+from .comfy.sockets import CATEGORY, Absorber, Base, MotionLoRA, io
+from .widgets import files, previews
+from .widgets.enums import DTYPES
 
 
 class LoadT2VModel(io.ComfyNode):
@@ -23,8 +25,8 @@ class LoadT2VModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=bases.names(),
-                    default=bases.PLAYGROUND,
+                    options=models.names(),
+                    default=models.PLAYGROUND,
                     tooltip="The base model. Put folders in diffusers' layout into models/diffusers and press R. The "
                     "two known ones are listed even when they are not on this machine.",
                 ),
@@ -49,10 +51,10 @@ class LoadT2VModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, dtype: str, download: bool) -> io.NodeOutput:
-        return io.NodeOutput(bases.load(model, dtype, download))
+        return io.NodeOutput(models.load(model, dtype, download))
 
 
-class LoadMotionLoRA(listed.FromLoRAFile):
+class LoadMotionLoRA(files.FromLoRAFile):
     """A motion LoRA from its file."""
 
     @classmethod
@@ -84,7 +86,7 @@ class LoadMotionLoRA(listed.FromLoRAFile):
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:
         lora = load_lora(folders.lora_path(lora_name))
-        return io.NodeOutput(lora, shown.caption_of(lora.metadata))
+        return io.NodeOutput(lora, previews.caption_of(lora.metadata))
 
 
 class LoadAbsorber(io.ComfyNode):
@@ -114,11 +116,11 @@ class LoadAbsorber(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, absorber_name: str) -> str:
-        return shown.file_mark(folders.absorber_path, absorber_name)
+        return previews.file_mark(folders.absorber_path, absorber_name)
 
     @classmethod
     def validate_inputs(cls, absorber_name: str) -> bool | str:
-        return shown.is_listed(folders.absorber_path, absorber_name)
+        return previews.is_listed(folders.absorber_path, absorber_name)
 
     @classmethod
     def execute(cls, absorber_name: str) -> io.NodeOutput:

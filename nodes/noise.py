@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..motion_lora.errors import ClipError
-from . import host
-from .sockets import CATEGORY, Base, Clips, Noise, io
+from ..motion_lora.core.errors import ClipError
+from .comfy import server
+from .comfy.sockets import CATEGORY, Base, Clips, Noise, io
 
 if TYPE_CHECKING:
-    from ..motion_lora.clips import Clip
-    from ..motion_lora.pipeline import VideoPipeline
+    from ..motion_lora.base.pipeline import VideoPipeline
+    from ..motion_lora.core.clip import Clip
 
 
 class InvertClip(io.ComfyNode):
@@ -52,7 +52,7 @@ class InvertClip(io.ComfyNode):
     def execute(
         cls, base_model: VideoPipeline, clips: tuple[Clip, ...], prompt: str, num_inference_steps: int
     ) -> io.NodeOutput:
-        from ..motion_lora.ddim import InvertedClip, invert
+        from ..motion_lora.sampling.ddim import InvertedClip, invert
 
         if len(clips) != 1:
             raise ClipError(f"Invert Clip takes one clip and got {len(clips)}; connect it before Combine Clips.")
@@ -62,6 +62,6 @@ class InvertClip(io.ComfyNode):
             base_model.encode_frames(clips[0].frames),
             prompt=prompt,
             num_inference_steps=num_inference_steps,
-            callback=host.progress(),
+            callback=server.progress(),
         )
         return io.NodeOutput(InvertedClip(noise, base_model.identity, prompt, num_inference_steps))

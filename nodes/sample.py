@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..motion_lora.errors import SettingsError
-from ..motion_lora.pictures import grid_frames
-from ..motion_lora.stack import AdapterStack
-from . import host, shown
-from .choices import SCHEDULERS
-from .sockets import CATEGORY, MAX_SEED, Absorber, Base, ExecutionBlocker, Noise, Stack, io
+from ..motion_lora.core.errors import SettingsError
+from ..motion_lora.core.stack import AdapterStack
+from ..motion_lora.media.sheets import grid_frames
+from .comfy import server
+from .comfy.sockets import CATEGORY, MAX_SEED, Absorber, Base, ExecutionBlocker, Noise, Stack, io
+from .widgets import previews
+from .widgets.enums import SCHEDULERS
 
 if TYPE_CHECKING:
-    from ..motion_lora.ddim import InvertedClip
-    from ..motion_lora.inversion import Absorber as AbsorberValue
-    from ..motion_lora.pipeline import VideoPipeline
-    from ..motion_lora.sampling import SampleSettings
+    from ..motion_lora.base.pipeline import VideoPipeline
+    from ..motion_lora.core.absorber import Absorber as AbsorberValue
+    from ..motion_lora.sampling.ddim import InvertedClip
+    from ..motion_lora.sampling.settings import SampleSettings
 
 _OWN = "0: the base model's own."
 
@@ -113,7 +114,8 @@ class SampleVideo(io.ComfyNode):
         edit_strength: float = 0.6,
         **widgets: Any,
     ) -> io.NodeOutput:
-        from ..motion_lora.sampling import SampleSettings, prior_noise, resolve, sample
+        from ..motion_lora.sampling.loop import prior_noise, sample
+        from ..motion_lora.sampling.settings import SampleSettings, resolve
 
         edit = {} if source is None else {"edit_strength": edit_strength}
         wanted = SampleSettings(**_own_values(widgets, _given_sizes(base_model, noise, source)), **edit)
@@ -124,14 +126,14 @@ class SampleVideo(io.ComfyNode):
             stack=stack,
             latents=None if noise is None else prior_noise(base_model, settings, noise, noise_prior),
             source=None if source is None else _encoded(base_model, source, settings),
-            callback=host.progress(),
+            callback=server.progress(),
             decode=decode,
         )[0]
         latents = {"samples": made.latents / base_model.scaling_factor}
         if not decode:
             return io.NodeOutput(ExecutionBlocker(None), ExecutionBlocker(None), latents)
-        images, fps = host.to_output(made.frames), float(settings.fps or base_model.default_fps)
-        return io.NodeOutput(images, shown.video(images, fps), latents, ui=shown.playing(made.frames, fps))
+        images, fps = server.to_output(made.frames), float(settings.fps or base_model.default_fps)
+        return io.NodeOutput(images, previews.video(images, fps), latents, ui=previews.playing(made.frames, fps))
 
 
 class DecodeVideo(io.ComfyNode):
@@ -160,10 +162,10 @@ class DecodeVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, base_model: VideoPipeline, latents: dict[str, Any], fps: float) -> io.NodeOutput:
-        with host.ordinary_tensors():
+        with server.ordinary_tensors():
             scaled = latents["samples"].clone() * base_model.scaling_factor
-        images = host.to_output(base_model.decode_latents(scaled)[0])
-        return io.NodeOutput(images, shown.video(images, fps or base_model.default_fps))
+        images = server.to_output(base_model.decode_latents(scaled)[0])
+        return io.NodeOutput(images, previews.video(images, fps or base_model.default_fps))
 
 
 class SideBySide(io.ComfyNode):
@@ -204,13 +206,13 @@ class SideBySide(io.ComfyNode):
         videos = {left_label: left, right_label: right}
         if reference is not None:
             videos = {"reference": reference, **videos}
-        with host.ordinary_tensors():
+        with server.ordinary_tensors():
             frames = [frames[..., :3].float().cpu().clone() for frames in videos.values()]
         grid = grid_frames([("", frames)], list(videos))
         # Most video encoders take even sides only.
         even = grid[:, : grid.shape[1] // 2 * 2, : grid.shape[2] // 2 * 2]
-        images = host.to_output(even)
-        return io.NodeOutput(images, shown.video(images, fps), ui=shown.playing(images, fps))
+        images = server.to_output(even)
+        return io.NodeOutput(images, previews.video(images, fps), ui=previews.playing(images, fps))
 
 
 class PreviewAbsorber(io.ComfyNode):
@@ -254,20 +256,22 @@ class PreviewAbsorber(io.ComfyNode):
     def execute(
         cls, base_model: VideoPipeline, appearance_absorber: AbsorberValue, prompt: str, **widgets: Any
     ) -> io.NodeOutput:
-        from ..motion_lora.sampling import SampleSettings
+        from ..motion_lora.sampling.settings import SampleSettings
 
         num_images = widgets.pop("num_images")
-        settings = SampleSettings(prompt or shown.caption_of(appearance_absorber.metadata, "appearance"), **widgets)
-        images = host.to_output(_drawn(base_model, appearance_absorber, replace(settings, num_frames=num_images)))
-        return io.NodeOutput(images, ui=shown.in_node(images, cls))
+        settings = SampleSettings(prompt or previews.caption_of(appearance_absorber.metadata, "appearance"), **widgets)
+        images = server.to_output(_drawn(base_model, appearance_absorber, replace(settings, num_frames=num_images)))
+        return io.NodeOutput(images, ui=previews.in_node(images, cls))
 
 
 def _drawn(base: VideoPipeline, absorber: AbsorberValue, settings: SampleSettings) -> torch.Tensor:
     """Pictures (n, h, w, 3): the frames of a video whose temporal layers are bypassed, so none sees another."""
-    from ..motion_lora.bypass import temporal_bypass
-    from ..motion_lora.inversion import install_weights, missing_phrases, substitute, with_tokens
-    from ..motion_lora.sampling import sample
-    from ..motion_lora.stack import StackEntry
+    from ..motion_lora.adapters.weights import install_weights
+    from ..motion_lora.backbones.bypass import temporal_bypass
+    from ..motion_lora.base.text import with_tokens
+    from ..motion_lora.core.phrases import missing_phrases, substitute
+    from ..motion_lora.core.stack import StackEntry
+    from ..motion_lora.sampling.loop import sample
 
     draft = base.replica()
     install_weights(draft.unet, absorber.weights)
@@ -282,7 +286,7 @@ def _drawn(base: VideoPipeline, absorber: AbsorberValue, settings: SampleSetting
         stack = stack.add(StackEntry(absorber.spatial, name="absorber"))
     # Sampling takes a replica of its own, which keeps the bypass of this one.
     with temporal_bypass(draft.unet):
-        return sample(draft, settings, stack=stack, callback=host.progress())[0].frames
+        return sample(draft, settings, stack=stack, callback=server.progress())[0].frames
 
 
 def _own_values(widgets: dict[str, Any], given: dict[str, int]) -> dict[str, Any]:
@@ -300,12 +304,12 @@ def _given_sizes(base: VideoPipeline, noise: InvertedClip | None, source: torch.
 
 def _encoded(base: VideoPipeline, source: torch.Tensor, settings: SampleSettings) -> torch.Tensor:
     """Frames of an IMAGE as latents (1, c, f, h, w) in the size that is sampled."""
-    from ..motion_lora.clips.sizes import fit
+    from ..motion_lora.media.sizes import fit
 
     count = settings.num_frames or len(source)
     if len(source) < count:
         raise SettingsError(f"the source has {len(source)} frames and num_frames is {count}: set it to 0 or lower")
-    with host.ordinary_tensors():
+    with server.ordinary_tensors():
         frames = source[:count, ..., :3].float().cpu().clone()
         return base.encode_frames(fit(frames, settings.height, settings.width, base.size_multiple, "The source"))
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..motion_lora.files import save_absorber, save_lora
-from ..motion_lora.lora import LoRA
-from . import folders, host, listed
-from .sockets import CATEGORY, Absorber, MotionLoRA, io
+from ..motion_lora.core.lora import LoRA
+from ..motion_lora.files.absorber_file import save_absorber
+from ..motion_lora.files.own import save_lora
+from .comfy import folders, server
+from .comfy.sockets import CATEGORY, Absorber, MotionLoRA, io
+from .widgets import files
 
 if TYPE_CHECKING:
-    from ..motion_lora.inversion import Absorber as AbsorberValue
+    from ..motion_lora.core.absorber import Absorber as AbsorberValue
 
 
 class SaveMotionLoRA(io.ComfyNode):
@@ -28,17 +30,17 @@ class SaveMotionLoRA(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 MotionLoRA.Input("motion_lora", tooltip="What to save."),
-                listed.filename("motion/my_motion"),
-                listed.precision(),
+                files.filename("motion/my_motion"),
+                files.precision(),
             ],
-            outputs=[listed.written_name()],
+            outputs=[files.written_name()],
         )
 
     @classmethod
     def execute(cls, motion_lora: LoRA, filename: str, precision: str) -> io.NodeOutput:
         path = folders.new_file(folders.lora_folder(), filename)
-        dtype = listed.PRECISIONS[precision]
-        save_lora(path, motion_lora, metadata=host.metadata_allowed(), dtype=dtype, overwrite=False)
+        dtype = files.PRECISIONS[precision]
+        save_lora(path, motion_lora, metadata=server.metadata_allowed(), dtype=dtype, overwrite=False)
         return io.NodeOutput(folders.listed_name(path))
 
 
@@ -72,5 +74,5 @@ class SaveAbsorber(io.ComfyNode):
     @classmethod
     def execute(cls, appearance_absorber: AbsorberValue, filename: str) -> io.NodeOutput:
         path = folders.new_file(folders.absorber_folder(), filename)
-        save_absorber(path, appearance_absorber, metadata=host.metadata_allowed(), overwrite=False)
+        save_absorber(path, appearance_absorber, metadata=server.metadata_allowed(), overwrite=False)
         return io.NodeOutput(path.relative_to(folders.absorber_folder()).as_posix())

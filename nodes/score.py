@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..motion_lora.errors import ClipError
-from . import host, measuring
-from .sockets import CATEGORY, Clips, io
+from ..motion_lora.core.errors import ClipError
+from .comfy import server
+from .comfy.sockets import CATEGORY, Clips, io
+from .widgets import metrics
 
 if TYPE_CHECKING:
-    from ..motion_lora.clips import Clip
+    from ..motion_lora.core.clip import Clip
 
 _MISSING = "NaN where it cannot be had; the table says why."
 
@@ -53,7 +54,7 @@ class ScoreVideo(io.ComfyNode):
                     tooltip="The base model's own video of the same prompt, without a LoRA, for leakage on natural "
                     "video: what the prompt explains is no leakage.",
                 ),
-                *measuring.model_inputs(),
+                *metrics.model_inputs(),
             ],
             outputs=[
                 io.String.Output(
@@ -93,25 +94,27 @@ class ScoreVideo(io.ComfyNode):
         images: torch.Tensor | None = None,
         reference: tuple[Clip, ...] | None = None,
         neutral: torch.Tensor | None = None,
-        clip_model: str = measuring.NONE,
-        lpips_weights: str = measuring.NONE,
+        clip_model: str = metrics.NONE,
+        lpips_weights: str = metrics.NONE,
     ) -> io.NodeOutput:
-        from ..motion_lora.judging import SCORES, playground_judge, video_judge
-        from ..motion_lora.metrics import MetricModels
-        from ..motion_lora.scoring import Video, markdown_of, score_videos
+        from ..motion_lora.evaluate.metrics import MetricModels
+        from ..motion_lora.evaluate.playground_judge import playground_judge
+        from ..motion_lora.evaluate.scores import SCORES
+        from ..motion_lora.evaluate.sheet import Video, markdown_of, score_videos
+        from ..motion_lora.evaluate.video_judge import video_judge
 
         if (video is None) == (images is None):
             raise ClipError("Score Video needs either a video or images: connect one of the two.")
-        names = measuring.named(clip_model, lpips_weights)
-        with host.ordinary_tensors():
+        names = metrics.named(clip_model, lpips_weights)
+        with server.ordinary_tensors():
             frames = _frames(images if images is not None else video.get_components().images)
             target = reference[0].frames.clone() if reference else None
             if playground:
                 judge: Any = playground_judge(target, unused_models=bool(names))
             else:
-                files = measuring.files_of(names)
+                files = metrics.files_of(names)
                 models = MetricModels.load(
-                    files.get("clip_model"), files.get("lpips_weights"), device=str(host.device())
+                    files.get("clip_model"), files.get("lpips_weights"), device=str(server.device())
                 )
                 judge = video_judge(target, clip_scorer=models.clip_scorer, perceptual=models.perceptual)
             beside = None if neutral is None else _frames(neutral)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..motion_lora.curves import FrameCurve, Schedule
-from ..motion_lora.lora import LoRA
-from ..motion_lora.spelling import block_strengths_from
-from ..motion_lora.stack import AdapterStack, StackEntry, block_of
-from . import files, folders, host, listed
-from .choices import HIGHWAY_PRESETS, MAX_HIGHWAY_SCALE
-from .sockets import CATEGORY, Base, FrameStrength, MotionLoRA, Stack, StrengthSchedule, TextPart, io
+from ..motion_lora.core.curves import FrameCurve, Schedule
+from ..motion_lora.core.lora import LoRA
+from ..motion_lora.core.stack import AdapterStack, StackEntry, block_of
+from ..motion_lora.core.text_inputs import block_strengths_from
+from . import files
+from .comfy import folders, server
+from .comfy.sockets import CATEGORY, Base, FrameStrength, MotionLoRA, Stack, StrengthSchedule, TextPart, io
+from .widgets import files as listed
+from .widgets.enums import HIGHWAY_PRESETS, MAX_HIGHWAY_SCALE
 
 if TYPE_CHECKING:
-    from ..motion_lora.pipeline import VideoPipeline
+    from ..motion_lora.base.pipeline import VideoPipeline
 
 _MAX_STRENGTH = 10.0
 _STACK_IN = "An earlier stack; nothing for the first. The order of a stack changes nothing."
@@ -160,7 +162,7 @@ class AppearanceLoRA(listed.FromLoRAFile):
         block_strengths: str = "",
     ) -> io.NodeOutput:
         report, text = files.read(lora_name, base_model, text_encoder=text_encoder)
-        host.tell_node(cls.hidden.unique_id, text)
+        server.tell_node(cls.hidden.unique_id, text)
         entry = StackEntry(
             report.lora,
             strength,
@@ -208,7 +210,7 @@ class AppearanceHighway(io.ComfyNode):
 
     @classmethod
     def execute(cls, enabled: bool, preset: str, scale: float, stack: AdapterStack | None = None) -> io.NodeOutput:
-        from ..motion_lora.highway import Highway
+        from ..motion_lora.core.highway import Highway
 
         highway = Highway(preset, scale) if enabled else None
         return io.NodeOutput((stack or AdapterStack()).with_highway(highway))

@@ -1,33 +1,26 @@
-"""Nodes that learn: appearance absorbers and motion LoRAs. Their work is a job (see background.py)."""
+"""Nodes that learn: appearance absorbers and motion LoRAs. Their work is a job (see comfy/jobs.py)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..motion_lora.jobs import (
-    APPEARANCE_ABSORBER,
-    BEST,
-    CLIP_MODEL,
-    LAST,
-    LPIPS_WEIGHTS,
-    MOTION_LORA,
-    Job,
-    PreviewPlan,
-)
-from ..motion_lora.methods import ABSORBERS, AUTO, METHODS
-from . import background, bases, measuring, shown
-from .advanced import DEFAULT, SWITCHES, Options
-from .choices import AMOUNTS, COUNTS, TEMPORAL_TARGETS
-from .sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, TrainOptions, io
+from ..motion_lora.jobs import APPEARANCE_ABSORBER, BEST, CLIP_MODEL, LAST, LPIPS_WEIGHTS, MOTION_LORA, Job, PreviewPlan
+from ..motion_lora.methods.table import ABSORBERS, METHODS
+from ..motion_lora.methods.tuning import AUTO
+from .comfy import jobs, models
+from .comfy.sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, TrainOptions, io
+from .widgets import metrics, previews
+from .widgets.enums import AMOUNTS, COUNTS, TEMPORAL_TARGETS
+from .widgets.settings import DEFAULT, SWITCHES, Options
 
 if TYPE_CHECKING:
-    from ..motion_lora.clips import Clip
-    from ..motion_lora.inversion import Absorber as AbsorberValue
-    from ..motion_lora.jobs.training_work import TrainingInputs
-    from ..motion_lora.pipeline import VideoPipeline
+    from ..motion_lora.base.pipeline import VideoPipeline
+    from ..motion_lora.core.absorber import Absorber as AbsorberValue
+    from ..motion_lora.core.clip import Clip
+    from ..motion_lora.evaluate.validation import ValidationPlan
+    from ..motion_lora.jobs.inputs import TrainingInputs
     from ..motion_lora.training import TrainSettings
-    from ..motion_lora.validation import ValidationPlan
 
 _ZERO = "0: the default of this method and base model."
 _ABSORBING = [name for name in ABSORBERS if name != "none"]
@@ -123,7 +116,7 @@ class TrainMotionLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> str:
-        return background.cache_mark(cls.hidden.unique_id)
+        return jobs.cache_mark(cls.hidden.unique_id)
 
     @classmethod
     async def execute(
@@ -198,7 +191,7 @@ class TrainAppearanceAbsorber(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> str:
-        return background.cache_mark(cls.hidden.unique_id)
+        return jobs.cache_mark(cls.hidden.unique_id)
 
     @classmethod
     async def execute(cls, base_model: VideoPipeline, clips: tuple[Clip, ...], **widgets: Any) -> io.NodeOutput:
@@ -214,33 +207,34 @@ async def _train(
     validation: ValidationPlan | None = None,
 ) -> io.NodeOutput:
     """Ask for the job that the widgets describe, and wait for it if they say so."""
-    from ..motion_lora.jobs.training_work import TrainingInputs, training_spec
-    from ..motion_lora.judging import is_playground
-    from ..motion_lora.validation import check_validation
+    from ..motion_lora.evaluate.validation import check_validation
+    from ..motion_lora.jobs.inputs import TrainingInputs
+    from ..motion_lora.jobs.training import training_spec
+    from ..motion_lora.playground.model import is_playground
 
     hidden, inputs, keep = node.hidden, TrainingInputs(*material), widgets.get("keep", BEST)
-    measured_by = measuring.named(*(widgets.get(kind, measuring.NONE) for kind in (CLIP_MODEL, LPIPS_WEIGHTS)))
+    measured_by = metrics.named(*(widgets.get(kind, metrics.NONE) for kind in (CLIP_MODEL, LPIPS_WEIGHTS)))
     settings = settings_from(inputs.pipeline, widgets)
     _check(kind, inputs, settings)
     if validation is not None:
         frames = inputs.clips[0].frames
         check_validation(validation, inputs.pipeline, frames, settings, keep_best=keep == BEST)
         if not is_playground(inputs.pipeline):
-            measuring.check(measured_by)
+            metrics.check(measured_by)
     spec = training_spec(
         kind,
         widgets["name"].strip() or inputs.clips[0].caption,
         inputs,
         settings,
-        base=bases.recipe_of(inputs.pipeline),
+        base=models.recipe_of(inputs.pipeline),
         preview=preview,
         validation=validation,
         keep=keep,
         measured_by=measured_by,
         yields=widgets["pause_while_generating"],
     )
-    again = background.continuation_of(hidden.prompt, hidden.extra_pnginfo, hidden.unique_id)
-    job = await background.run_job(
+    again = jobs.continuation_of(hidden.prompt, hidden.extra_pnginfo, hidden.unique_id)
+    job = await jobs.run_job(
         spec,
         inputs,
         node_id=hidden.unique_id,
@@ -270,7 +264,7 @@ def _plan(base: VideoPipeline, clip: Clip, widgets: dict[str, Any]) -> Validatio
     every = widgets.get("validate_every", 0)
     if not every:
         return None
-    from ..motion_lora.validation import validation_plan
+    from ..motion_lora.evaluate.validation import validation_plan
 
     prompts = [line.strip() for line in widgets.get("validate_prompts", "").splitlines() if line.strip()]
     return validation_plan(base, clip, every, prompts, early_stop=widgets.get("early_stop", False))
@@ -301,11 +295,11 @@ def _outputs(job: Job | None) -> io.NodeOutput:
     if job is None:
         nothing = ExecutionBlocker(None)
         return io.NodeOutput(nothing, nothing, nothing, nothing)
-    from ..motion_lora.jobs.training_work import load_result
+    from ..motion_lora.jobs.training import load_result
 
-    points = background.runner().losses(job.id, limit=100_000)
+    points = jobs.runner().losses(job.id, limit=100_000)
     result = load_result(job.folder, job.spec.kind)
-    return io.NodeOutput(result, job.status.published, shown.loss_map(points), shown.loss_plot(points))
+    return io.NodeOutput(result, job.status.published, previews.loss_map(points), previews.loss_plot(points))
 
 
 # Inputs that both nodes have ------------------------------------------------------------------------------------------
@@ -374,7 +368,7 @@ def _validation() -> list[Any]:
             optional=True,
             tooltip="With validations: end the training when four in a row have brought nothing more.",
         ),
-        *measuring.model_inputs(),
+        *metrics.model_inputs(),
     ]
 
 
@@ -389,8 +383,8 @@ def _running() -> list[Any]:
     return [
         io.Combo.Input(
             "run",
-            options=[background.WAIT, background.BACKGROUND],
-            default=background.WAIT,
+            options=[jobs.WAIT, jobs.BACKGROUND],
+            default=jobs.WAIT,
             tooltip="wait: what depends on the result follows in the same run. background: the queue is free at once, "
             "the training goes on beside whatever else you do.",
         ),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import tiny_frames, write_tiny_folder
 
-from motion_lora.cli import OK, USER_ERROR, main
-from motion_lora.pictures import write_video
+from motion_lora.apps.cli import OK, USER_ERROR, main
+from motion_lora.media.write import write_video
 
 CAPTION = "a red square moving right over sand"
 APPEARANCE = "a red square over sand"

@@ -311,7 +311,7 @@ class Host:
 
     def close(self) -> None:
         """Stop the jobs and take every module out again."""
-        background = sys.modules.get(f"{PACK}.nodes.background")
+        background = sys.modules.get(f"{PACK}.nodes.comfy.jobs")
         if background is not None and background._runner is not None:
             background._runner.close(timeout=20)
         for name in [name for name in sys.modules if name == PACK or name.startswith(f"{PACK}.")]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from motion_lora.lora import LoRA
+from motion_lora.core.lora import LoRA
 
 
 def kohya(path: Path, lora: LoRA, *, alpha: float | None = None, metadata: dict | None = None, **extra: Tensor) -> Path:

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import Tensor, nn
 
-from motion_lora.lora import LoRA, LoRALayer, layer_of
+from motion_lora.core.lora import LoRA, LoRALayer, layer_of
 
 
 def replica_of(unet: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tiny import MAX_TOKENS, tiny_tokenizer
 from torch import Tensor, nn
 
-from motion_lora.metrics import ClipScorer
+from motion_lora.evaluate.metrics import ClipScorer
 
 # Layers of torchvision's AlexNet by their numbers: (out, in, side) of the kernels.
 ALEXNET = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}

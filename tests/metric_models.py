@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_tokenizer
 from transformers import CLIPConfig, CLIPModel
 
-from motion_lora.metrics import Perceptual
+from motion_lora.evaluate.metrics import Perceptual
 
 
 def write_clip_model(folder: Path) -> Path:

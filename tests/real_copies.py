@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from metric_doubles import LpipsDouble, clip_double, colours_and_sharpness
 from torch import Tensor
 
-from motion_lora.clips import read_frames
-from motion_lora.metrics import (
+from motion_lora.evaluate.metrics import (
     ClipScorer,
     Perceptual,
     appearance_similarity,
@@ -26,8 +25,9 @@ from motion_lora.metrics import (
     text_alignment,
     track_fidelity,
 )
-from motion_lora.metrics.appearance import excess
-from motion_lora.pictures.ffmpeg import run_ffmpeg
+from motion_lora.evaluate.metrics.appearance import excess
+from motion_lora.media.ffmpeg import run_ffmpeg
+from motion_lora.media.read import read_frames
 
 VARIABLE = "MOTION_LORA_TEST_CLIPS"
 NUM_FRAMES, FPS, SIDE = 16, 8, 128

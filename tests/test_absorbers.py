@@ -12,13 +12,15 @@ from tiny import tiny_pipeline, tiny_unet
 from torch import Tensor
 from training_samples import quick, sample_clip
 
-from motion_lora.errors import LoRAFileError, TrainingError
-from motion_lora.files import save_absorber, save_lora
-from motion_lora.formats import absorber_from_lora, export_kohya, load_any_absorber
-from motion_lora.inversion import Absorber
-from motion_lora.jobs.training_work import keep_absorber, kept_absorber
-from motion_lora.lora import SPATIAL, LoRA, LoRALayer, layer_of
-from motion_lora.pipeline import VideoPipeline
+from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.core.absorber import Absorber
+from motion_lora.core.errors import LoRAFileError, TrainingError
+from motion_lora.core.lora import SPATIAL, LoRA, LoRALayer, layer_of
+from motion_lora.files.absorber_file import save_absorber
+from motion_lora.files.absorbers import absorber_from_lora, load_any_absorber
+from motion_lora.files.own import save_lora
+from motion_lora.files.writers import export_kohya
+from motion_lora.jobs.inputs import keep_absorber, kept_absorber
 from motion_lora.training import check_absorber, train
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

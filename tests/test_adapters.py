@@ -8,7 +8,7 @@ from lora_samples import everything_sample, random_lora, run
 from tiny import tiny_unet
 from torch import nn
 
-from motion_lora.adapters import (
+from motion_lora.adapters.peft import (
     Adapter,
     adapter_names,
     adapter_parameters,
@@ -20,11 +20,11 @@ from motion_lora.adapters import (
     remove_adapters,
     set_strength,
 )
-from motion_lora.backbones import MODELSCOPE_UNET_CONFIG, empty_unet
-from motion_lora.errors import LoRAFileError, ModelError, SettingsError
-from motion_lora.lora import LoRA, LoRALayer
-from motion_lora.pipeline import share_parameters
-from motion_lora.targets import parameter_count, target_modules
+from motion_lora.adapters.targets import parameter_count, target_modules
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
+from motion_lora.base.placement import share_parameters
+from motion_lora.core.errors import LoRAFileError, ModelError, SettingsError
+from motion_lora.core.lora import LoRA, LoRALayer
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ import torch
 from lora_samples import appearance_sample, everything_sample, modules_like, motion_sample, random_lora, replica_of, run
 from tiny import tiny_unet
 
-from motion_lora.arithmetic import extract, merge, resize
-from motion_lora.errors import LoRAFileError, SettingsError
-from motion_lora.files import load_lora, save_lora
-from motion_lora.lora import LoRA, LoRALayer
-from motion_lora.stack import AdapterStack, StackEntry, applied, trained_schedule
+from motion_lora.adapters.apply import applied
+from motion_lora.adapters.arithmetic import extract, merge, resize
+from motion_lora.core.errors import LoRAFileError, SettingsError
+from motion_lora.core.lora import LoRA, LoRALayer
+from motion_lora.core.stack import AdapterStack, StackEntry, trained_schedule
+from motion_lora.files.own import load_lora, save_lora
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from diffusers.models.unets.unet_motion_model import UNetMotionModel
 from tiny import tiny_latents, tiny_unet, tiny_unet_config, tiny_vae
 from torch import nn
 
-from motion_lora.backbones import MODELSCOPE_UNET_CONFIG, Skip, describe, empty_unet, size_multiple
-from motion_lora.errors import ModelError
+from motion_lora.backbones.base import Skip
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, describe, empty_unet, size_multiple
+from motion_lora.core.errors import ModelError
 
 
 def test_modelscope_inventory() -> None:

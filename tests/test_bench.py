@@ -13,24 +13,26 @@ import torch
 from cli_helpers import fails, succeeds, write_base
 from tiny import tiny_pipeline
 
-from motion_lora import bench
-from motion_lora.bench import TEST_MOTIONS, TUNING_MOTIONS, VARIANTS, BenchSettings, cells, run_cells
-from motion_lora.bench.choosing import PICKS, picks_of, regrets
-from motion_lora.bench.measure import MEASURES, Ask, free_leakage, score_videos
-from motion_lora.bench.report import write_report
-from motion_lora.bench.settings import REFERENCES, Unit, reference_scene, units
-from motion_lora.bench.table import HELD, NOT_HELD, TOO_FEW, calibration, crowded, curves, noise_floor, rows_of
-from motion_lora.bench.trainings import Workshop, marks_of
-from motion_lora.bench.variants import CEILING, RECIPE
-from motion_lora.choice import Limits
-from motion_lora.errors import SettingsError
-from motion_lora.judging import ALIGNMENT, LEAKAGE, MOTION
-from motion_lora.methods import METHODS, PLAYGROUND_DEFAULTS, recommended_method
-from motion_lora.metrics import mean_interval, within
-from motion_lora.playground import load_playground, world
+from motion_lora.apps import bench
+from motion_lora.apps.bench import TEST_MOTIONS, TUNING_MOTIONS, VARIANTS, BenchSettings, cells, run_cells
+from motion_lora.apps.bench.choosing import PICKS, picks_of, regrets
+from motion_lora.apps.bench.measure import MEASURES, Ask, free_leakage, score_videos
+from motion_lora.apps.bench.report import write_report
+from motion_lora.apps.bench.settings import REFERENCES, Unit, reference_scene, units
+from motion_lora.apps.bench.table import HELD, NOT_HELD, TOO_FEW, calibration, crowded, curves, noise_floor, rows_of
+from motion_lora.apps.bench.trainings import Workshop, marks_of
+from motion_lora.apps.bench.variants import CEILING, RECIPE
+from motion_lora.core.curves import Schedule
+from motion_lora.core.errors import SettingsError
+from motion_lora.evaluate.checkpoints import Limits
+from motion_lora.evaluate.scores import ALIGNMENT, LEAKAGE, MOTION
+from motion_lora.evaluate.statistics import mean_interval, within
+from motion_lora.methods.table import METHODS
+from motion_lora.playground import world
+from motion_lora.playground.defaults import PLAYGROUND_DEFAULTS, PLAYGROUND_TUNING
+from motion_lora.playground.model import load_playground
 from motion_lora.playground.probe import ATTRIBUTES, read_clip
 from motion_lora.playground.prompts import other_looks
-from motion_lora.stack import Schedule
 from motion_lora.training import StepReport
 
 # Words that the tiny tokenizer knows.
@@ -94,13 +96,13 @@ def test_variants_differ_and_the_issues_rows_are_there() -> None:
     assert {v.method for v in VARIANTS.values() if v.control} == {"spatial-only", "spatial-temporal"}
     # A LoRA trained on noisy steps acts in those alone: phased integration is the rule, and its lack a row.
     assert VARIANTS["temporal-unphased"].schedule == Schedule()
-    assert VARIANTS[RECIPE].method == METHODS[recommended_method(on_playground=True)].name
+    assert VARIANTS[RECIPE].method == METHODS[PLAYGROUND_TUNING.recommended].name
     assert VARIANTS[RECIPE].settings == {"absorber": METHODS[VARIANTS[RECIPE].method].absorber}
 
 
 def test_same_parameters_are_nearly_the_same() -> None:
     """MotionDirector's smaller rank is that which comes nearest to the temporal LoRA's size."""
-    from motion_lora.targets import parameter_count
+    from motion_lora.adapters.targets import parameter_count
 
     unet = load_playground(device="cpu").unet
     wanted = parameter_count(unet, "temporal-attention", PLAYGROUND_DEFAULTS["customize-a-video"]["rank"])
@@ -221,7 +223,7 @@ def test_a_kill_between_checkpoint_and_mark_starts_that_training_over(whole, pip
 
 def test_other_settings_make_a_cell_stale(whole, pipeline) -> None:
     folder, found, _ = whole
-    from motion_lora.bench.run import _Bench
+    from motion_lora.apps.bench.run import _Bench
 
     other = dataclasses.replace(TINY, guidance_scale=3.0)
     assert len(_Bench(pipeline, folder, TINY, lambda *s: None).all_finished()) == len(found)
@@ -316,7 +318,7 @@ def test_a_ceiling_cell_needs_no_training_and_no_sampling(pipeline, tmp_path: Pa
 
     settings = dataclasses.replace(TINY, variants=(CEILING,))
     run_cells(pipeline, tmp_path, dataclasses.replace(settings, variants=("base",)))
-    monkeypatch.setattr("motion_lora.bench.measure.sample", no_sampling)
+    monkeypatch.setattr("motion_lora.apps.bench.measure.sample", no_sampling)
     base, ceiling = run_cells(pipeline, tmp_path, settings)
     assert (ceiling["variant"], ceiling["steps"], ceiling["curve"]) == (CEILING, 0, [])
     assert set(base) == set(ceiling) and base["fingerprint"] != ceiling["fingerprint"]
@@ -485,7 +487,7 @@ def test_report_files(pipeline, tmp_path: Path) -> None:
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("motion_lora.bench.settings.REFERENCES", (LOOK,))
+    monkeypatch.setattr("motion_lora.apps.bench.settings.REFERENCES", (LOOK,))
     base, output = write_base(tmp_path), tmp_path / "out"
     few = ("--steps", "1", "--num-inference-steps", "1", "--prompts", "1", "--noises", "1", "--seeds", "1")
     words = ("bench", "quality", "--quick", "--base", base, "--output", output, "--threads", torch.get_num_threads())
@@ -567,9 +569,9 @@ def test_choice_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
 
 def test_visits_of_a_stepped_training() -> None:
     """The seam by itself: due steps are visited once, in order, and the end; a visit may stop."""
-    from motion_lora.lora import LoRA
+    from motion_lora.core.lora import LoRA
     from motion_lora.training import TrainResult
-    from motion_lora.training.visits import train_with_visits
+    from motion_lora.training.stops import train_with_visits
 
     position = 0
 

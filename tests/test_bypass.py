@@ -9,10 +9,10 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from tiny import tiny_latents, tiny_unet
 from torch import Tensor
 
-from motion_lora.axes import fold_frames, unfold_frames
-from motion_lora.backbones import MODELSCOPE_UNET_CONFIG, describe, empty_unet
-from motion_lora.bypass import temporal_bypass, temporal_layers
-from motion_lora.lora import TEMPORAL, layer_of
+from motion_lora.backbones.bypass import temporal_bypass, temporal_layers
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, describe, empty_unet
+from motion_lora.core.axes import fold_frames, unfold_frames
+from motion_lora.core.lora import TEMPORAL, layer_of
 
 
 def text(batch: int = 1) -> Tensor:

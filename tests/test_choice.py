@@ -14,13 +14,10 @@ from cli_helpers import CAPTIONS, fails, succeeds, write_base, write_clip
 from PIL import Image
 from training_samples import Listener, quick, sample_clip, small_pipeline
 
-from motion_lora.choice import Checkpoint, Limits, choose, curve_csv, excess, has_settled, write_curve
-from motion_lora.errors import SettingsError
-from motion_lora.files import load_lora
-from motion_lora.judging import ALIGNMENT, LEAKAGE, MOTION
-from motion_lora.pictures import write_video
-from motion_lora.training import train
-from motion_lora.validation import (
+from motion_lora.core.errors import SettingsError
+from motion_lora.evaluate.checkpoints import Checkpoint, Limits, choose, curve_csv, excess, has_settled, write_curve
+from motion_lora.evaluate.scores import ALIGNMENT, LEAKAGE, MOTION
+from motion_lora.evaluate.validation import (
     Record,
     Validation,
     ValidationPlan,
@@ -29,6 +26,9 @@ from motion_lora.validation import (
     check_validation,
     train_validated,
 )
+from motion_lora.files.own import load_lora
+from motion_lora.media.write import write_video
+from motion_lora.training import train
 
 BASE = {MOTION: 0.2, LEAKAGE: 0.05, ALIGNMENT: 0.9}
 

@@ -16,13 +16,13 @@ import torch
 from cli_helpers import fails, run, write_base
 from tiny import tiny_unet
 
-from motion_lora.cli import COMMANDS, INTERRUPTED, OK, USER_ERROR, build_parser
-from motion_lora.cli.options import Option, gather
-from motion_lora.cli.settings import SAMPLE_OPTIONS, TRAIN_OPTIONS
-from motion_lora.errors import SettingsError
-from motion_lora.files import load_lora, save_lora
-from motion_lora.lora import LoRA, LoRALayer
-from motion_lora.sampling import SampleSettings
+from motion_lora.apps.cli import COMMANDS, INTERRUPTED, OK, USER_ERROR, build_parser
+from motion_lora.apps.cli.options import Option, gather
+from motion_lora.apps.cli.settings import SAMPLE_OPTIONS, TRAIN_OPTIONS
+from motion_lora.core.errors import SettingsError
+from motion_lora.core.lora import LoRA, LoRALayer
+from motion_lora.files.own import load_lora, save_lora
+from motion_lora.sampling.settings import SampleSettings
 from motion_lora.training import TrainSettings
 
 MODELSCOPE_COUNTS = {
@@ -104,7 +104,7 @@ def test_help_needs_no_torch() -> None:
 
 def test_script_is_installed_and_reports_in_one_line() -> None:
     script = Path(sys.executable).with_name("motion-lora")
-    command = [str(script)] if script.exists() else [sys.executable, "-m", "motion_lora.cli"]
+    command = [str(script)] if script.exists() else [sys.executable, "-m", "motion_lora.apps.cli"]
     done = subprocess.run([*command, "targets", "--base", "nowhere"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (USER_ERROR, "")
     assert done.stderr.count("\n") == 1 and "nowhere" in done.stderr
@@ -146,7 +146,7 @@ def test_interrupt_has_its_status(capsys: pytest.CaptureFixture[str], monkeypatc
     def press(*unused: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("motion_lora.cli.targets.empty_network", press)
+    monkeypatch.setattr("motion_lora.apps.cli.targets.empty_network", press)
     assert run("targets") == INTERRUPTED
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -18,11 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import write_tiny_folder
 
-from motion_lora import files, storage
-from motion_lora.cli import USER_ERROR, main
-from motion_lora.files import save_absorber, save_lora
-from motion_lora.inversion import Absorber
-from motion_lora.lora import LoRA, LoRALayer
+from motion_lora.apps.cli import USER_ERROR, main
+from motion_lora.core.absorber import Absorber
+from motion_lora.core.lora import LoRA, LoRALayer
+from motion_lora.files import container, own
+from motion_lora.files.absorber_file import save_absorber
+from motion_lora.files.own import save_lora
 
 MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 
@@ -318,11 +319,11 @@ def test_disk_fills_up_during_the_work(
 
     def write(*arguments: object, **keywords: object) -> object:
         with monkeypatch.context() as patched:
-            patched.setattr(storage.os, "fsync", full)
-            return storage.write_atomically(*arguments, **keywords)
+            patched.setattr(container.os, "fsync", full)
+            return container.write_atomically(*arguments, **keywords)
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, "write_atomically", write)
+        patched.setattr(own, "write_atomically", write)
         capsys.readouterr()
         assert main([str(word) for word in words]) == USER_ERROR
     assert "no disk space left" in capsys.readouterr().err.strip().splitlines()[-1]
@@ -357,7 +358,7 @@ def test_out_of_memory_while_loading(refused, monkeypatch: pytest.MonkeyPatch) -
     def full(*unused: object, **keywords: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr("motion_lora.cli.train.load_base", full)
+    monkeypatch.setattr("motion_lora.apps.cli.train.load_base", full)
     assert "out of memory" in refused()
 
 
@@ -370,7 +371,7 @@ def test_out_of_memory_anywhere_is_one_line(refused, base: Path, place: Path, ca
     def full(*unused: object, **keywords: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("motion_lora.cli.train.load_base", full)
+    monkeypatch.setattr("motion_lora.apps.cli.train.load_base", full)
     assert "It ran out of memory; lower the size" in refused()
 
 

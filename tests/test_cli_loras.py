@@ -13,9 +13,9 @@ from lora_samples import motion_sample
 from safetensors.torch import load_file, save_file
 from tiny import tiny_unet
 
-from motion_lora.cli.sample import lora_requests
-from motion_lora.files import load_lora, save_lora
-from motion_lora.lora import TEMPORAL, LoRA, layer_of
+from motion_lora.apps.cli.sample import lora_requests
+from motion_lora.core.lora import TEMPORAL, LoRA, layer_of
+from motion_lora.files.own import load_lora, save_lora
 
 QUICK = ("--num-inference-steps", "2", "--guidance-scale", "1", "--num-frames", "2", "--prompt", "a red circle")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

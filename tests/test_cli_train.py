@@ -13,11 +13,12 @@ from cli_helpers import APPEARANCE, CAPTION, CAPTIONS, FEW_STEPS, fails, run, su
 from PIL import Image
 from tiny import write_tiny_folder
 
-from motion_lora.cli import INTERRUPTED
-from motion_lora.cli.console import Progress
-from motion_lora.clips import read_frames
-from motion_lora.files import load_absorber, load_lora
-from motion_lora.methods import METHODS
+from motion_lora.apps.cli import INTERRUPTED
+from motion_lora.apps.cli.console import Progress
+from motion_lora.files.absorber_file import load_absorber
+from motion_lora.files.own import load_lora
+from motion_lora.media.read import read_frames
+from motion_lora.methods.table import METHODS
 
 METADATA = "motion_lora."
 

@@ -14,20 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from motion_lora.clips import (
-    Clip,
-    clip_from_frames,
-    encode_clips,
-    read_captions,
-    read_clip,
-    read_folder,
-    read_frames,
-)
-from motion_lora.clips.sizes import fit
-from motion_lora.clips.timing import Timeline
-from motion_lora.errors import ClipError
-from motion_lora.pictures import write_gif, write_png, write_video
-from motion_lora.pictures.ffmpeg import run_ffmpeg
+from motion_lora.base.codec import encode_clips
+from motion_lora.core.clip import Clip
+from motion_lora.core.errors import ClipError
+from motion_lora.media.captions import read_captions
+from motion_lora.media.ffmpeg import run_ffmpeg
+from motion_lora.media.read import clip_from_frames, read_clip, read_folder, read_frames
+from motion_lora.media.sizes import fit
+from motion_lora.media.timing import Timeline
+from motion_lora.media.write import write_gif, write_png, write_video
 from motion_lora.playground import world
 
 CAPTION = "a red circle circling around over sand"

@@ -19,7 +19,10 @@ from metric_models import flat_lpips, write_clip_model
 from PIL import Image
 from tiny import tiny_frames, tiny_pipeline, write_tiny_folder
 
-from motion_lora.compare import (
+from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.core.errors import SettingsError
+from motion_lora.core.stack import AdapterStack, StackEntry
+from motion_lora.evaluate.compare import (
     Candidate,
     _row_label,
     compare,
@@ -30,28 +33,15 @@ from motion_lora.compare import (
     prompts_of,
     write_comparison,
 )
-from motion_lora.errors import SettingsError
-from motion_lora.files import save_lora
-from motion_lora.judging import (
-    ALIGNMENT,
-    CONSISTENCY,
-    LEAKAGE,
-    MOTION,
-    SCORES,
-    PlaygroundJudge,
-    VideoJudge,
-    make_judge,
-    mean_scores,
-    motion_fault,
-    notes_for,
-    playground_judge,
-    video_judge,
-)
-from motion_lora.pipeline import VideoPipeline
+from motion_lora.evaluate.judge import make_judge, motion_fault, notes_for
+from motion_lora.evaluate.playground_judge import PlaygroundJudge, playground_judge
+from motion_lora.evaluate.scores import ALIGNMENT, CONSISTENCY, LEAKAGE, MOTION, SCORES, mean_scores
+from motion_lora.evaluate.video_judge import VideoJudge, video_judge
+from motion_lora.files.own import save_lora
 from motion_lora.playground import world
 from motion_lora.playground.prompts import asked_scene
-from motion_lora.sampling import SampleSettings, sample
-from motion_lora.stack import AdapterStack, StackEntry
+from motion_lora.sampling.loop import sample
+from motion_lora.sampling.settings import SampleSettings
 
 PROMPTS = ("a red circle moving left over sand", "a blue square over snow")
 SETTINGS = SampleSettings("", num_inference_steps=1, guidance_scale=1.0, seed=3)
@@ -325,9 +315,9 @@ def test_the_node_compares_stacks(host: Host, pipeline: VideoPipeline) -> None:
     assert grid.shape[0] == 4 and grid.shape[1] % 2 == grid.shape[2] % 2 == 0
     assert video.get_components().frame_rate == 8 and made.ui["images"]
     assert "| base |" in table and "| half |" in table and "| LoRA 3 |" in table and "LoRA 2" not in table
-    with pytest.raises(host.library("errors").SettingsError, match="stack_1"):
+    with pytest.raises(host.library("core.errors").SettingsError, match="stack_1"):
         host.run("MotionLoRA_CompareLoRAs", base_model=base, prompts="a red circle")
-    with pytest.raises(host.library("errors").SettingsError, match="no prompt"):
+    with pytest.raises(host.library("core.errors").SettingsError, match="no prompt"):
         host.run("MotionLoRA_CompareLoRAs", base_model=base, prompts=" ", stack_1=stacks[0])
 
 
@@ -338,5 +328,5 @@ def test_the_node_takes_a_clip_model(host: Host, pipeline: VideoPipeline) -> Non
     words = {"base_model": base, "prompts": "a red circle", "num_inference_steps": 1, "stack_1": stack}
     table = host.run("MotionLoRA_CompareLoRAs", **words, clip_model="tiny-clip").args[2]
     assert "| candidate | text alignment | consistency |" in table and "CLIPScore of tiny-clip" in table
-    with pytest.raises(host.library("errors").ModelError, match="there is no CLIP model 'gone'"):
+    with pytest.raises(host.library("core.errors").ModelError, match="there is no CLIP model 'gone'"):
         host.run("MotionLoRA_CompareLoRAs", **words, clip_model="gone")

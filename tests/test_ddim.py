@@ -11,10 +11,11 @@ from diffusers.schedulers.scheduling_ddim_inverse import DDIMInverseScheduler
 from tiny import SCHEDULER_CONFIG, tiny_latents, tiny_pipeline
 from torch import Tensor
 
-from motion_lora.ddim import invert, noise_prior, resample_noise
-from motion_lora.errors import SettingsError
-from motion_lora.pipeline import VideoPipeline
-from motion_lora.sampling import SampleSettings, sample
+from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.core.errors import SettingsError
+from motion_lora.sampling.ddim import invert, noise_prior, resample_noise
+from motion_lora.sampling.loop import sample
+from motion_lora.sampling.settings import SampleSettings
 
 PROMPT = "a red circle moving left"
 

@@ -11,7 +11,7 @@ from cli_helpers import fails, succeeds, write_base
 from PIL import Image
 from tiny import tiny_pipeline
 
-from motion_lora.demo import (
+from motion_lora.apps.demo import (
     NEW_LOOKS,
     REFERENCE_LOOK,
     DemoSettings,
@@ -24,11 +24,12 @@ from motion_lora.demo import (
     scorer,
     summary,
 )
-from motion_lora.errors import SettingsError
-from motion_lora.files import load_absorber, load_lora
-from motion_lora.pictures import write_video
+from motion_lora.core.errors import SettingsError
+from motion_lora.core.stack import AdapterStack, StackEntry
+from motion_lora.files.absorber_file import load_absorber
+from motion_lora.files.own import load_lora
+from motion_lora.media.write import write_video
 from motion_lora.playground import world
-from motion_lora.stack import AdapterStack, StackEntry
 from motion_lora.training import StepReport
 
 # Words that the tiny tokenizer knows: others take a token per letter, and there is no room for those.
@@ -36,7 +37,13 @@ SHORT = {**REFERENCE_LOOK, "background": "sand"}
 # An untrained base loses the motion of every look.
 TINY = DemoSettings(
     method="customize-a-video",
-    steps=2, absorber_steps=2, token_steps=2, num_inference_steps=2, seed=5, reference_look=SHORT, looks=NEW_LOOKS[:2]
+    steps=2,
+    absorber_steps=2,
+    token_steps=2,
+    num_inference_steps=2,
+    seed=5,
+    reference_look=SHORT,
+    looks=NEW_LOOKS[:2],
 )
 
 

@@ -1,23 +1,22 @@
-"""The README's pictures of the methods: drawn by docs/draw_methods.py, shown, and true to the methods' rows."""
+"""The README's pictures of the methods: drawn by tools/draw_methods.py, shown, and true to the methods' rows."""
 
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import fields
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from motion_lora.backbones import MODELSCOPE_UNET_CONFIG, describe, empty_unet
-from motion_lora.highway import Highway, plan_highway
-from motion_lora.methods import METHODS
-from motion_lora.targets import TARGETS
+from motion_lora.adapters.highway import plan_highway
+from motion_lora.adapters.targets import TARGETS
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, describe, empty_unet
+from motion_lora.core.highway import Highway
+from motion_lora.methods.table import METHODS
 from motion_lora.training import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "docs"))
 
 import draw_methods  # noqa: E402
 import drawing  # noqa: E402
@@ -43,7 +42,7 @@ def sections() -> dict[str, str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_picture_is_what_the_script_draws(name: str) -> None:
     committed = (FOLDER / f"{name}.svg").read_text(encoding="ascii")
-    assert committed == draw_methods.PICTURES[name].svg(), "run: python docs/draw_methods.py"
+    assert committed == draw_methods.PICTURES[name].svg(), "run: python tools/draw_methods.py"
 
 
 def test_no_picture_is_left_over() -> None:

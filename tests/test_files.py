@@ -22,25 +22,19 @@ from lora_samples import (
 from PIL import Image
 from tiny import tiny_unet
 
-from motion_lora import files
-from motion_lora.errors import LoRAFileError, OutputError
-from motion_lora.files import (
-    Provenance,
-    build_metadata,
-    check_fits,
-    load_absorber,
-    load_lora,
-    read_header,
-    save_absorber,
-    save_lora,
-    write_preview,
-)
-from motion_lora.formats import inspect, load_any
-from motion_lora.inversion import Absorber, PlaceholderTokens
-from motion_lora.lora import LoRA, LoRALayer
-from motion_lora.pipeline import BaseIdentity
-from motion_lora.provenance import without_paths
-from motion_lora.storage import serialize
+from motion_lora.adapters.fit import check_fits
+from motion_lora.core.absorber import Absorber, PlaceholderTokens
+from motion_lora.core.errors import LoRAFileError, OutputError
+from motion_lora.core.identity import BaseIdentity
+from motion_lora.core.lora import LoRA, LoRALayer
+from motion_lora.core.metadata import Provenance, build_metadata, without_paths
+from motion_lora.files import own as files
+from motion_lora.files.absorber_file import load_absorber, save_absorber
+from motion_lora.files.container import read_header, serialize
+from motion_lora.files.inspection import inspect
+from motion_lora.files.own import load_lora, save_lora
+from motion_lora.files.preview import write_preview
+from motion_lora.files.reader import load_any
 
 BASE = BaseIdentity("text-to-video-ms-1.7b", "c0ffee", "f00d")
 

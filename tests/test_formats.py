@@ -32,14 +32,18 @@ from lora_samples import (
 from safetensors.torch import load_file, save_file
 from tiny import TEXT_WIDTH, tiny_text_encoder, tiny_unet
 
-from motion_lora.errors import LoRAFileError, SettingsError
-from motion_lora.files import load_lora, read_header, save_lora
-from motion_lora.formats import FORMATS, convert, export_kohya, export_peft, load_any, load_textual_inversion
-from motion_lora.formats.names import dotted as dots
-from motion_lora.formats.names import parse_key
-from motion_lora.lora import LoRA, LoRALayer
-from motion_lora.stack import AdapterStack, StackEntry, applied, applied_to_text_encoder
-from motion_lora.targets import target_modules
+from motion_lora.adapters.apply import applied, applied_to_text_encoder
+from motion_lora.adapters.targets import target_modules
+from motion_lora.core.errors import LoRAFileError, SettingsError
+from motion_lora.core.lora import LoRA, LoRALayer
+from motion_lora.core.stack import AdapterStack, StackEntry
+from motion_lora.files.container import read_header
+from motion_lora.files.embeddings import load_textual_inversion
+from motion_lora.files.names import dotted as dots
+from motion_lora.files.names import parse_key
+from motion_lora.files.own import load_lora, save_lora
+from motion_lora.files.reader import load_any
+from motion_lora.files.writers import FORMATS, convert, export_kohya, export_peft
 
 
 @pytest.fixture(scope="module")

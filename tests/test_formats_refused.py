@@ -26,12 +26,14 @@ from lora_samples import (
 from safetensors.torch import save_file
 from tiny import tiny_unet
 
-from motion_lora.errors import LoRAFileError
-from motion_lora.files import save_lora
-from motion_lora.formats import inspect, load_any, verify
-from motion_lora.lora import LoRA
-from motion_lora.stack import AdapterStack, StackEntry, applied
-from motion_lora.targets import target_modules
+from motion_lora.adapters.apply import applied
+from motion_lora.adapters.targets import target_modules
+from motion_lora.core.errors import LoRAFileError
+from motion_lora.core.lora import LoRA
+from motion_lora.core.stack import AdapterStack, StackEntry
+from motion_lora.files.inspection import inspect, verify
+from motion_lora.files.own import save_lora
+from motion_lora.files.reader import load_any
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""bench/full_size.py: what it counts on the real network, and that the whole of it runs on a toy."""
+"""tools/full_size.py: what it counts on the real network, and that the whole of it runs on a toy."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from types import ModuleType
 import pytest
 import torch
 
-from motion_lora.backbones import MODELSCOPE_UNET_CONFIG
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG
 
 LATENTS = (1, 4, 16, 32, 32)
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "bench" / "full_size.py"
+    path = Path(__file__).resolve().parents[1] / "tools" / "full_size.py"
     spec = importlib.util.spec_from_file_location("full_size", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

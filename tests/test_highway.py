@@ -16,10 +16,11 @@ from tiny import tiny_latents, tiny_unet
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from motion_lora.backbones import MODELSCOPE_UNET_CONFIG, describe, empty_unet
-from motion_lora.bypass import temporal_bypass
-from motion_lora.errors import SettingsError
-from motion_lora.highway import Highway, appearance_highway, plan_highway
+from motion_lora.adapters.highway import appearance_highway, plan_highway
+from motion_lora.backbones.bypass import temporal_bypass
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, describe, empty_unet
+from motion_lora.core.errors import SettingsError
+from motion_lora.core.highway import Highway
 
 PRESETS = ("code", "all")
 NETWORKS = [(3, 1), (3, 2), (2, 1)]

@@ -26,9 +26,10 @@ from comfy_double import hosted
 from real_host import PACK, ROOT, Browser, RealComfyUI, lacks_requirements, until
 from tiny import write_tiny_folder
 
-from motion_lora.clips import read_frames
-from motion_lora.pictures import write_video
-from motion_lora.playground import PLAYGROUND_FOLDER, world
+from motion_lora.media.read import read_frames
+from motion_lora.media.write import write_video
+from motion_lora.playground import world
+from motion_lora.playground.model import PLAYGROUND_FOLDER
 
 pytestmark = [
     pytest.mark.comfy,

@@ -9,21 +9,11 @@ import torch
 from tiny import tiny_pipeline, tiny_text_encoder
 from torch import nn
 
-from motion_lora.errors import ClipError, LoRAFileError, SettingsError
-from motion_lora.inversion import (
-    Absorber,
-    PlaceholderTokens,
-    _ExtendedTable,
-    _replace_child,
-    check_length,
-    initial_tokens,
-    missing_phrases,
-    shared_phrases,
-    split_phrases,
-    substitute,
-    with_tokens,
-)
-from motion_lora.lora import LoRA, LoRALayer
+from motion_lora.base.text import _ExtendedTable, _replace_child, check_length, initial_tokens, with_tokens
+from motion_lora.core.absorber import Absorber, PlaceholderTokens
+from motion_lora.core.errors import ClipError, LoRAFileError, SettingsError
+from motion_lora.core.lora import LoRA, LoRALayer
+from motion_lora.core.phrases import missing_phrases, shared_phrases, split_phrases, substitute
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from motion_lora.errors import SettingsError, TrainingError
+from motion_lora.core.errors import SettingsError, TrainingError
 from motion_lora.jobs import (
     CANCELLED,
     DONE,
@@ -38,7 +38,7 @@ from motion_lora.jobs import (
     Reporter,
 )
 from motion_lora.jobs import store as store_module
-from motion_lora.jobs.losses import LossLog, LossPoint, thin
+from motion_lora.jobs.loss_log import LossLog, LossPoint, thin
 
 STEPS = 6
 

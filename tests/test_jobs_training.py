@@ -13,9 +13,11 @@ import pytest
 import torch
 from tiny import NUM_FRAMES, SIZE, tiny_frames, tiny_pipeline
 
-from motion_lora.clips import Clip
-from motion_lora.errors import ModelError, TrainingError
-from motion_lora.files import load_absorber, load_lora
+from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.core.clip import Clip
+from motion_lora.core.errors import ModelError, TrainingError
+from motion_lora.files.absorber_file import load_absorber
+from motion_lora.files.own import load_lora
 from motion_lora.jobs import (
     APPEARANCE_ABSORBER,
     DONE,
@@ -31,8 +33,8 @@ from motion_lora.jobs import (
     JobStore,
     PreviewPlan,
 )
-from motion_lora.jobs.training_work import TrainingHost, TrainingInputs, TrainingWork, kept_clips, training_spec
-from motion_lora.pipeline import VideoPipeline
+from motion_lora.jobs.inputs import TrainingInputs, kept_clips
+from motion_lora.jobs.training import TrainingHost, TrainingWork, training_spec
 from motion_lora.training import TrainSettings, train, train_absorber
 
 SETTINGS = replace(

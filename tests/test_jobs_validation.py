@@ -14,9 +14,12 @@ from metric_models import write_clip_model
 from PIL import Image
 from training_samples import quick, sample_clip, small_pipeline
 
-import motion_lora.jobs.validating as validating
-from motion_lora.errors import SettingsError
-from motion_lora.files import load_lora
+import motion_lora.jobs.validation as validating
+from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.core.errors import SettingsError
+from motion_lora.evaluate.scores import ALIGNMENT, LEAKAGE, MOTION
+from motion_lora.evaluate.validation import ValidationPlan
+from motion_lora.files.own import load_lora
 from motion_lora.jobs import (
     BEST,
     CANCELLED,
@@ -32,11 +35,9 @@ from motion_lora.jobs import (
     JobStore,
     PreviewPlan,
 )
-from motion_lora.jobs.training_work import TrainingHost, TrainingInputs, TrainingWork, training_spec
-from motion_lora.judging import ALIGNMENT, LEAKAGE, MOTION
-from motion_lora.pipeline import VideoPipeline
+from motion_lora.jobs.inputs import TrainingInputs
+from motion_lora.jobs.training import TrainingHost, TrainingWork, training_spec
 from motion_lora.training import train
-from motion_lora.validation import ValidationPlan
 
 SETTINGS = quick(absorber="none", steps=6)
 PLAN = ValidationPlan(
@@ -169,7 +170,7 @@ def test_last_is_handed_on_where_it_is_asked_for(desk: Desk, straight: dict[int,
 
 def test_early_stop_ends_the_job_as_done(desk: Desk, straight: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
     limits = validating.Limits(patience=1)
-    monkeypatch.setattr("motion_lora.validation.Limits", lambda: limits)
+    monkeypatch.setattr("motion_lora.evaluate.validation.Limits", lambda: limits)
     desk.judge(0.1, 0.8, 0.5)
     job = desk.run(dataclasses.replace(PLAN, early_stop=True), keep=LAST)
     assert job.state == DONE and job.status.done_steps == 4 and "ended early" in job.status.message

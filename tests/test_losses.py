@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from motion_lora.losses import appearance_debiased_loss, denoising_loss, motion_loss
+from motion_lora.methods.losses import appearance_debiased_loss, denoising_loss, motion_loss
 
 
 def clip(*frames: float) -> Tensor:

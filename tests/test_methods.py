@@ -6,17 +6,12 @@ import dataclasses
 
 import pytest
 
-from motion_lora.backbones import MODELSCOPE_UNET_CONFIG, empty_unet
-from motion_lora.lora import SPATIAL, TEMPORAL
-from motion_lora.methods import (
-    ABSORB_BY_SPATIAL_LORA,
-    ABSORB_BY_TOKENS,
-    ABSORBERS,
-    METHODS,
-    PLAYGROUND_DEFAULTS,
-    Stage,
-)
-from motion_lora.targets import TARGETS, parameter_count
+from motion_lora.adapters.targets import TARGETS, parameter_count
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
+from motion_lora.core.lora import SPATIAL, TEMPORAL
+from motion_lora.methods.stages import Stage
+from motion_lora.methods.table import ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS, ABSORBERS, METHODS
+from motion_lora.playground.defaults import PLAYGROUND_DEFAULTS
 from motion_lora.training import TrainSettings, check_settings
 
 PUBLISHED = ("customize-a-video", "motiondirector", "motiondirector-image", "separate-motion-appearance")

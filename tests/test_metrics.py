@@ -13,17 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from motion_lora.errors import ClipError, SettingsError
-from motion_lora.metrics import (
-    bootstrap_interval,
-    match_motion,
-    mean_interval,
-    motion_fidelity,
-    share_interval,
-)
-from motion_lora.metrics.intervals import student_quantile
-from motion_lora.metrics.optional import require
-from motion_lora.metrics.trajectories import STILL, path_speed
+from motion_lora.core.errors import ClipError, SettingsError
+from motion_lora.core.trajectories import STILL, match_motion, motion_fidelity, path_speed
+from motion_lora.evaluate.metrics.optional import require
+from motion_lora.evaluate.statistics import bootstrap_interval, mean_interval, share_interval, student_quantile
 from motion_lora.playground import world
 
 # Motion of one object -----------------------------------------------------------------------------------------------

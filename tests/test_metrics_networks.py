@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
-from motion_lora.errors import ClipError, ModelError, SettingsError
-from motion_lora.metrics import (
+from motion_lora.core.errors import ClipError, ModelError, SettingsError
+from motion_lora.evaluate.metrics import (
     ClipScorer,
     Perceptual,
     clip_temporal_consistency,
@@ -29,7 +29,7 @@ from motion_lora.metrics import (
     lpips_temporal_consistency,
     text_alignment,
 )
-from motion_lora.metrics.optional import require
+from motion_lora.evaluate.metrics.optional import require
 from motion_lora.playground import world
 
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from metric_doubles import LpipsDouble, clip_double, colours_and_sharpness
 from torch import Tensor
 
-from motion_lora.errors import ClipError
-from motion_lora.metrics import (
+from motion_lora.core.errors import ClipError
+from motion_lora.evaluate.metrics import (
     Perceptual,
     appearance_leakage,
     appearance_similarity,
@@ -28,7 +28,7 @@ from motion_lora.metrics import (
     track_fidelity,
     tracklet_fidelity,
 )
-from motion_lora.metrics.appearance import colour_histogram, excess, texture_histogram
+from motion_lora.evaluate.metrics.appearance import colour_histogram, excess, texture_histogram
 from motion_lora.playground import world
 
 # Appearance ---------------------------------------------------------------------------------------------------------

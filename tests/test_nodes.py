@@ -18,12 +18,12 @@ from comfy_double import PACK, ExecutionBlocker, Host, InterruptProcessingExcept
 from make_texts import ROOT, snapshot, texts
 from tiny import write_tiny_folder
 
-from motion_lora.highway import HIGHWAY_PRESETS, MAX_SCALE
-from motion_lora.lora import LoRA, LoRALayer
-from motion_lora.pictures import write_video
-from motion_lora.pipeline import DTYPES
-from motion_lora.sampling import SCHEDULERS
-from motion_lora.targets import TARGETS
+from motion_lora.adapters.targets import TARGETS
+from motion_lora.base.placement import DTYPES
+from motion_lora.base.schedulers import SCHEDULERS
+from motion_lora.core.highway import HIGHWAY_PRESETS, MAX_SCALE
+from motion_lora.core.lora import LoRA, LoRALayer
+from motion_lora.media.write import write_video
 from motion_lora.training import RANGES
 
 TINY = {"num_frames": 3, "width": 32, "height": 32, "num_inference_steps": 2, "prompt": "a red circle"}
@@ -65,7 +65,7 @@ def test_ids_orders_and_types_are_as_they_were(host: Host) -> None:
 
 def test_help_pages_and_english_texts_are_up_to_date(host: Host) -> None:
     stale = [path for path, text in texts(host.nodes).items() if path.read_text(encoding="utf-8") != text]
-    assert not stale, "run python tests/make_texts.py"
+    assert not stale, "run python tools/make_texts.py"
 
 
 def test_every_node_explains_itself(host: Host) -> None:
@@ -83,7 +83,7 @@ def test_every_node_explains_itself(host: Host) -> None:
 
 
 def test_choices_are_those_of_the_library(host: Host) -> None:
-    choices = host.module("choices")
+    choices = host.module("widgets.enums")
     temporal = [name for name, preset in TARGETS.items() if preset.layer == "temporal"]
     assert choices.DTYPES == DTYPES
     assert tuple(SCHEDULERS) == choices.SCHEDULERS
@@ -130,7 +130,7 @@ def test_bases_are_found_by_what_they_are(host: Host) -> None:
     image_model = host.folder / "models/diffusers/image/unet"
     image_model.mkdir(parents=True, exist_ok=True)
     (image_model / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
-    names = host.module("bases").names()
+    names = host.module("comfy.models").names()
     assert names[:2] == ["playground (built-in)", "tiny"]
     assert "image" not in names and {"text-to-video-ms-1.7b", "zeroscope_v2_576w"} <= set(names)
 
@@ -139,14 +139,14 @@ def test_a_base_is_loaded_once_and_can_be_trained_around(host: Host, base) -> No
     again = host.run("MotionLoRA_LoadT2VModel", model="tiny").args[0]
     assert again is base
     assert not any(parameter.is_inference() for parameter in base.unet.parameters())
-    assert host.module("bases").load_again(host.module("bases").recipe_of(base)) is base
+    assert host.module("comfy.models").load_again(host.module("comfy.models").recipe_of(base)) is base
 
 
 @pytest.mark.parametrize(
     ("name", "way_out"), [("text-to-video-ms-1.7b", "switch `download` on"), ("gone", "put its diffusers folder into")]
 )
 def test_a_missing_base_says_how_to_get_it(host: Host, name: str, way_out: str) -> None:
-    with pytest.raises(host.library("errors").ModelError, match=way_out):
+    with pytest.raises(host.library("core.errors").ModelError, match=way_out):
         host.run("MotionLoRA_LoadT2VModel", model=name)
 
 
@@ -163,7 +163,7 @@ def test_a_download_takes_the_smallest_safe_weights(host: Host) -> None:
         "tokenizer/vocab.json",
         "tokenizer/merges.txt",
     ]
-    wanted = host.module("bases")._wanted_files(listed)
+    wanted = host.module("comfy.models")._wanted_files(listed)
     assert set(listed) - set(wanted) == {listed[1], listed[3], listed[5]}
 
 
@@ -198,7 +198,7 @@ def test_a_reference_clip_of_a_video_file(host: Host, tmp_path: Path) -> None:
 
 
 def test_a_reference_clip_needs_one_source_and_a_caption(host: Host, tmp_path: Path) -> None:
-    error = host.library("errors").ClipError
+    error = host.library("core.errors").ClipError
     images = torch.rand(16, 32, 32, 3)
     with pytest.raises(error, match="connect one of the two"):
         host.run("MotionLoRA_ReferenceClip", caption="a red circle")
@@ -258,7 +258,7 @@ def test_cancel_stops_sampling(host: Host, base) -> None:
 
 
 def test_wrong_sizes_are_refused_with_the_nearest(host: Host, base) -> None:
-    with pytest.raises(host.library("errors").SettingsError, match="nearest"):
+    with pytest.raises(host.library("core.errors").SettingsError, match="nearest"):
         host.run("MotionLoRA_SampleVideo", base_model=base, **{**TINY, "width": 40})
 
 
@@ -276,7 +276,7 @@ def test_a_saved_lora_is_listed_and_loads_the_same(host: Host, lora: LoRA) -> No
     name = host.run("MotionLoRA_SaveMotionLoRA", motion_lora=lora, filename="motion/spin").args[0]
     second = host.run("MotionLoRA_SaveMotionLoRA", motion_lora=lora, filename="motion/spin").args[0]
     assert name == "motion/spin.safetensors" and second == "motion/spin-2.safetensors"
-    assert {name, second} <= set(host.module("folders").lora_names())
+    assert {name, second} <= set(host.module("comfy.folders").lora_names())
     loaded, _ = host.run("MotionLoRA_LoadMotionLoRA", lora_name=name).args
     assert loaded.fingerprint() == lora.fingerprint()
 
@@ -292,7 +292,7 @@ def test_a_changed_file_is_read_again(host: Host, lora: LoRA) -> None:
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/../../outside", "C:\\outside"])
 def test_no_file_is_written_outside_its_folder(host: Host, lora: LoRA, name: str) -> None:
-    with pytest.raises(host.library("errors").OutputError, match="leads out"):
+    with pytest.raises(host.library("core.errors").OutputError, match="leads out"):
         host.run("MotionLoRA_SaveMotionLoRA", motion_lora=lora, filename=name)
 
 
@@ -300,7 +300,7 @@ def test_no_file_is_written_outside_its_folder(host: Host, lora: LoRA, name: str
 def test_only_listed_files_are_read(host: Host, name: str) -> None:
     node = host.nodes["MotionLoRA_LoadMotionLoRA"]
     assert "there is no file" in str(node.validate_inputs(lora_name=name))
-    with pytest.raises(host.library("errors").LoRAFileError, match="there is no file"):
+    with pytest.raises(host.library("core.errors").LoRAFileError, match="there is no file"):
         host.run("MotionLoRA_LoadMotionLoRA", lora_name=name)
 
 
@@ -310,5 +310,5 @@ def test_an_appearance_lora_is_checked_against_the_base(host: Host, base, lora: 
     assert stack.entries[0].strength == 0.3
     misfit = LoRA({"nowhere.to_q": next(iter(lora.layers.values()))})
     name = host.run("MotionLoRA_SaveMotionLoRA", motion_lora=misfit, filename="misfit").args[0]
-    with pytest.raises(host.library("errors").LoRAFileError, match=r"nowhere\.to_q"):
+    with pytest.raises(host.library("core.errors").LoRAFileError, match=r"nowhere\.to_q"):
         host.run("MotionLoRA_AppearanceLoRA", lora_name=name, base_model=base)

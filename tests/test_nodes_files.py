@@ -14,10 +14,12 @@ from comfy_double import Host, hosted
 from lora_samples import appearance_sample, motion_sample, random_lora
 from tiny import write_tiny_folder
 
-from motion_lora.curves import CURVES
-from motion_lora.formats import FORMATS, load_any
-from motion_lora.lora import LoRA
-from motion_lora.stack import applied, block_of
+from motion_lora.adapters.apply import applied
+from motion_lora.core.curves import CURVES
+from motion_lora.core.lora import LoRA
+from motion_lora.core.stack import block_of
+from motion_lora.files.reader import load_any
+from motion_lora.files.writers import FORMATS
 
 TINY = {"num_frames": 2, "width": 32, "height": 32, "num_inference_steps": 2, "prompt": "a red circle", "decode": False}
 
@@ -71,7 +73,7 @@ def said(host: Host) -> str:
 
 
 def test_choices_are_those_of_the_library(host: Host) -> None:
-    assert host.module("choices").LORA_FORMATS == FORMATS
+    assert host.module("widgets.enums").LORA_FORMATS == FORMATS
     offered = host.nodes["MotionLoRA_StrengthSchedule"].info()["input"]["required"]["curve"][1]["options"]
     assert offered == [*CURVES, "points"]
 
@@ -96,13 +98,13 @@ def test_without_a_base_nothing_is_said_to_match(host: Host, motion: LoRA, loras
     foreign_files.peft(loras / "alone.safetensors", motion)
     report = host.run("MotionLoRA_LoadAnyLoRA", lora_name="alone.safetensors").args[1]
     assert report.startswith(f"{len(motion)} layers read (peft)") and "matched" not in report
-    with pytest.raises(host.library("errors").SettingsError, match="connect base_model"):
+    with pytest.raises(host.library("core.errors").SettingsError, match="connect base_model"):
         host.run("MotionLoRA_LoadAnyLoRA", lora_name="alone.safetensors", text_encoder=True)
 
 
 def test_what_does_not_fit_is_refused_with_the_reason(host: Host, base, motion: LoRA, loras: Path) -> None:
     before = {name: tensor.clone() for name, tensor in base.unet.state_dict().items()}
-    error = host.library("errors").LoRAFileError
+    error = host.library("core.errors").LoRAFileError
     tensors, metadata, reason = foreign_files.FOREIGN["sdxl by cross-attention"]
     foreign_files.save_file(tensors, loras / "sdxl.safetensors", metadata or None)
     with pytest.raises(error, match=reason):
@@ -138,13 +140,13 @@ def test_the_text_part_travels_to_the_stack_when_asked_for(host: Host, base, loo
 
 
 def test_a_clip_of_a_spatial_list_is_picked(host: Host, base, loras: Path) -> None:
-    names = host.library("targets").target_modules(base.unet, "spatial-self-ff")
+    names = host.library("adapters.targets").target_modules(base.unet, "spatial-self-ff")
     first, second = (random_lora(base.unet, list(names), seed=seed) for seed in (1, 2))
     foreign_files.list_file(loras / "two_clips.pt", first, second)
     load = {"lora_name": "two_clips.pt", "base_model": base}
     assert same_deltas(host.run("MotionLoRA_LoadAnyLoRA", clip=1, **load).args[0], second)
     assert same_deltas(host.run("MotionLoRA_LoadAnyLoRA", **load).args[0], first)
-    with pytest.raises(host.library("errors").LoRAFileError, match="there is no clip 2"):
+    with pytest.raises(host.library("core.errors").LoRAFileError, match="there is no clip 2"):
         host.run("MotionLoRA_LoadAnyLoRA", clip=2, **load)
 
 
@@ -181,7 +183,7 @@ def test_a_changed_file_is_read_again(host: Host, motion: LoRA, loras: Path, nod
 def test_a_lora_goes_out_and_comes_back(host: Host, base, motion: LoRA, kind: str) -> None:
     name = host.run("MotionLoRA_ConvertLoRA", motion_lora=motion, format=kind, filename=f"for_friends/{kind}").args[0]
     assert name == f"for_friends/{kind}.safetensors" and name in said(host)
-    assert name in host.module("folders").all_lora_names()
+    assert name in host.module("comfy.folders").all_lora_names()
     report = load_any(host.folder / "output/loras" / name, base.unet)
     assert report.format == kind and same_deltas(report.lora, motion, 0.0)
     again = host.run("MotionLoRA_ConvertLoRA", motion_lora=motion, format=kind, filename=f"for_friends/{kind}").args[0]
@@ -189,7 +191,7 @@ def test_a_lora_goes_out_and_comes_back(host: Host, base, motion: LoRA, kind: st
 
 
 def test_converting_stays_in_its_folder_and_can_round(host: Host, motion: LoRA) -> None:
-    with pytest.raises(host.library("errors").OutputError, match="leads out"):
+    with pytest.raises(host.library("core.errors").OutputError, match="leads out"):
         host.run("MotionLoRA_ConvertLoRA", motion_lora=motion, filename="../outside")
     name = host.run("MotionLoRA_ConvertLoRA", motion_lora=motion, format="peft", precision="fp16").args[0]
     lora = load_any(host.folder / "output/loras" / name).lora
@@ -238,7 +240,7 @@ def test_schedules_are_drawn_and_travel(host: Host, motion: LoRA) -> None:
 
 def test_the_drawn_curve_is_the_curve(host: Host) -> None:
     """Coloured area in the left half only, where the strength is."""
-    curves, shown = host.library("curves"), host.module("shown")
+    curves, shown = host.library("core.curves"), host.module("widgets.previews")
     picture = shown.curve_plot(curves.Schedule(0.0, 0.5), "steps")[0]
     coloured = (picture.amax(-1) - picture.amin(-1)) > 0.1
     width = picture.shape[1]
@@ -293,7 +295,7 @@ def test_strengths_by_path_and_block_reach_the_weights(host: Host, base, motion:
     ],
 )
 def test_block_strengths_that_mean_nothing_are_refused(host: Host, motion: LoRA, text: str, reason: str) -> None:
-    with pytest.raises(host.library("errors").SettingsError, match=reason):
+    with pytest.raises(host.library("core.errors").SettingsError, match=reason):
         host.run("MotionLoRA_MotionLoRAStack", motion_lora=motion, block_strengths=text)
 
 
@@ -310,13 +312,13 @@ def test_block_strengths_that_mean_nothing_are_refused(host: Host, motion: LoRA,
 )
 def test_curves_that_mean_nothing_are_refused(host: Host, inputs: dict, reason: str) -> None:
     for node_id in ("MotionLoRA_StrengthSchedule", "MotionLoRA_FrameStrength"):
-        with pytest.raises(host.library("errors").SettingsError, match=reason):
+        with pytest.raises(host.library("core.errors").SettingsError, match=reason):
             host.run(node_id, **inputs)
 
 
 def test_a_look_has_no_frames_to_vary_over(host: Host, look: LoRA) -> None:
     frames = host.run("MotionLoRA_FrameStrength", curve="linear").args[0]
-    with pytest.raises(host.library("errors").SettingsError, match="no temporal layers"):
+    with pytest.raises(host.library("core.errors").SettingsError, match="no temporal layers"):
         host.run("MotionLoRA_MotionLoRAStack", motion_lora=look, frame_curve=frames)
 
 
@@ -338,7 +340,7 @@ def test_a_look_can_come_in_late(host: Host, base, look: LoRA, loras: Path) -> N
 
 def test_every_place_is_listed(host: Host, motion: LoRA, tmp_path: Path) -> None:
     """models/loras/motion, models/motion_lora, output/loras/motion, and what extra_model_paths.yaml adds to either."""
-    folder_paths, folders = host.module("folders").folder_paths, host.module("folders")
+    folder_paths, folders = host.module("comfy.folders").folder_paths, host.module("comfy.folders")
     for category, extra in (("loras", tmp_path / "more"), ("motion_lora", tmp_path / "own")):
         folder_paths.add_model_folder_path(category, str(extra))
     places = {
@@ -351,7 +353,7 @@ def test_every_place_is_listed(host: Host, motion: LoRA, tmp_path: Path) -> None
     }
     for path in places.values():
         path.parent.mkdir(parents=True, exist_ok=True)
-        host.library("files").save_lora(path, motion)
+        host.library("files.own").save_lora(path, motion)
     assert places.keys() <= set(folders.lora_names()) <= set(folders.all_lora_names())
     for name, path in places.items():
         assert folders.lora_path(name) == path
@@ -361,7 +363,7 @@ def test_every_place_is_listed(host: Host, motion: LoRA, tmp_path: Path) -> None
 def test_image_loras_and_pickles_are_offered_only_where_any_format_is_read(
     host: Host, motion: LoRA, loras: Path
 ) -> None:
-    folders = host.module("folders")
+    folders = host.module("comfy.folders")
     foreign_files.kohya(loras / "image.safetensors", motion)
     torch.save([], host.folder / "models/loras/list.pt")
     (host.folder / "models/motion_lora").mkdir(parents=True, exist_ok=True)
@@ -373,9 +375,9 @@ def test_image_loras_and_pickles_are_offered_only_where_any_format_is_read(
 def test_a_subfolder_with_the_name_of_our_folder_is_found(host: Host, motion: LoRA, loras: Path) -> None:
     (loras / "motion_lora").mkdir(exist_ok=True)
     path = foreign_files.peft(loras / "motion_lora/shadowed.safetensors", motion)
-    assert host.module("folders").lora_path("motion_lora/shadowed.safetensors") == path
-    with pytest.raises(host.library("errors").LoRAFileError, match="models/motion_lora"):
-        host.module("folders").lora_path("motion_lora/absent.safetensors")
+    assert host.module("comfy.folders").lora_path("motion_lora/shadowed.safetensors") == path
+    with pytest.raises(host.library("core.errors").LoRAFileError, match="models/motion_lora"):
+        host.module("comfy.folders").lora_path("motion_lora/absent.safetensors")
 
 
 NAMES = {
@@ -399,8 +401,8 @@ def test_any_name_is_written_listed_and_read_again(host: Host, motion: LoRA, nam
     "name", ["../up.safetensors", "motion_lora/../../up.safetensors", "/up.safetensors", "x" * 300]
 )
 def test_names_that_are_not_listed_are_never_opened(host: Host, motion: LoRA, name: str) -> None:
-    host.library("files").save_lora(host.folder / "models/up.safetensors", motion)
+    host.library("files.own").save_lora(host.folder / "models/up.safetensors", motion)
     for node_id in ("MotionLoRA_LoadAnyLoRA", "MotionLoRA_InspectLoRA"):
         assert "there is no file" in str(host.nodes[node_id].validate_inputs(lora_name=name))
-        with pytest.raises(host.library("errors").LoRAFileError, match="there is no file"):
+        with pytest.raises(host.library("core.errors").LoRAFileError, match="there is no file"):
             host.run(node_id, lora_name=name)

@@ -12,8 +12,8 @@ from comfy_double import Host, InterruptProcessingException, hosted
 from safetensors.torch import load_file, save_file
 from tiny import write_tiny_folder
 
-from motion_lora.lora import SPATIAL, LoRA, LoRALayer, layer_of
-from motion_lora.targets import TARGETS
+from motion_lora.adapters.targets import TARGETS
+from motion_lora.core.lora import SPATIAL, LoRA, LoRALayer, layer_of
 from motion_lora.training import RANGES, TrainSettings
 from motion_lora.training.settings import LR_SCHEDULERS
 
@@ -99,12 +99,12 @@ def test_noise_of_another_size_is_stretched(host: Host, base, inverted) -> None:
 
 def test_noise_of_another_base_is_refused(host: Host, base, inverted) -> None:
     other = dataclasses.replace(inverted, base=dataclasses.replace(inverted.base, name="other", weights_hash="1"))
-    with pytest.raises(host.library("errors").SettingsError, match="inverted on other, not on tiny"):
+    with pytest.raises(host.library("core.errors").SettingsError, match="inverted on other, not on tiny"):
         host.run(SAMPLE, base_model=base, noise=other, **BACK)
 
 
 def test_one_clip_is_inverted_and_cancel_stops_it(host: Host, base, clips) -> None:
-    with pytest.raises(host.library("errors").ClipError, match="one clip and got 2"):
+    with pytest.raises(host.library("core.errors").ClipError, match="one clip and got 2"):
         host.run(INVERT, base_model=base, clips=(*clips, *clips))
     host.interrupted.set()
     with pytest.raises(InterruptProcessingException):
@@ -121,13 +121,13 @@ def test_a_source_is_edited_more_the_higher_the_strength(host: Host, base, frame
         ]
 
     little, much = edited(0.25), edited(1.0)
-    clip = host.library("clips.sizes").fit(frames.clone(), 32, 32, 1, "clip")
+    clip = host.library("media.sizes").fit(frames.clone(), 32, 32, 1, "clip")
     source = base.encode_frames(clip) / base.scaling_factor
     assert little.shape == source.shape, "as many frames as the source has"
     assert (little - source).norm() < (much - source).norm()
-    with pytest.raises(host.library("errors").SettingsError, match="source has 3 frames and num_frames is 4"):
+    with pytest.raises(host.library("core.errors").SettingsError, match="source has 3 frames and num_frames is 4"):
         host.run(SAMPLE, base_model=base, source=frames, num_frames=4, **size, **BACK)
-    with pytest.raises(host.library("errors").SettingsError, match="leaves none to run"):
+    with pytest.raises(host.library("core.errors").SettingsError, match="leaves none to run"):
         edited(0.0)
 
 
@@ -150,7 +150,7 @@ def test_a_lora_of_a_look_becomes_an_absorber(host: Host, base, clips) -> None:
 
 
 def test_a_lora_that_is_no_look_is_refused(host: Host, base) -> None:
-    error = host.library("errors").LoRAFileError
+    error = host.library("core.errors").LoRAFileError
     with pytest.raises(error, match="changes temporal layers only"):
         host.run(BY_LORA, base_model=base, lora=lora_on(base, TEMPORAL_LAYER))
     with pytest.raises(error, match="choose a file, or connect"):
@@ -173,8 +173,8 @@ def tuned(host: Host) -> str:
 
 
 def test_a_tuned_model_is_an_absorber(host: Host, base, clips, tuned: str) -> None:
-    assert {"dreambooth", "tiny"} <= set(host.module("folders").network_names())
-    assert tuned not in host.module("bases").names(), "an image model is no base"
+    assert {"dreambooth", "tiny"} <= set(host.module("comfy.folders").network_names())
+    assert tuned not in host.module("comfy.models").names(), "an image model is no base"
     (absorber,) = host.run(BY_MODEL, base_model=base, model=tuned).args
     assert set(absorber.weights) == {n for n, _ in base.unet.named_parameters() if layer_of(n) == SPATIAL}
     held = host.run(TRAIN, base_model=base, clips=clips, appearance_absorber=absorber, steps=2, seed=2).args[0]
@@ -187,7 +187,7 @@ def test_a_tuned_model_is_an_absorber(host: Host, base, clips, tuned: str) -> No
 
 
 def test_a_model_that_cannot_be_an_absorber_is_refused(host: Host, base) -> None:
-    with pytest.raises(host.library("errors").LoRAFileError, match="the base's own spatial weights"):
+    with pytest.raises(host.library("core.errors").LoRAFileError, match="the base's own spatial weights"):
         host.run(BY_MODEL, base_model=base, model="tiny")
     assert "there is no model" in str(host.nodes[BY_MODEL].validate_inputs(model="gone"))
 
@@ -206,7 +206,7 @@ def test_a_look_of_images_goes_on_the_stack_and_into_the_lists(host: Host, base,
     (direct,) = host.run("MotionLoRA_MotionLoRAStack", motion_lora=look).args
     (by_file,) = host.run("MotionLoRA_AppearanceLoRA", lora_name=name, base_model=base).args
     assert by_file.entries[0].lora.fingerprint() == direct.entries[0].lora.fingerprint()
-    with pytest.raises(host.library("errors").ClipError, match="use 'motiondirector-image'"):
+    with pytest.raises(host.library("core.errors").ClipError, match="use 'motiondirector-image'"):
         host.run(TRAIN, base_model=base, clips=both, method="motiondirector", steps=1)
 
 
@@ -275,12 +275,12 @@ def test_ablations_train(host: Host, base, clips) -> None:
 
 
 def test_bad_settings_leave_no_job_behind(host: Host, base, clips) -> None:
-    runner = host.module("background").runner()
+    runner = host.module("comfy.jobs").runner()
     count = len(runner.jobs())
     (options,) = host.run(OPTIONS, timestep_low=0.9, timestep_high=0.5).args
-    with pytest.raises(host.library("errors").SettingsError, match="timestep_low"):
+    with pytest.raises(host.library("core.errors").SettingsError, match="timestep_low"):
         host.run(TRAIN, base_model=base, clips=clips, options=options)
-    with pytest.raises(host.library("errors").SettingsError, match="rank is 1000"):
+    with pytest.raises(host.library("core.errors").SettingsError, match="rank is 1000"):
         host.run("MotionLoRA_TrainAppearanceAbsorber", base_model=base, clips=clips, absorber_rank=1000)
     assert len(runner.jobs()) == count
 
@@ -289,7 +289,7 @@ ABOVE_ZERO = ("timestep_high", "look_strength")
 
 
 def test_choices_are_those_of_the_library(host: Host) -> None:
-    choices = host.module("choices")
+    choices = host.module("widgets.enums")
     spatial = tuple(name for name, preset in TARGETS.items() if preset.layer == SPATIAL)
     assert (spatial, LR_SCHEDULERS) == (choices.SPATIAL_TARGETS, choices.LR_SCHEDULERS)
     assert {name: RANGES[name][1] for name in choices.SHARES} == choices.SHARES

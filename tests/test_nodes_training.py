@@ -64,7 +64,7 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def jobs(host: Host) -> list:
-    return host.module("background").runner().jobs()
+    return host.module("comfy.jobs").runner().jobs()
 
 
 def newest(host: Host):
@@ -88,7 +88,7 @@ def test_waiting_gives_the_lora_its_name_and_its_curve(host: Host, material: dic
     lora, name, losses, plot = made.args
     assert len(lora) > 0 and name == "motion/my orbit.safetensors" and len(losses["loss"]) == 3
     assert plot.shape[0] == 1 and plot.shape[-1] == 3
-    assert name in host.module("folders").lora_names()
+    assert name in host.module("comfy.folders").lora_names()
     assert host.progress and host.progress[-1] == (3, 3)
     loaded, caption = host.run("MotionLoRA_LoadMotionLoRA", lora_name=name).args
     assert loaded.fingerprint() == lora.fingerprint() and caption == "a red circle circling over sand"
@@ -133,14 +133,14 @@ def test_background_ends_at_once_and_runs_through_later(host: Host, material: di
     made = host.run(TRAIN, **material, **QUICK, seed=seed, run="background", unique_id="5", prompt=prompt)
     assert all(isinstance(value, ExecutionBlocker) and value.message is None for value in made.args)
     assert node.fingerprint_inputs() != before, "else ComfyUI would give the blocked outputs from its cache for ever"
-    job = host.module("background").runner().wait(newest(host).id, timeout=60)
+    job = host.module("comfy.jobs").runner().wait(newest(host).id, timeout=60)
     assert job.state == "done" and job.status.background
-    shown = next(one for one in host.module("background").snapshot()["jobs"] if one["id"] == job.id)
+    shown = next(one for one in host.module("comfy.jobs").snapshot()["jobs"] if one["id"] == job.id)
     assert shown["continues"] == "browser-1" and shown["nodes"] == [{"id": "5", "workflow": ""}]
-    taken = host.module("background").take_continuation(job.id)
+    taken = host.module("comfy.jobs").take_continuation(job.id)
     assert taken["prompt"]["5"]["inputs"] == {"seed": seed, "retrain": False}, "going on must not train again"
     assert "is_changed" not in taken["prompt"]["5"] and taken["prompt"]["6"]["_meta"] == {"title": "save"}
-    assert host.module("background").take_continuation(job.id) is None
+    assert host.module("comfy.jobs").take_continuation(job.id) is None
     marked = node.fingerprint_inputs()
     again = host.run(TRAIN, **material, **QUICK, seed=seed, run="background", unique_id="5")
     assert len(again.args[0]) > 0 and node.fingerprint_inputs() == marked
@@ -148,12 +148,12 @@ def test_background_ends_at_once_and_runs_through_later(host: Host, material: di
 
 def test_the_continuation_can_be_declined(host: Host, material: dict, seed: int) -> None:
     host.run(TRAIN, **material, **QUICK, seed=seed, run="background", continue_when_done=False)
-    assert host.module("background").take_continuation(newest(host).id) is None
-    host.module("background").runner().wait(newest(host).id, timeout=60)
+    assert host.module("comfy.jobs").take_continuation(newest(host).id) is None
+    host.module("comfy.jobs").runner().wait(newest(host).id, timeout=60)
     host.run(TRAIN, **material, **{**QUICK, "steps": 4}, seed=seed, run="background")
-    job = host.module("background").runner().wait(newest(host).id, timeout=60)
-    assert host.module("background").take_continuation(job.id, wanted=False) is None
-    assert host.module("background").take_continuation(job.id) is None
+    job = host.module("comfy.jobs").runner().wait(newest(host).id, timeout=60)
+    assert host.module("comfy.jobs").take_continuation(job.id, wanted=False) is None
+    assert host.module("comfy.jobs").take_continuation(job.id) is None
 
 
 def test_cancel_interrupts_and_the_next_run_goes_on(host: Host, material: dict, seed: int) -> None:
@@ -169,7 +169,7 @@ def test_cancel_interrupts_and_the_next_run_goes_on(host: Host, material: dict, 
     thread.join(10)
     assert outcome == {"interrupted": True} and time.monotonic() - pressed < 5
     host.interrupted.clear()
-    runner = host.module("background").runner()
+    runner = host.module("comfy.jobs").runner()
     interrupted = runner.wait(job.id, timeout=30)
     assert interrupted.state == "interrupted" and (job.folder / "checkpoint").is_dir()
     thread = train_in_thread(host, {}, **inputs)
@@ -185,11 +185,11 @@ def test_cancel_leaves_a_background_job_alone(host: Host, material: dict, seed: 
     host.run(TRAIN, **inputs, run="background")
     job, outcome = newest(host), {}
     thread = train_in_thread(host, outcome, **inputs)
-    until(lambda: job.id in host.module("background")._watchers)
+    until(lambda: job.id in host.module("comfy.jobs")._watchers)
     host.interrupted.set()
     thread.join(10)
     host.interrupted.clear()
-    runner = host.module("background").runner()
+    runner = host.module("comfy.jobs").runner()
     assert outcome == {"interrupted": True} and runner.get(job.id).status.active
     runner.cancel(job.id)
     runner.wait(job.id, timeout=30)
@@ -207,9 +207,9 @@ def test_a_failing_neighbour_stops_the_wait(host: Host, material: dict, seed: in
     began = time.monotonic()
     host.run_prompt(prompt())
     assert time.monotonic() - began < 60
-    runner = host.module("background").runner()
+    runner = host.module("comfy.jobs").runner()
     assert runner.wait(newest(host).id, timeout=30).state == "interrupted"
-    assert not host.module("background")._watchers
+    assert not host.module("comfy.jobs")._watchers
 
 
 def test_two_train_nodes_in_one_prompt_queue_up(host: Host, material: dict, seed: int) -> None:
@@ -230,7 +230,7 @@ def test_the_same_node_twice_in_one_prompt_is_one_job(host: Host, material: dict
     count = len(jobs(host))
     first, second = host.run_prompt(prompt())
     assert len(jobs(host)) == count + 1 and first.args[0].fingerprint() == second.args[0].fingerprint()
-    assert {node["id"] for node in host.module("background").describe(newest(host).id)["nodes"]} == {"1", "2"}
+    assert {node["id"] for node in host.module("comfy.jobs").describe(newest(host).id)["nodes"]} == {"1", "2"}
 
 
 def test_cancelling_from_the_panel_ends_the_prompt_quietly(host: Host, material: dict, seed: int) -> None:
@@ -239,7 +239,7 @@ def test_cancelling_from_the_panel_ends_the_prompt_quietly(host: Host, material:
     until(
         lambda: bool(jobs(host)) and newest(host).spec.settings["seed"] == seed and newest(host).status.done_steps >= 1
     )
-    host.module("background").runner().cancel(newest(host).id)
+    host.module("comfy.jobs").runner().cancel(newest(host).id)
     thread.join(30)
     assert outcome == {"interrupted": True}
 
@@ -247,7 +247,7 @@ def test_cancelling_from_the_panel_ends_the_prompt_quietly(host: Host, material:
 def test_a_failed_training_says_why(host: Host, material: dict, seed: int) -> None:
     (clip,) = material["clips"]
     broken = dataclasses.replace(clip, frames=torch.full_like(clip.frames, float("nan")))
-    with pytest.raises(host.library("errors").TrainingError, match="not finite"):
+    with pytest.raises(host.library("core.errors").TrainingError, match="not finite"):
         host.run(TRAIN, **{**material, "clips": (broken,)}, **QUICK, seed=seed)
 
 
@@ -257,7 +257,7 @@ def test_a_paused_job_keeps_its_node_waiting(host: Host, material: dict, seed: i
     until(
         lambda: bool(jobs(host)) and newest(host).spec.settings["seed"] == seed and newest(host).status.done_steps >= 1
     )
-    runner, job = host.module("background").runner(), newest(host)
+    runner, job = host.module("comfy.jobs").runner(), newest(host)
     runner.pause(job.id)
     runner.wait(job.id, timeout=30)
     time.sleep(0.6)
@@ -292,12 +292,12 @@ def test_checkpoints_are_validated_and_one_is_kept(host: Host, material: dict, s
     made = host.run(TRAIN, **material, **{**QUICK, "steps": 4}, **validate, seed=seed)
     job = newest(host)
     assert job.spec.validation["prompts"] == ("a blue square", "a red square over snow") and job.spec.keep == "last"
-    shown = next(one for one in host.module("background").snapshot()["jobs"] if one["id"] == job.id)
+    shown = next(one for one in host.module("comfy.jobs").snapshot()["jobs"] if one["id"] == job.id)
     assert [point["step"] for point in shown["validation"]["points"]] == [2, 4]
     assert all("appearance_leakage" in point["scores"] for point in shown["validation"]["points"])
     names = {path.name for path in job.folder.iterdir()}
     assert {"best.safetensors", "last.safetensors", "validation.csv", "validation.png"} <= names
-    last = host.library("files").load_lora(job.folder / "last.safetensors")
+    last = host.library("files.own").load_lora(job.folder / "last.safetensors")
     assert made.args[0].fingerprint() == last.fingerprint()
     count = len(jobs(host))
     host.run(TRAIN, **material, **{**QUICK, "steps": 4}, seed=seed)
@@ -342,7 +342,7 @@ def test_validations_that_cannot_be_are_refused_at_once(
     (clip,) = material["clips"]
     still = dataclasses.replace(clip, frames=torch.zeros_like(clip.frames))
     count = len(jobs(host))
-    with pytest.raises(host.library("errors").MotionLoRAError, match=message):
+    with pytest.raises(host.library("core.errors").MotionLoRAError, match=message):
         host.run(TRAIN, **{**material, "clips": (still,), **QUICK, **widgets}, validate_every=2, seed=seed)
     assert len(jobs(host)) == count, "no failed job is left behind"
 
@@ -357,7 +357,7 @@ def test_messages_reach_the_browser_without_paths(host: Host, material: dict, se
 
 
 def test_jobs_of_a_dead_server_are_found_and_resumed(host: Host, material: dict, seed: int, tmp_path: Path) -> None:
-    background = host.module("background")
+    background = host.module("comfy.jobs")
     host.run(TRAIN, **material, **SLOW, seed=seed, run="background")
     job = newest(host)
     until(lambda: background.runner().get(job.id).status.done_steps >= 2)

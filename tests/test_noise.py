@@ -7,8 +7,8 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from tiny import SCHEDULER_CONFIG, tiny_latents
 
-from motion_lora.errors import ModelError
-from motion_lora.noise import NoiseSchedule, clip_noise, timestep_range
+from motion_lora.base.noise import NoiseSchedule, clip_noise, timestep_range
+from motion_lora.core.errors import ModelError
 
 
 def schedule(prediction_type: str = "epsilon") -> NoiseSchedule:

@@ -11,20 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from motion_lora.errors import OutputError
-from motion_lora.pictures import (
+from motion_lora.core.errors import OutputError
+from motion_lora.media.plots import (
+    PALETTE,
     Line,
     Point,
-    contact_sheet,
-    grid_frames,
+    moving_average,
+    name_boxes,
     plot_lines,
     plot_losses,
     plot_points,
-    write_gif,
-    write_png,
-    write_video,
+    stacked,
 )
-from motion_lora.pictures.plots import PALETTE, moving_average, name_boxes, stacked
+from motion_lora.media.sheets import contact_sheet, grid_frames
+from motion_lora.media.write import write_gif, write_png, write_video
 from motion_lora.playground import world
 
 SCENE = world.Scene("circle", "red", "sand", "orbit")

@@ -28,9 +28,11 @@ from tiny import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from motion_lora.axes import frames_to_pixels
-from motion_lora.errors import ClipError, ModelError, SettingsError
-from motion_lora.pipeline import VideoPipeline, identify, pick_device, pick_dtype, share_parameters
+from motion_lora.base.identity import identify
+from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.base.placement import pick_device, pick_dtype, share_parameters
+from motion_lora.core.axes import frames_to_pixels
+from motion_lora.core.errors import ClipError, ModelError, SettingsError
 
 PROMPTS = ["a red circle moving left", "a blue square"]
 PARTS = ("unet", "vae", "text_encoder")

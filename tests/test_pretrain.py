@@ -8,13 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
-from motion_lora.errors import SettingsError
-from motion_lora.pipeline import VideoPipeline
-from motion_lora.playground import PLAYGROUND_FOLDER, load_playground, world
-from motion_lora.playground.architecture import (
+from pretrain_playground.architecture import (
     SCHEDULER_CONFIG,
     FrozenParts,
     build_text_encoder,
@@ -22,9 +16,9 @@ from motion_lora.playground.architecture import (
     write_model,
     write_tokenizer,
 )
-from motion_lora.playground.optimise import StagePlan, learning_rate_factor, run_stage
-from motion_lora.playground.pool import coverage_of, object_weight
-from motion_lora.playground.pretrain import (
+from pretrain_playground.optimise import StagePlan, learning_rate_factor, run_stage
+from pretrain_playground.pool import coverage_of, object_weight
+from pretrain_playground.pretrain import (
     BALANCED,
     ONLY_WORDS,
     Diffusion,
@@ -34,6 +28,13 @@ from motion_lora.playground.pretrain import (
     scene_captions,
     weighted_loss,
 )
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.core.errors import SettingsError
+from motion_lora.playground import world
+from motion_lora.playground.model import PLAYGROUND_FOLDER, load_playground
 
 PLAN = StagePlan("toy", seed=5, steps=500, batch_size=4, learning_rate=1e-2, warmup=10)
 

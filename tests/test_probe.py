@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motion_lora.errors import ClipError
-from motion_lora.pictures import write_video
+from motion_lora.core.errors import ClipError
+from motion_lora.media.write import write_video
 from motion_lora.playground import world
 from motion_lora.playground.probe import ATTRIBUTES, Reading, classify_motion, classify_path, path_of, read_clip
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from motion_lora.bench.published import PUBLISHED
+from motion_lora.apps.bench.published import PUBLISHED
 
 # First column -> the rest, per table, in the order of printing.
 Table = dict[str, list[float | None]]

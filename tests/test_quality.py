@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
+from pretrain_playground import quality
 
-from motion_lora.playground import quality, world
+from motion_lora.playground import world
 from motion_lora.playground.prompts import other_looks
 
 PROMPTS = 12

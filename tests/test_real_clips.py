@@ -15,18 +15,12 @@ from real_copies import VARIABLE, clips_folder, copies_of, doubles_for, scores_o
 from tiny import tiny_pipeline
 from torch import Tensor
 
-from motion_lora.clips import read_frames
-from motion_lora.judging import (
-    ALIGNMENT,
-    CONSISTENCY,
-    LEAKAGE,
-    MOTION,
-    SCORES,
-    VideoJudge,
-    make_judge,
-    playground_judge,
-)
-from motion_lora.metrics import appearance_leakage
+from motion_lora.evaluate.judge import make_judge
+from motion_lora.evaluate.metrics import appearance_leakage
+from motion_lora.evaluate.playground_judge import playground_judge
+from motion_lora.evaluate.scores import ALIGNMENT, CONSISTENCY, LEAKAGE, MOTION, SCORES
+from motion_lora.evaluate.video_judge import VideoJudge
+from motion_lora.media.read import read_frames
 
 REAL = sorted(clips_folder().glob("*.mp4"))
 NONE = pytest.param(

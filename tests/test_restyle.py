@@ -11,16 +11,18 @@ import pytest
 import torch
 from training_samples import Listener, quick, same_weights, sample_clip, small_pipeline, weights_of
 
-from motion_lora.adapters import Adapter
-from motion_lora.clips import Clip
-from motion_lora.errors import ClipError, SettingsError, TrainingError
-from motion_lora.inversion import Absorber
-from motion_lora.methods import METHODS, PLAYGROUND_LOOKS
-from motion_lora.pipeline import VideoPipeline
+from motion_lora.adapters.peft import Adapter
+from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.core.absorber import Absorber
+from motion_lora.core.clip import Clip
+from motion_lora.core.curves import Schedule
+from motion_lora.core.errors import ClipError, SettingsError, TrainingError
+from motion_lora.core.stack import AdapterStack, StackEntry, trained_schedule
+from motion_lora.methods.table import METHODS
+from motion_lora.playground.defaults import PLAYGROUND_LOOKS
 from motion_lora.playground.prompts import asked_scene
-from motion_lora.restyle import motion_similarity, motion_words, moving_caption, restyled_latents, still_caption
-from motion_lora.stack import AdapterStack, Schedule, StackEntry, trained_schedule
 from motion_lora.training import TrainingAbortedError, TrainSettings, check_settings, train
+from motion_lora.training.looks import motion_similarity, motion_words, moving_caption, restyled_latents, still_caption
 from motion_lora.training.settings import main_stages
 from motion_lora.training.stage import HELD, StageRun
 

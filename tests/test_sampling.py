@@ -9,13 +9,17 @@ import torch
 from tiny import NUM_FRAMES, SIZE, tiny_frames, tiny_latents, tiny_pipeline
 from torch import Tensor, nn
 
-from motion_lora.errors import LoRAFileError, SettingsError
-from motion_lora.highway import Highway, appearance_highway
-from motion_lora.lora import LoRA, LoRALayer
-from motion_lora.pipeline import VideoPipeline
-from motion_lora.sampling import SCHEDULERS, SampleSettings, resolve, sample, start_noise
-from motion_lora.stack import AdapterStack, Schedule, StackEntry
-from motion_lora.targets import target_modules
+from motion_lora.adapters.highway import appearance_highway
+from motion_lora.adapters.targets import target_modules
+from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.base.schedulers import SCHEDULERS
+from motion_lora.core.curves import Schedule
+from motion_lora.core.errors import LoRAFileError, SettingsError
+from motion_lora.core.highway import Highway
+from motion_lora.core.lora import LoRA, LoRALayer
+from motion_lora.core.stack import AdapterStack, StackEntry
+from motion_lora.sampling.loop import sample, start_noise
+from motion_lora.sampling.settings import SampleSettings, resolve
 
 PROMPT = "a red circle moving left"
 

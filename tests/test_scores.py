@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from motion_lora.errors import SettingsError
+from motion_lora.core.errors import SettingsError
 from motion_lora.playground import world
 from motion_lora.playground.motions import compare_motion, follows, motion_fidelity, nearest_motion
 from motion_lora.playground.probe import Reading, read_clip

@@ -18,13 +18,12 @@ from metric_models import flat_lpips, write_clip_model
 from tiny import tiny_frames
 from torch import Tensor
 
-from motion_lora.cli import score as command
-from motion_lora.errors import SettingsError
-from motion_lora.judging import ALIGNMENT, CONSISTENCY, LEAKAGE, MOTION, SCORES, playground_judge, video_judge
-from motion_lora.metrics import ClipScorer, MetricModels
-from motion_lora.pictures import write_video
-from motion_lora.playground import world
-from motion_lora.scoring import (
+from motion_lora.apps.cli import score as command
+from motion_lora.core.errors import SettingsError
+from motion_lora.evaluate.metrics import ClipScorer, MetricModels
+from motion_lora.evaluate.playground_judge import playground_judge
+from motion_lora.evaluate.scores import ALIGNMENT, CONSISTENCY, LEAKAGE, MOTION, SCORES
+from motion_lora.evaluate.sheet import (
     DIVERSITY,
     PLACE,
     SIZE,
@@ -37,6 +36,9 @@ from motion_lora.scoring import (
     score_videos,
     write_sheet,
 )
+from motion_lora.evaluate.video_judge import video_judge
+from motion_lora.media.write import write_video
+from motion_lora.playground import world
 
 ASKED = "a blue square circling around over snow"
 
@@ -178,9 +180,9 @@ def test_command_line_on_natural_video(
     asked: list[object] = []
     weights = tmp_path / "vgg16-397923af.pth"
     weights.write_bytes(b"x")
-    monkeypatch.setattr("motion_lora.metrics.models.require", lambda *names: None)
+    monkeypatch.setattr("motion_lora.evaluate.metrics.models.require", lambda *names: None)
     monkeypatch.setattr(
-        "motion_lora.metrics.models.Perceptual.load",
+        "motion_lora.evaluate.metrics.models.Perceptual.load",
         lambda path, backbone, device: asked.append((path, backbone)) or flat_lpips(),
     )
     succeeds(*words[:3], "--lpips-weights", weights, "--json")
@@ -239,8 +241,8 @@ def test_models_are_listed_where_users_put_them(host: Host) -> None:
     for node in ("MotionLoRA_CompareLoRAs", "MotionLoRA_TrainMotionLoRA"):
         assert list(host.nodes[node].info()["input"]["optional"])[-2:] == ["clip_model", "lpips_weights"]
     for kind, name in (("clip_model", "../../etc"), ("lpips_weights", "../tiny-clip/model.safetensors")):
-        with pytest.raises(host.library("errors").MotionLoRAError, match="there is no"):
-            host.module("folders").metric_path(kind, name)
+        with pytest.raises(host.library("core.errors").MotionLoRAError, match="there is no"):
+            host.module("comfy.folders").metric_path(kind, name)
 
 
 def test_the_node_measures_images_and_videos(host: Host, tmp_path: Path) -> None:
@@ -259,5 +261,5 @@ def test_the_node_measures_images_and_videos(host: Host, tmp_path: Path) -> None
     table, *scores = host.run(NODE, video=VideoFromComponents(components)).args
     assert all(math.isnan(score) for score in scores) and table.count("- no ") == 4
     for inputs in ({}, {"images": images, "video": VideoFromComponents(components)}):
-        with pytest.raises(host.library("errors").ClipError, match="connect one of the two"):
+        with pytest.raises(host.library("core.errors").ClipError, match="connect one of the two"):
             host.run(NODE, **inputs)

@@ -20,19 +20,12 @@ from lora_samples import (
 from tiny import tiny_unet
 from torch import nn
 
-from motion_lora.errors import LoRAFileError, SettingsError
-from motion_lora.highway import Highway
-from motion_lora.lora import LoRA, LoRALayer, layer_of
-from motion_lora.stack import (
-    AdapterStack,
-    FrameCurve,
-    Schedule,
-    StackEntry,
-    applied,
-    applied_to_text_encoder,
-    block_of,
-    replay,
-)
+from motion_lora.adapters.apply import applied, applied_to_text_encoder
+from motion_lora.core.curves import FrameCurve, Schedule
+from motion_lora.core.errors import LoRAFileError, SettingsError
+from motion_lora.core.highway import Highway
+from motion_lora.core.lora import LoRA, LoRALayer, layer_of
+from motion_lora.core.stack import AdapterStack, StackEntry, block_of, replay
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from tiny import tiny_unet
 from torch import nn
 
-from motion_lora.backbones import MODELSCOPE_UNET_CONFIG, empty_unet
-from motion_lora.errors import ModelError, SettingsError
-from motion_lora.lora import layer_of
-from motion_lora.targets import TARGETS, parameter_count, target_modules
+from motion_lora.adapters.targets import TARGETS, parameter_count, target_modules
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
+from motion_lora.core.errors import ModelError, SettingsError
+from motion_lora.core.lora import layer_of
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ from tiny import write_tiny_folder
 from torch import nn
 from training_samples import quick, sample_clip, small_pipeline
 
-from motion_lora.errors import MotionLoRAError
-from motion_lora.pipeline import VideoPipeline
-from motion_lora.sampling import SampleSettings, sample
-from motion_lora.stack import AdapterStack, StackEntry
+from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.core.errors import MotionLoRAError
+from motion_lora.core.stack import AdapterStack, StackEntry
+from motion_lora.sampling.loop import sample
+from motion_lora.sampling.settings import SampleSettings
 from motion_lora.training import train
 
 

@@ -18,21 +18,14 @@ from training_samples import (
     weights_of,
 )
 
-from motion_lora.errors import LoRAFileError, SettingsError
-from motion_lora.inversion import Absorber
-from motion_lora.lora import SPATIAL, TEMPORAL, layer_of
-from motion_lora.methods import METHODS
-from motion_lora.pipeline import VideoPipeline
-from motion_lora.targets import target_modules
-from motion_lora.training import (
-    StageRun,
-    TrainingPausedError,
-    TrainSettings,
-    fingerprint,
-    spatial_weights,
-    train,
-    train_absorber,
-)
+from motion_lora.adapters.targets import target_modules
+from motion_lora.adapters.weights import spatial_weights
+from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.core.absorber import Absorber
+from motion_lora.core.errors import LoRAFileError, SettingsError
+from motion_lora.core.lora import SPATIAL, TEMPORAL, layer_of
+from motion_lora.methods.table import METHODS
+from motion_lora.training import StageRun, TrainingPausedError, TrainSettings, fingerprint, train, train_absorber
 from motion_lora.training.batches import random_patches
 from motion_lora.training.settings import absorber_stages, main_stages
 

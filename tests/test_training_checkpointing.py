@@ -9,13 +9,14 @@ import torch
 from tiny import tiny_latents, tiny_unet
 from training_samples import quick, sample_clip, small_pipeline
 
-from motion_lora.adapters import Adapter, add_adapter
-from motion_lora.bypass import temporal_bypass
-from motion_lora.highway import Highway, appearance_highway
-from motion_lora.pipeline import share_parameters
-from motion_lora.targets import target_modules
-from motion_lora.training import gradient_checkpointing, train
-from motion_lora.training.checkpointing import CHECKPOINTED
+from motion_lora.adapters.highway import appearance_highway
+from motion_lora.adapters.peft import Adapter, add_adapter
+from motion_lora.adapters.targets import target_modules
+from motion_lora.backbones.bypass import temporal_bypass
+from motion_lora.backbones.checkpointing import CHECKPOINTED, gradient_checkpointing
+from motion_lora.base.placement import share_parameters
+from motion_lora.core.highway import Highway
+from motion_lora.training import train
 
 
 def gradients(preset: str, *, checkpointed: bool, bypass: bool, highway: Highway | None, dropout: float):

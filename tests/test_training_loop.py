@@ -20,12 +20,12 @@ from training_samples import (
     weights_of,
 )
 
-from motion_lora.adapters import merge
-from motion_lora.errors import ClipError, LoRAFileError, SettingsError, TrainingError
-from motion_lora.inversion import Absorber, PlaceholderTokens
-from motion_lora.lora import LoRA, LoRALayer
-from motion_lora.pipeline import share_parameters
-from motion_lora.targets import target_modules
+from motion_lora.adapters.peft import merge
+from motion_lora.adapters.targets import target_modules
+from motion_lora.base.placement import share_parameters
+from motion_lora.core.absorber import Absorber, PlaceholderTokens
+from motion_lora.core.errors import ClipError, LoRAFileError, SettingsError, TrainingError
+from motion_lora.core.lora import LoRA, LoRALayer
 from motion_lora.training import (
     StageRun,
     TrainingAbortedError,

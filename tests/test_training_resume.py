@@ -9,8 +9,8 @@ import pytest
 import torch
 from training_samples import Listener, in_dtype, quick, sample_clip, small_pipeline
 
-import motion_lora.training.state as state
-from motion_lora.errors import OutputError, SettingsError, TrainingError
+import motion_lora.training.checkpoint as state
+from motion_lora.core.errors import OutputError, SettingsError, TrainingError
 from motion_lora.training import TrainResult, train, train_absorber
 
 

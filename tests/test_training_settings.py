@@ -8,9 +8,10 @@ import json
 import pytest
 from training_samples import small_pipeline
 
-from motion_lora.cli.train import train_settings
-from motion_lora.errors import SettingsError
-from motion_lora.methods import AUTO, PLAYGROUND_DEFAULTS
+from motion_lora.apps.cli.train import train_settings
+from motion_lora.core.errors import SettingsError
+from motion_lora.methods.tuning import AUTO
+from motion_lora.playground.defaults import PLAYGROUND_DEFAULTS
 from motion_lora.training import RANGES, TrainSettings, check_settings, step_plan
 
 

@@ -8,18 +8,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from motion_lora.clips import clip_from_frames
-from motion_lora.demo import REFERENCE_LOOK
-from motion_lora.lora import LoRA
-from motion_lora.methods import PLAYGROUND_LOOKS
-from motion_lora.pipeline import VideoPipeline
-from motion_lora.playground import load_playground, world
+from motion_lora.apps.demo import REFERENCE_LOOK
+from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.core.lora import LoRA
+from motion_lora.core.stack import AdapterStack, StackEntry
+from motion_lora.media.read import clip_from_frames
+from motion_lora.playground import world
+from motion_lora.playground.defaults import PLAYGROUND_LOOKS
+from motion_lora.playground.model import load_playground
 from motion_lora.playground.motions import motion_fidelity
 from motion_lora.playground.probe import Reading, read_clip
-from motion_lora.restyle import motion_similarity, restyled_latents
-from motion_lora.sampling import SampleSettings, sample
-from motion_lora.stack import AdapterStack, StackEntry
+from motion_lora.sampling.loop import sample
+from motion_lora.sampling.settings import SampleSettings
 from motion_lora.training import TrainSettings, train
+from motion_lora.training.looks import motion_similarity, restyled_latents
 
 pytestmark = pytest.mark.slow
 SCENE = world.Scene(motion="orbit", **REFERENCE_LOOK)

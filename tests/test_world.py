@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pretrain_playground.pool import wandering_scenes
 
 from motion_lora.playground import world
 from motion_lora.playground.motions import FOLLOWS, ideal_fidelity
-from motion_lora.playground.pool import wandering_scenes
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from motion_lora.pipeline import VideoPipeline, identify
+from motion_lora.base.identity import identify
+from motion_lora.base.pipeline import VideoPipeline
 
 TEXT_WIDTH = 32
 MAX_TOKENS = 16

@@ -9,9 +9,9 @@ import torch
 from tiny import tiny_frames, tiny_pipeline
 from torch import Tensor
 
-from motion_lora.clips import Clip
-from motion_lora.lora import LoRA
-from motion_lora.pipeline import VideoPipeline
+from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.core.clip import Clip
+from motion_lora.core.lora import LoRA
 from motion_lora.training import StepReport, TrainSettings
 
 CAPTION = "a red circle moving left over sand"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .records import (
+from .job import (
     ACTIVE,
     APPEARANCE_ABSORBER,
     BEST,
@@ -28,7 +28,7 @@ from .records import (
 )
 from .runner import JobRunner
 from .store import CURVE_FILES, RESULT, JobStore
-from .work import Outcome, Reporter, Work
+from .worker import Outcome, Reporter, Work
 
 __all__ = [
     "ACTIVE",

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..clips import Clip
-from ..lora import LoRA
-from ..pictures import write_video
-from ..pipeline import VideoPipeline
-from ..sampling import SampleSettings, sample
-from ..stack import AdapterStack, StackEntry
-from .records import PreviewPlan
+from ..base.pipeline import VideoPipeline
+from ..core.clip import Clip
+from ..core.lora import LoRA
+from ..core.stack import AdapterStack, StackEntry
+from ..media.write import write_video
+from ..sampling.loop import sample
+from ..sampling.settings import SampleSettings
+from .job import PreviewPlan
 
 _LEAST_SIDE = 256
 

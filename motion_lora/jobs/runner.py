@@ -18,14 +18,14 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from ..errors import MotionLoRAError, SettingsError
-from . import records
-from .announcer import Listener
-from .board import Board, Entry
-from .losses import LossLog, LossPoint
-from .records import ACTIVE, RESUMABLE, WITH_RESULT, Job, JobSpec, JobStatus
+from ..core.errors import MotionLoRAError, SettingsError
+from . import job as records
+from .job import ACTIVE, RESUMABLE, WITH_RESULT, Job, JobSpec, JobStatus
+from .loss_log import LossLog, LossPoint
+from .messages import Listener
+from .registry import Board, Entry
 from .store import CHECKPOINT, INPUTS, JobStore
-from .work import ABORT, CONTINUE, PAUSE, STOP, Outcome, Step, Work
+from .worker import ABORT, CONTINUE, PAUSE, STOP, Outcome, Step, Work
 
 _LOG = logging.getLogger(__name__)
 _LOOK_AGAIN_AFTER = 0.5

@@ -26,9 +26,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError, SettingsError
-from ..storage import write_atomically
-from .records import DONE, Job, JobSpec, JobStatus
+from ..core.disk import write_atomically
+from ..core.errors import OutputError, SettingsError
+from .job import DONE, Job, JobSpec, JobStatus
 
 _LOG = logging.getLogger(__name__)
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}-[0-9a-f]{4}")

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ..metrics.trajectories import MotionMatch, match_motion
+from ..core.trajectories import MotionMatch, match_motion
 from . import world
 from .probe import Reading, path_of
 
@@ -26,7 +26,7 @@ def compare_motion(reference: Reading, reading: Reading) -> MotionMatch | None:
 
 
 def motion_fidelity(reference: Reading, reading: Reading) -> float:
-    """Motion fidelity in [-1, 1] (`metrics.trajectories` defines it); 0 where no object was found."""
+    """Motion fidelity in [-1, 1] (`core.trajectories` defines it); 0 where no object was found."""
     match = compare_motion(reference, reading)
     return 0.0 if match is None else match.fidelity
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ClipError
+from ..core.errors import ClipError
 from . import world
 
 ATTRIBUTES = ("background", "colour", "shape", "fill")

@@ -5,7 +5,7 @@ Definitions. A clip is asked for with a scene; a reference is the clip whose mot
     right         per attribute, whether the probe reads what was asked
     leakage       per attribute in which the reference differs from what was asked, the share of frames that show the
                   reference's value instead; attributes that were asked for as the reference has them cannot leak
-    motion        `metrics.trajectories`, against the reference's path
+    motion        `core.trajectories`, against the reference's path
     consistency   the share of neighbouring frames that show the same value, mean over the attributes; 1 is best
     size jitter   standard deviation over time of the logarithm of the object's size; 0 is best
     diversity     over seeds of one prompt: root mean square distance of the mean positions from their mean, in canvas
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import SettingsError
-from ..metrics.trajectories import STILL, MotionMatch, path_speed
+from ..core.errors import SettingsError
+from ..core.trajectories import STILL, MotionMatch, path_speed
 from . import world
 from .motions import compare_motion
 from .probe import ATTRIBUTES, MIN_FOUND, Reading, path_of, read_clip

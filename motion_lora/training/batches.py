@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..axes import fold_frames
-from ..errors import TrainingError
-from ..inversion import PlaceholderTokens, check_length, shared_phrases, substitute
-from ..noise import NoiseSchedule, clip_noise
-from ..pipeline import VideoPipeline
-from ..restyle import motion_similarity, motion_words, moving_caption, restyled_latents
+from ..base.noise import NoiseSchedule, clip_noise
+from ..base.pipeline import VideoPipeline
+from ..base.text import check_length
+from ..core.absorber import PlaceholderTokens
+from ..core.axes import fold_frames
+from ..core.errors import TrainingError
+from ..core.phrases import shared_phrases, substitute
+from .looks import motion_similarity, motion_words, moving_caption, restyled_latents
 from .settings import TrainSettings
 
 if TYPE_CHECKING:
-    from ..clips import Clip
+    from ..core.clip import Clip
 
 logger = logging.getLogger(__name__)
 

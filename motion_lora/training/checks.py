@@ -9,23 +9,27 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..adapters import check_modules
-from ..errors import ClipError, LoRAFileError, SettingsError
-from ..highway import Highway, plan_highway
-from ..inversion import Absorber, check_length, check_tokens, missing_phrases, split_phrases, substitute
-from ..lora import SPATIAL, layer_of
-from ..methods import Stage
-from ..noise import NoiseSchedule
-from ..pipeline import BaseIdentity, VideoPipeline
-from ..provenance import OWN
-from ..restyle import motion_words, moving_caption
-from ..targets import target_modules
+from ..adapters.fit import check_modules
+from ..adapters.highway import plan_highway
+from ..adapters.targets import target_modules
+from ..base.noise import NoiseSchedule
+from ..base.pipeline import VideoPipeline
+from ..base.text import check_length, check_tokens
+from ..core.absorber import Absorber
+from ..core.errors import ClipError, LoRAFileError, SettingsError
+from ..core.highway import Highway
+from ..core.identity import BaseIdentity
+from ..core.lora import SPATIAL, layer_of
+from ..core.metadata import OWN
+from ..core.phrases import missing_phrases, split_phrases, substitute
+from ..methods.stages import Stage
 from .batches import words_to_absorb
+from .looks import motion_words, moving_caption
 from .settings import TrainSettings, find_method
 from .stage import TOKENS, learns_motion, part_settings
 
 if TYPE_CHECKING:
-    from ..clips import Clip
+    from ..core.clip import Clip
 
 
 def fingerprint(

@@ -22,16 +22,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingsError, TrainingError, is_out_of_memory
-from ..inversion import Absorber
-from ..methods import Stage
-from ..pipeline import VideoPipeline
+from ..base.pipeline import VideoPipeline
+from ..core.absorber import Absorber
+from ..core.errors import SettingsError, TrainingError, is_out_of_memory
+from ..methods.stages import Stage
+from .checkpoint import Keeper, OptimiserState, Progress, results_of
 from .checks import check_run, fingerprint
-from .results import absorber_from, kept_lora, spatial_loras
-from .settings import TrainSettings, absorber_stages, all_stages, check_settings, main_stages
-from .stage import StageRun, rate_setting
-from .state import Keeper, OptimiserState, Progress, results_of
-from .values import (
+from .reports import (
     COMMANDS,
     Callback,
     Command,
@@ -41,9 +38,12 @@ from .values import (
     TrainingPausedError,
     TrainResult,
 )
+from .results import absorber_from, kept_lora, spatial_loras
+from .settings import TrainSettings, absorber_stages, all_stages, check_settings, main_stages
+from .stage import StageRun, rate_setting
 
 if TYPE_CHECKING:
-    from ..clips import Clip
+    from ..core.clip import Clip
 
 # Steps between two readings of the loss when nobody listens: each reading waits for the device.
 _READ_EVERY = 20

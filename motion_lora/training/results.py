@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..inversion import Absorber, initial_tokens
-from ..lora import LoRA, LoRALayer
-from ..methods import ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS, Part, Stage
-from ..pipeline import VideoPipeline
-from ..provenance import Provenance, build_metadata
+from ..base.pipeline import VideoPipeline
+from ..base.text import initial_tokens
+from ..core.absorber import Absorber
+from ..core.lora import LoRA, LoRALayer
+from ..core.metadata import Provenance, build_metadata
+from ..methods.stages import Part, Stage
+from ..methods.table import ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS
 from .batches import words_to_absorb
+from .checkpoint import Values, part_of
 from .settings import TrainSettings, find_method
 from .stage import ROWS, TOKENS, adapter_names_of, part_settings
-from .state import Values, part_of
 
 if TYPE_CHECKING:
-    from ..clips import Clip
+    from ..core.clip import Clip
 
 Results = Mapping[str, Values]
 

@@ -14,21 +14,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import SettingsError
-from ..lora import SPATIAL, TEMPORAL
-from ..methods import (
-    ABSORB_BY_SPATIAL_LORA,
-    ABSORB_BY_TOKENS,
-    ABSORBERS,
-    AUTO,
-    METHODS,
-    PLAYGROUND_DEFAULTS,
-    Method,
-    Stage,
-    recommended_method,
-)
-from ..pipeline import VideoPipeline
-from ..targets import TARGETS
+from ..adapters.targets import TARGETS
+from ..base.pipeline import VideoPipeline
+from ..core.errors import SettingsError
+from ..core.lora import SPATIAL, TEMPORAL
+from ..methods.stages import Method, Stage
+from ..methods.table import ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS, ABSORBERS, METHODS
+from ..methods.tuning import AUTO, tuning_of
 
 LR_SCHEDULERS = ("constant", "cosine")
 HIGHWAYS = ("none", "code", "all")
@@ -97,7 +89,7 @@ class TrainSettings:
         highway, highway_scale    train with the appearance highway, "none", "code" or "all"; the papers do not
         looks                     captions of other subjects and places, with {motion} where the words for the motion
                                   belong (without it, at the end); every clip is redrawn under each of them and the
-                                  motion is learned from all (restyle.py), with any method that learns a motion
+                                  motion is learned from all (looks.py), with any method that learns a motion
         look_strength, look_guidance_scale
             how much of a frame is redrawn, and how strictly to its caption
         look_similarity           copies whose motion is less like the clip's than this are left out
@@ -193,15 +185,14 @@ class TrainSettings:
 
     @classmethod
     def for_base(cls, pipeline: VideoPipeline, method: str = AUTO) -> TrainSettings:
-        """The defaults of a method on this base: the authors', or the playground's own where its size needs them.
+        """The defaults of a method on this base: the authors', or those that the base's size asks for (see `Tuning`).
 
         `AUTO` is the recommended method: Many Looks on the playground, Customize-A-Video elsewhere.
         """
-        on_playground = pipeline.identity.name.startswith("playground")
+        tuning = tuning_of(pipeline.identity.name)
         if method == AUTO:
-            method = recommended_method(on_playground)
-        settings = cls.for_method(method)
-        return replace(settings, **PLAYGROUND_DEFAULTS.get(method, {})) if on_playground else settings
+            method = tuning.recommended
+        return replace(cls.for_method(method), **tuning.defaults.get(method, {}))
 
     def resolved(self) -> TrainSettings:
         """The same settings with every None filled in that stands for another value."""

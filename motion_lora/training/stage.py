@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Adapter, add_adapter, load_adapter, set_strength
-from ..bypass import temporal_bypass
-from ..highway import Highway, appearance_highway
-from ..inversion import Absorber, initial_tokens, install_weights, with_tokens
-from ..losses import denoising_loss, motion_loss
-from ..methods import Part, Pass, Stage
-from ..noise import NoiseSchedule
-from ..pipeline import VideoPipeline
-from ..targets import target_modules
+from ..adapters.highway import appearance_highway
+from ..adapters.peft import Adapter, add_adapter, load_adapter, set_strength
+from ..adapters.targets import target_modules
+from ..adapters.weights import install_weights
+from ..backbones.bypass import temporal_bypass
+from ..backbones.checkpointing import gradient_checkpointing
+from ..base.noise import NoiseSchedule
+from ..base.pipeline import VideoPipeline
+from ..base.text import initial_tokens, with_tokens
+from ..core.absorber import Absorber
+from ..core.highway import Highway
+from ..methods.losses import denoising_loss, motion_loss
+from ..methods.stages import Part, Pass, Stage
 from .batches import (
     Draw,
     Remember,
@@ -30,11 +34,10 @@ from .batches import (
     step_generator,
     words_to_absorb,
 )
-from .checkpointing import gradient_checkpointing
 from .settings import TrainSettings
 
 if TYPE_CHECKING:
-    from ..clips import Clip
+    from ..core.clip import Clip
 
 TOKENS = "tokens"
 HELD = "held"

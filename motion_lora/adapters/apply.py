@@ -1,0 +1,147 @@
+"""The one place where an adapter stack is applied to a network.
+
+Whatever is constant is merged into new tensors of a replica, so ten stacked LoRAs cost per step what none cost;
+whatever varies over steps or frames runs beside the module through a forward hook.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from ..core.errors import SettingsError
+from ..core.lora import TEMPORAL, layer_of
+from ..core.stack import AdapterStack, StackEntry, block_of
+from .branches import Branch
+from .fit import require_fit, weights_of
+from .merging import AppliedLayer, merged_weight
+
+
+class AppliedStack:
+    """A stack at work on a replica. `at` moves the step; `merged` and `varying` count the modules of either kind."""
+
+    def __init__(self, branches: Mapping[str, Branch], merged: int) -> None:
+        self._branches = branches
+        self.merged = merged
+        self.varying = len(branches)
+
+    def at(self, step_fraction: float) -> None:
+        """Set the strengths for a step, 0 = first, 1 = last (i / (n - 1)). Free where nothing varies over steps."""
+        if not 0.0 <= step_fraction <= 1.0:
+            raise SettingsError(f"the step position must lie in [0, 1], got {step_fraction}")
+        for branch in self._branches.values():
+            branch.set_step(step_fraction)
+
+
+@contextmanager
+def applied(unet: nn.Module, stack: AdapterStack, num_frames: int, *, merge: bool = True) -> Iterator[AppliedStack]:
+    """Inside the context `unet` works with the stack's LoRAs; afterwards, errors included, it is what it was.
+
+    `unet` is a replica owned by the caller: its touched modules get new parameters W + sum(s * delta), computed in
+    fp32 and cast to W's dtype; the base's storage is never written. `num_frames` is the length of what is sampled.
+    `merge=False` applies everything through hooks. The highway is not entered here; the sampler does it.
+    Raises LoRAFileError before anything is touched when a LoRA does not fit, SettingsError for unknown block names.
+    """
+    if num_frames < 1:
+        raise SettingsError(f"num_frames must be at least 1, got {num_frames}")
+    _check_entries(unet, stack)
+    constant, varying = _plan(stack, num_frames, merge)
+    with _at_work(unet, constant, varying) as at_work:
+        yield at_work
+
+
+@contextmanager
+def applied_to_text_encoder(text_encoder: nn.Module, stack: AdapterStack) -> Iterator[None]:
+    """Merge the text-encoder parts of the stack into a replica of the text encoder; restored on exit."""
+    parts = []
+    for entry in stack.entries:
+        if entry.text_encoder is not None:
+            require_fit(text_encoder, entry.text_encoder, entry.name)
+            key = entry.text_encoder.fingerprint()
+            layers = entry.text_encoder.layers.items()
+            parts += [AppliedLayer(module, layer, key, entry.strength) for module, layer in layers]
+    with _at_work(text_encoder, _grouped(parts), {}):
+        yield
+
+
+def _plan(
+    stack: AdapterStack, num_frames: int, merge: bool
+) -> tuple[dict[str, list[AppliedLayer]], dict[str, list[AppliedLayer]]]:
+    parts = [part for entry in stack.entries for part in _parts(entry, num_frames)]
+    constant = [part for part in parts if merge and part.steps is None and part.frames is None]
+    varying = [part for part in parts if not (merge and part.steps is None and part.frames is None)]
+    return _grouped(constant), _grouped(varying)
+
+
+def _parts(entry: StackEntry, num_frames: int) -> Iterator[AppliedLayer]:
+    """The layers of an entry; constant curves are folded into the strength."""
+    key = entry.lora.fingerprint()
+    for module, layer in entry.lora.layers.items():
+        strength, steps, frames = entry.strength_of(module), entry.schedule, None
+        if steps is not None and steps.constant is not None:
+            strength, steps = strength * steps.constant, None
+        if entry.frames is not None and layer_of(module) == TEMPORAL:
+            if entry.frames.constant is not None:
+                strength *= entry.frames.constant
+            else:
+                frames = tuple(entry.frames.samples(num_frames))
+        yield AppliedLayer(module, layer, key, strength, steps, frames)
+
+
+def _grouped(parts: Sequence[AppliedLayer]) -> dict[str, list[AppliedLayer]]:
+    """By module, in an order that does not depend on the stack's; equal layers are added up, and dropped at 0.
+
+    Adding strengths before the tensors makes s and -s of one LoRA the untouched base, bit for bit.
+    """
+    groups: dict[str, dict[tuple[Any, ...], list[AppliedLayer]]] = {}
+    for part in parts:
+        key = (part.key, repr(part.steps), repr(part.frames))
+        groups.setdefault(part.module, {}).setdefault(key, []).append(part)
+    summed = {module: [_summed(by_key[key]) for key in sorted(by_key)] for module, by_key in groups.items()}
+    kept = {module: [part for part in group if part.strength != 0.0] for module, group in summed.items()}
+    return {module: group for module, group in kept.items() if group}
+
+
+def _summed(parts: Sequence[AppliedLayer]) -> AppliedLayer:
+    first = parts[0]
+    strength = math.fsum(part.strength for part in parts)
+    return AppliedLayer(first.module, first.layer, first.key, strength, first.steps, first.frames)
+
+
+@contextmanager
+def _at_work(
+    network: nn.Module, constant: Mapping[str, list[AppliedLayer]], varying: Mapping[str, list[AppliedLayer]]
+) -> Iterator[AppliedStack]:
+    modules = dict(network.named_modules())
+    originals: list[tuple[nn.Module, nn.Parameter]] = []
+    handles = []
+    try:
+        branches = {name: Branch(name, modules[name], parts) for name, parts in varying.items()}
+        for name, parts in constant.items():
+            module = modules[name]
+            weight = module._parameters["weight"]
+            assert weight is not None  # `require_fit` has seen it
+            merged = nn.Parameter(merged_weight(weight, parts), requires_grad=False)
+            originals.append((module, weight))
+            module._parameters["weight"] = merged
+        for name, branch in branches.items():
+            handles.append(modules[name].register_forward_hook(branch))
+        yield AppliedStack(branches, len(constant))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, weight in originals:
+            module._parameters["weight"] = weight
+
+
+def _check_entries(unet: nn.Module, stack: AdapterStack) -> None:
+    blocks = sorted({block_of(module) for module in weights_of(unet)}) if stack.entries else []
+    for entry in stack.entries:
+        require_fit(unet, entry.lora, entry.name)
+        unknown = sorted(set(entry.block_strengths) - set(blocks))
+        if unknown:
+            raise SettingsError(f"no such block: {', '.join(unknown)}; this base has {', '.join(blocks)}")

@@ -1,0 +1,81 @@
+"""The varying part of a stack: a branch beside each module whose strength changes over steps or frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..core.errors import SettingsError
+from .merging import AppliedLayer
+
+
+class Branch:
+    """The varying change of one module: all its layers side by side, one gain per rank (and per frame)."""
+
+    def __init__(self, name: str, module: nn.Module, parts: Sequence[AppliedLayer]) -> None:
+        weight = module._parameters["weight"]
+        assert weight is not None  # `require_fit` has seen it
+        self.name = name
+        self._dtype, self._device = weight.dtype, weight.device
+        self._down = self._placed(torch.cat([part.layer.down.float() for part in parts]))
+        ups = [part.layer.scale * part.layer.up.float() for part in parts]
+        self._up = self._placed(torch.cat(ups, dim=1))
+        self._ranks = torch.tensor([part.layer.rank for part in parts])
+        self._schedules = [part.steps for part in parts]
+        self._strengths = _strength_table(parts).repeat_interleave(self._ranks, dim=1)
+        self._gains: Tensor | None = None
+        self._refresh(0.0)
+
+    def set_step(self, position: float) -> None:
+        if any(schedule is not None for schedule in self._schedules):
+            self._refresh(position)
+
+    def _refresh(self, position: float) -> None:
+        factors = torch.tensor([1.0 if s is None else s.value(position) for s in self._schedules])
+        gains = self._strengths * factors.repeat_interleave(self._ranks)
+        self._gains = self._placed(gains) if bool(gains.any()) else None
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(device=self._device, dtype=self._dtype)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if self._gains is None:
+            return None
+        if isinstance(module, nn.Linear):
+            hidden = functional.linear(args[0], self._down)
+            return output + functional.linear(hidden * self._for_tokens(hidden, self._gains), self._up)
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            convolve = functional.conv2d if isinstance(module, nn.Conv2d) else functional.conv3d
+            hidden = convolve(args[0], self._down, None, module.stride, module.padding, module.dilation)
+            return output + convolve(hidden * self._for_maps(hidden, self._gains), self._up)
+        raise SettingsError(f"{self.name} is a {type(module).__name__}: a strength that varies cannot act on it")
+
+    def _for_tokens(self, hidden: Tensor, gains: Tensor) -> Tensor:
+        """(frames or 1, ranks) against (b * h * w, f, ranks): frames are the tokens of a temporal transformer."""
+        if len(gains) == 1:
+            return gains[0]
+        if hidden.ndim != 3 or hidden.shape[1] != len(gains):
+            raise SettingsError(self._frames_text(hidden, gains))
+        return gains
+
+    def _for_maps(self, hidden: Tensor, gains: Tensor) -> Tensor:
+        """(frames or 1, ranks) against (b, ranks, f, h, w) or (b * f, ranks, h, w)."""
+        if len(gains) == 1:
+            return gains[0].view(-1, *[1] * (hidden.ndim - 2))
+        if hidden.ndim != 5 or hidden.shape[2] != len(gains):
+            raise SettingsError(self._frames_text(hidden, gains))
+        return gains.T[:, :, None, None]
+
+    def _frames_text(self, hidden: Tensor, gains: Tensor) -> str:
+        return f"{self.name} got {tuple(hidden.shape)}, but the strength over frames was made for {len(gains)} frames"
+
+
+def _strength_table(parts: Sequence[AppliedLayer]) -> Tensor:
+    """(frames, parts), or (1, parts) where no part varies over frames."""
+    frames = max((len(part.frames) for part in parts if part.frames is not None), default=1)
+    columns = [[part.strength * value for value in part.frames or (1.0,) * frames] for part in parts]
+    return torch.tensor(columns).T

@@ -1,0 +1,1 @@
+"""What is run: the command line, the demo, the benchmark."""

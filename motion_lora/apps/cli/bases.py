@@ -1,0 +1,78 @@
+"""Base models as the command line names them: a folder, `playground`, or a network without weights for counting."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import ModelError
+from .options import Option
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
+
+    from ...base.pipeline import VideoPipeline
+
+PLAYGROUND = "playground"
+MODELSCOPE = "modelscope"
+BASE_HELP = "modelscope, playground, a model folder, or a network's config.json"
+
+BASE_OPTIONS = (
+    Option(
+        "base",
+        str,
+        "model folder in diffusers' layout, or playground (default)",
+        metavar="FOLDER",
+        names=(PLAYGROUND, MODELSCOPE),
+    ),
+    Option("device", str, "auto (default), cpu, or a device name of torch"),
+    Option("dtype", str, "how weights are held and computed (default: auto)", choices=("auto", "fp32", "fp16", "bf16")),
+    Option("variant", str, "file variant in the folder, such as fp16"),
+)
+
+
+def load_base(values: dict[str, Any]) -> VideoPipeline:
+    """The base model that `base`, `device`, `dtype` and `variant` ask for. Raises ModelError or SettingsError."""
+    from ...base.pipeline import VideoPipeline
+    from ...playground.model import load_playground
+
+    base = values.get("base", PLAYGROUND)
+    device, dtype = values.get("device", "auto"), values.get("dtype", "auto")
+    if base == PLAYGROUND:
+        return load_playground(device=device, dtype="fp32" if dtype == "auto" else dtype)
+    return VideoPipeline.load(Path(base).expanduser(), device=device, dtype=dtype, variant=values.get("variant"))
+
+
+def empty_network(base: str) -> UNet3DConditionModel:
+    """The network of a base on the meta device: no weights are read, so the real one costs nothing.
+
+    `base` is `modelscope`, `playground`, a model folder, or a network's `config.json`. Raises ModelError.
+    """
+    from ...backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
+
+    if base == MODELSCOPE:
+        return empty_unet(MODELSCOPE_UNET_CONFIG)
+    return empty_unet(_read_config(base))
+
+
+def _read_config(base: str) -> dict[str, Any]:
+    from ...base.loading import read_json
+    from ...playground.model import PLAYGROUND_FOLDER
+
+    path = PLAYGROUND_FOLDER if base == PLAYGROUND else Path(base).expanduser()
+    if path.is_dir():
+        path = path / "config.json" if (path / "config.json").is_file() else path / "unet" / "config.json"
+    if not path.is_file():
+        raise ModelError(f"There is no network config at {path}; give a model folder or modelscope.")
+    return read_json(path)
+
+
+def add_json_flag(parser: ArgumentParser) -> None:
+    """The flag of every command whose result a program would read."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+
+
+def wants_json(options: Namespace) -> bool:
+    """Whether --json was given."""
+    return bool(options.json)

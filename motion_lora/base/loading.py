@@ -1,0 +1,331 @@
+"""Reading a diffusers folder: which parts it must have, which weight files are taken, and what can be wrong with it.
+
+Everything that can be told from the small JSON files is checked before a weight is read, so that a wrong folder costs
+a second and one clear line. Only safetensors are read: a pickle can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ..backbones.registry import SUPPORTED, check_kind
+from ..core.errors import ModelError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+# Part -> the file that shows it is there; of the tokenizer either layout will do.
+_PART_FILES: Mapping[str, tuple[str, ...]] = {
+    "unet": ("config.json",),
+    "vae": ("config.json",),
+    "text_encoder": ("config.json",),
+    "tokenizer": ("vocab.json", "tokenizer.json"),
+    "scheduler": ("scheduler_config.json",),
+}
+_WEIGHT_NAMES: Mapping[str, str] = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+_SHARD = re.compile(r"-\d{5}-of-\d{5}")
+_READ_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The parts of a base model, on CPU in the asked dtype, frozen and in evaluation mode."""
+
+    unet: UNet3DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler_config: Mapping[str, Any]
+    about: Mapping[str, Any]
+
+
+def read_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Parts:
+    """Check and read a diffusers folder; raises ModelError that names what is wrong and the way out.
+
+    `variant` picks weight files such as `*.fp16.safetensors`; None takes the plain files, or the only variant there is.
+    """
+    configs, about = check_folder(folder), _read_about(folder)
+    files = {part: pick_variant(folder / part, name, dtype, variant) for part, name in _WEIGHT_NAMES.items()}
+    return Parts(
+        unet=_read_diffusers(UNet3DConditionModel, folder / "unet", dtype, files["unet"]),
+        vae=_read_diffusers(AutoencoderKL, folder / "vae", dtype, files["vae"]),
+        text_encoder=_read_text_encoder(folder / "text_encoder", dtype, files["text_encoder"]),
+        tokenizer=_read_tokenizer(folder / "tokenizer"),
+        scheduler_config=configs["scheduler"],
+        about=about,
+    )
+
+
+def read_unet_weights(place: Path, variant: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a video UNet by name, on the CPU, without building it: of a model folder, its unet folder or file.
+
+    A file is read as it is; a folder is checked to hold a UNet3DConditionModel. Raises ModelError.
+    """
+    if not place.exists():
+        raise ModelError(f"There is nothing at {place}. Name a model folder, its unet folder, or a safetensors file.")
+    paths = [place]
+    if not place.is_file():
+        folder = place / "unet" if (place / "unet").is_dir() else place
+        check_kind(str(read_json(folder / "config.json").get("_class_name")), str(folder))
+        stem = _WEIGHT_NAMES["unet"]
+        paths = _weight_files(folder, stem, pick_variant(folder, stem, torch.float32, variant))
+    weights: dict[str, Tensor] = {}
+    try:
+        for path in paths:
+            weights.update(load_file(str(path)))
+    except _READ_ERRORS as error:
+        raise ModelError(_unreadable(place, error)) from error
+    return weights
+
+
+def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
+    """The parts' configs, once everything that they can tell has been checked. Raises ModelError."""
+    _check_is_model(folder)
+    _check_kind_of_unet(folder)
+    missing = [part for part in _PART_FILES if not _has_part(folder, part)]
+    if missing:
+        needed = ", ".join(f"{part}/{_PART_FILES[part][0]}" for part in missing)
+        raise ModelError(f"The model folder {folder} lacks {needed}. Download the missing part of the model again.")
+    configs = {part: read_json(folder / part / files[0]) for part, files in _PART_FILES.items() if part != "tokenizer"}
+    _check_fit(folder, configs)
+    return configs
+
+
+def pick_variant(folder: Path, stem: str, dtype: torch.dtype, variant: str | None) -> str:
+    """Which variant of the weight files in `folder` to read, "" for the plain ones. Raises ModelError."""
+    found = _variants(folder, stem)
+    if not found:
+        raise ModelError(_no_safetensors(folder, stem))
+    if variant is not None:
+        if variant not in found:
+            raise ModelError(f"{folder} has no weights of variant {variant!r}; it has: {_list_variants(found)}.")
+        return variant
+    preferred = ("fp16", "") if dtype == torch.float16 else ("", "fp16")
+    choices: tuple[str, ...] = found if len(found) == 1 else preferred
+    for choice in choices:
+        if choice in found:
+            return choice
+    raise ModelError(f"{folder} has weights of several variants ({_list_variants(found)}). Name one with `variant`.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises ModelError if it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}). Download the file again.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object. Download the file again.")
+    return content
+
+
+def _has_part(folder: Path, part: str) -> bool:
+    return any((folder / part / file).is_file() for file in _PART_FILES[part])
+
+
+def _check_is_model(folder: Path) -> None:
+    if folder.is_file():
+        raise ModelError(
+            f"{folder} is a file. Choose a diffusers folder, one with unet/, vae/ and text_encoder/ in it."
+        )
+    if not folder.is_dir():
+        raise ModelError(f"There is no folder {folder}. Give the path of a downloaded diffusers model.")
+    if (folder / "unet").is_dir() or (folder / "model_index.json").is_file():
+        return
+    inside = [path.name for path in sorted(folder.iterdir()) if (path / "unet").is_dir()]
+    hint = f"Choose a folder in it: {', '.join(inside)}." if inside else f"Choose a folder of a {SUPPORTED}."
+    raise ModelError(f"{folder} holds no diffusers model: it has neither unet/ nor model_index.json. {hint}")
+
+
+def _check_kind_of_unet(folder: Path) -> None:
+    """Before missing parts are listed: what else it is explains more than what it lacks."""
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    if (folder / "motion_adapter").is_dir() or "motion_adapter" in index:
+        check_kind("MotionAdapter", f"{folder / 'motion_adapter'}")
+    if "transformer" in index or (folder / "transformer").is_dir():
+        raise ModelError(
+            f"{folder} is a diffusion transformer, not a {SUPPORTED}. Choose a model with a unet/ of that kind."
+        )
+    if (folder / "unet" / "config.json").is_file():
+        config = read_json(folder / "unet" / "config.json")
+        check_kind(str(config.get("_class_name", "network of unknown class")), f"{folder / 'unet'}")
+
+
+def _check_fit(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Do the parts belong together? Raises ModelError."""
+    unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
+    vae_class = vae.get("_class_name", "AutoencoderKL")
+    if vae_class != "AutoencoderKL":
+        raise ModelError(f"{folder / 'vae'} is a {vae_class}; the network needs the image autoencoder AutoencoderKL.")
+    if "clip" not in str(text.get("model_type", "clip")):
+        raise ModelError(
+            f"{folder / 'text_encoder'} is a {text['model_type']} model; the network needs a CLIPTextModel."
+        )
+    width, wanted = int(text.get("hidden_size", 512)), int(unet.get("cross_attention_dim", 1024))
+    if width != wanted:
+        raise ModelError(
+            f"{folder}: the text encoder gives vectors of {width}, the UNet takes {wanted}"
+            f"{_known_width(width)}. Use the text encoder that came with the UNet."
+        )
+    channels, taken = int(vae.get("latent_channels", 4)), int(unet.get("in_channels", 4))
+    if channels != taken:
+        raise ModelError(
+            f"{folder}: the VAE gives {channels} channels, the UNet takes {taken}. Use the VAE of the UNet's model."
+        )
+    prediction = configs["scheduler"].get("prediction_type", "epsilon")
+    if prediction not in PREDICTION_TYPES:
+        raise ModelError(f"{folder}: prediction_type is {prediction!r}; supported are: {', '.join(PREDICTION_TYPES)}.")
+
+
+def _known_width(width: int) -> str:
+    families = {768: " (768 is Stable Diffusion 1.5's size)", 1024: " (1024 is Stable Diffusion 2.1's size)"}
+    return families.get(width, "")
+
+
+def _variants(folder: Path, stem: str) -> tuple[str, ...]:
+    """The variants that have safetensors in `folder`, sharded or not; "" stands for plain files."""
+    names = {_SHARD.sub("", path.name) for path in folder.glob(f"{stem}*.safetensors")}
+    pattern = re.compile(rf"{re.escape(stem)}(?:\.([^.]+))?\.safetensors")
+    return tuple(sorted({match[1] or "" for name in names if (match := pattern.fullmatch(name))}))
+
+
+def _weight_files(folder: Path, stem: str, variant: str) -> list[Path]:
+    """The file of that variant, or else its shards."""
+    name = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
+    whole = folder / name
+    if whole.is_file():
+        return [whole]
+    return sorted(path for path in folder.glob(f"{stem}*.safetensors") if _SHARD.sub("", path.name) == name)
+
+
+def _list_variants(variants: Sequence[str]) -> str:
+    return ", ".join(repr(variant) if variant else "none (plain files)" for variant in variants)
+
+
+def _no_safetensors(folder: Path, stem: str) -> str:
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if not pickles:
+        return f"{folder} has no weights ({stem}.safetensors). Download the file again."
+    library = "transformers" if folder.name == "text_encoder" else "diffusers"
+    kind = {"unet": "UNet3DConditionModel", "vae": "AutoencoderKL"}.get(folder.name, "CLIPTextModel")
+    variant = ", variant='fp16'" if all(".fp16." in name for name in pickles) else ""
+    where = folder.as_posix()
+    code = (
+        f"from {library} import {kind} as M; "
+        f"M.from_pretrained('{where}', use_safetensors=False{variant}).save_pretrained('{where}')"
+    )
+    return (
+        f"{folder} has its weights only as a pickle ({pickles[0]}), which is not read because it can run code. "
+        f'If you trust it, convert it once: python -c "{code}"'
+    )
+
+
+# Neither library's own loader is used: while it builds a network, diffusers' (through accelerate) changes what every
+# module of the process is built of, so a model that another thread loads meanwhile, as in ComfyUI, has no weights.
+
+
+def _read_diffusers(kind: Any, folder: Path, dtype: torch.dtype, variant: str) -> Any:
+    try:
+        with torch.device("meta"):
+            module = kind.from_config(read_json(folder / "config.json"))
+        stored = _read_weights(folder, variant)
+    except _READ_ERRORS as error:
+        raise ModelError(_unreadable(folder, error)) from error
+    for name in module.state_dict().keys() - stored.keys():
+        if (old := _old_name(name)) in stored:
+            stored[name] = stored.pop(old)
+    return _filled(module, folder, stored, dtype)
+
+
+def _read_text_encoder(folder: Path, dtype: torch.dtype, variant: str) -> CLIPTextModel:
+    """transformers 4 keeps the tensors below `text_model.`, 5 does not, and 4 cannot read what 5 has written."""
+    try:
+        config = CLIPTextConfig.from_pretrained(str(folder), local_files_only=True)
+        with torch.device("meta"):
+            encoder = CLIPTextModel(config)
+        stored = _read_weights(folder, variant)
+    except _READ_ERRORS as error:
+        raise ModelError(_unreadable(folder, error)) from error
+    found = {name.removeprefix("text_model."): tensor for name, tensor in stored.items()}
+    state = {n: found[s] for n in encoder.state_dict() if (s := n.removeprefix("text_model.")) in found}
+    _filled(encoder, folder, state, dtype)
+    # The only tensor that is in no file; on the meta device it has no values.
+    embeddings = next(module for module in encoder.modules() if hasattr(module, "position_ids"))
+    embeddings.position_ids = torch.arange(config.max_position_embeddings).expand((1, -1))
+    return encoder
+
+
+def _read_weights(folder: Path, variant: str) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = {}
+    for path in _weight_files(folder, _WEIGHT_NAMES[folder.name], variant):
+        stored.update(load_file(str(path)))
+    return stored
+
+
+def _old_name(name: str) -> str:
+    """What a tensor of an autoencoder's attention was called before diffusers 0.18."""
+    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        name = name.replace(f".{new}.", f".{old}.")
+    return name
+
+
+def _filled(module: nn.Module, folder: Path, stored: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    """A network from the meta device with the tensors of its files, frozen and in evaluation mode."""
+    wanted = module.state_dict()
+    _check_complete(folder, wanted.keys() - stored.keys())
+    for name, tensor in wanted.items():
+        if stored[name].shape != tensor.shape:
+            shapes = f"{tuple(stored[name].shape)} in the weights and {tuple(tensor.shape)} by config.json"
+            raise ModelError(f"{folder} does not fit together: {name} is {shapes}. Download the files again.")
+    # Copied, for what safetensors gives is the file itself, which may be replaced while the model is in use.
+    module.load_state_dict({name: stored[name].to(dtype, copy=True) for name in wanted}, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _check_complete(folder: Path, missing: Iterable[str]) -> None:
+    """Raise ModelError if tensors of the network were not in the files of `folder`."""
+    names = sorted(missing)
+    if names:
+        raise ModelError(
+            f"The weights in {folder} lack {len(names)} of the network's tensors, {names[0]} the first. "
+            "Download the files again."
+        )
+
+
+def _read_tokenizer(folder: Path) -> CLIPTokenizer:
+    try:
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return tokenizer
+    except _READ_ERRORS as error:
+        raise ModelError(_unreadable(folder, error)) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    return f"{folder} cannot be loaded ({reason[:300]}). If the files are damaged, download them again."
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    """Optional `motion_lora.json` beside the parts: "name", "num_frames", "fps" that the base is at home with."""
+    path = folder / "motion_lora.json"
+    about = read_json(path) if path.is_file() else {}
+    for key, kind in (("name", str), ("num_frames", int), ("fps", (int, float))):
+        if key in about and (not isinstance(about[key], kind) or about[key] in (0, "")):
+            raise ModelError(f"{path}: {key} is {about[key]!r}. Correct the entry or remove it.")
+    return about

@@ -1,0 +1,264 @@
+"""VideoPipeline: a loaded base model, and what it can do apart from denoising: read prompts, encode and decode frames.
+
+A loaded base is immutable. Whoever needs a changed network takes a `replica`: its own module objects over the same
+parameter storage, so that it costs next to no memory, and its hooks, adapters, `requires_grad` and patched methods
+never reach the base or another replica.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..backbones.unet3d import size_multiple, vae_factor
+from ..core.axes import fold_frames, frames_to_pixels, pixels_to_frames, unfold_frames
+from ..core.errors import ClipError, SettingsError
+from ..core.identity import BaseIdentity
+from .identity import identify
+from .loading import read_folder
+from .placement import AnyModule, EncoderPlace, moved, no_gradients, pick_device, pick_dtype, share_parameters
+from .schedulers import make_scheduler
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class VideoPipeline:
+    """A base text-to-video model. Treat it as immutable; change a `replica()`, or copy it with `dataclasses.replace`.
+
+    All modules are frozen, in evaluation mode, on `device` and in `dtype`. Shapes are those of `axes.py`.
+    """
+
+    unet: UNet3DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler_config: Mapping[str, Any]
+    identity: BaseIdentity
+    device: torch.device
+    dtype: torch.dtype
+    default_num_frames: int = 16
+    default_fps: float = 8.0
+    _place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto", variant: str | None = None
+    ) -> VideoPipeline:
+        """Load a diffusers folder with unet/, vae/, text_encoder/, tokenizer/ and scheduler/.
+
+        `device` is "auto" or a torch device name, `dtype` one of "auto", "fp32", "fp16", "bf16"; `variant` picks
+        weight files such as `*.fp16.safetensors`, None takes what there is. Raises ModelError for a folder that is
+        no such model, SettingsError for a device or dtype that is not there.
+        """
+        folder = Path(folder).expanduser()
+        target, precision = pick_device(device), pick_dtype(dtype, pick_device(device))
+        # A host such as ComfyUI may run this in inference mode; weights made there could never be trained around.
+        with torch.inference_mode(False):
+            parts = read_folder(folder, precision, variant)
+            identity = identify(parts.unet, str(parts.about.get("name", _folder_name(folder))))
+            return cls(
+                unet=moved(parts.unet, target),
+                vae=moved(parts.vae, target),
+                text_encoder=moved(parts.text_encoder, target),
+                tokenizer=parts.tokenizer,
+                scheduler_config=dict(parts.scheduler_config),
+                identity=identity,
+                device=target,
+                dtype=precision,
+                default_num_frames=int(parts.about.get("num_frames", 16)),
+                default_fps=float(parts.about.get("fps", 8.0)),
+            )
+
+    def replica(self, *, unet: bool = True, text_encoder: bool = False) -> VideoPipeline:
+        """The same base with own module objects for the UNet and, if asked, the text encoder with its tokenizer."""
+        changes: dict[str, Any] = {}
+        if unet:
+            changes["unet"] = share_parameters(self.unet)
+        if text_encoder:
+            changes["text_encoder"] = share_parameters(self.text_encoder)
+            changes["tokenizer"] = copy.deepcopy(self.tokenizer)
+        return replace(self, **changes)
+
+    # Noise schedule
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet predicts: "epsilon" or "v_prediction"."""
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return int(self.scheduler_config.get("num_train_timesteps", 1000))
+
+    @property
+    def max_inference_steps(self) -> int:
+        """The most steps a sampler can take; an offset of its timesteps must not lead beyond the last one."""
+        return self.num_train_timesteps - int(self.scheduler_config.get("steps_offset", 0))
+
+    def make_scheduler(self, name: str) -> Any:
+        """A fresh diffusers scheduler of that name (see `schedulers.SCHEDULERS`) over this base's noise schedule."""
+        return make_scheduler(name, self.scheduler_config)
+
+    # Sizes
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width in pixels must be multiples of this."""
+        return size_multiple(self.vae, self.unet)
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent along each side."""
+        return vae_factor(self.vae)
+
+    @property
+    def default_height(self) -> int:
+        return self._default_side(0)
+
+    @property
+    def default_width(self) -> int:
+        return self._default_side(1)
+
+    def _default_side(self, axis: int) -> int:
+        sides = self.unet.config["sample_size"] or 32
+        side = sides if isinstance(sides, int) else sides[axis]
+        return int(side) * self.vae_factor
+
+    def size_fault(self, height: int, width: int) -> str | None:
+        """What is wrong with a frame size in pixels, with the nearest one that fits, or None."""
+        step = self.size_multiple
+        if height >= step and width >= step and height % step == 0 and width % step == 0:
+            return None
+        near = [max(step, round(side / step) * step) for side in (height, width)]
+        return (
+            f"height x width is {height} x {width}; {self.identity.name} takes multiples of {step} pixels, "
+            f"the nearest size is {near[0]} x {near[1]}"
+        )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise SettingsError unless the UNet can take frames of that many pixels; names the nearest legal size."""
+        if fault := self.size_fault(height, width):
+            raise SettingsError(f"{fault}.")
+
+    # Encoding and decoding
+
+    def encode_prompt(self, prompts: Sequence[str], *, gradients: bool = False) -> Tensor:
+        """Text embeddings (b, tokens, dim) on the device, in the text encoder's dtype.
+
+        `gradients` keeps the graph, for training placeholder tokens; otherwise the result is a plain tensor even in
+        inference mode. Words beyond the encoder's length are dropped with a warning in the log.
+        """
+        ids = self.tokenize(prompts).to(self.device)
+        with self._encoder(self.text_encoder) as encoder, nullcontext() if gradients else no_gradients():
+            embeddings: Tensor = encoder(ids)[0]
+        return embeddings
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token numbers (b, tokens) on CPU, padded to the text encoder's length."""
+        length = self.max_tokens
+        self._warn_truncated(prompts, length)
+        batch = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        ids: Tensor = batch["input_ids"]
+        return ids
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that the text encoder reads, its start and end tokens included."""
+        # A tokenizer whose config names no length reports a huge one.
+        return min(int(self.tokenizer.model_max_length), int(self.text_encoder.config.max_position_embeddings))
+
+    def _warn_truncated(self, prompts: Sequence[str], length: int) -> None:
+        for prompt in prompts:
+            count = len(self.tokenizer(prompt)["input_ids"])
+            if count > length:
+                logger.warning("The prompt %r has %d tokens; the last %d are not read.", prompt, count, count - length)
+
+    def encode_frames(self, frames: Tensor, *, generator: torch.Generator | None = None, chunk: int = 8) -> Tensor:
+        """Frames (f, h, w, 3) or (b, f, h, w, 3) in [0, 1] -> scaled latents (b, c, f, h, w), float32 on the device.
+
+        With a (CPU) generator the VAE's posterior is sampled, else its mode is taken; `chunk` frames are encoded at a
+        time, which does not change the result. Raises SettingsError for a size that the UNet cannot take.
+        """
+        if frames.ndim not in (4, 5) or frames.shape[-1] != 3 or 0 in frames.shape:
+            raise ClipError(f"frames have shape {tuple(frames.shape)}; they must be (f, h, w, 3) or (b, f, h, w, 3).")
+        self.check_size(frames.shape[-3], frames.shape[-2])
+        with no_gradients():
+            pixels = frames_to_pixels(frames)
+            batch = pixels.shape[0]
+            images = pixels.flatten(0, 1)
+            with self._encoder(self.vae) as vae:
+                posteriors = [vae.encode(self._to_compute(part)).latent_dist for part in images.split(chunk)]
+            latents = torch.cat([posterior.mean for posterior in posteriors]).float()
+            if generator is not None:
+                deviation = torch.cat([posterior.std for posterior in posteriors]).float()
+                noise = torch.randn(latents.shape, generator=generator)
+                latents = latents + deviation * noise.to(latents.device)
+            return unfold_frames(latents, batch) * self.scaling_factor
+
+    def decode_latents(self, latents: Tensor, *, chunk: int = 8) -> Tensor:
+        """Scaled latents (b, c, f, h, w) -> frames (b, f, h, w, 3) in [0, 1], float32 on CPU, `chunk` at a time."""
+        if latents.ndim != 5:
+            raise SettingsError(f"latents have shape {tuple(latents.shape)}; they must be (b, c, f, h, w).")
+        with no_gradients(), self._encoder(self.vae) as vae:
+            images = fold_frames(latents / self.scaling_factor)
+            decoded = [vae.decode(self._to_compute(part)).sample.float().cpu() for part in images.split(chunk)]
+            pixels = torch.cat(decoded).unflatten(0, (latents.shape[0], -1))
+            return pixels_to_frames(pixels)
+
+    @property
+    def scaling_factor(self) -> float:
+        """What the VAE's own latents are multiplied by, so that the UNet sees about unit variance."""
+        return float(self.vae.config["scaling_factor"])
+
+    def _to_compute(self, images: Tensor) -> Tensor:
+        return images.to(self.device, self.dtype)
+
+    @contextmanager
+    def offload_encoders(self) -> Iterator[None]:
+        """Inside the context the text encoder and the VAE wait in main memory and visit the device only when used."""
+        self._shift_offloaders(+1)
+        try:
+            yield
+        finally:
+            self._shift_offloaders(-1)
+
+    def _shift_offloaders(self, change: int) -> None:
+        with self._place.lock:
+            self._place.offloaders += change
+            self._park(self.text_encoder)
+            self._park(self.vae)
+
+    @contextmanager
+    def _encoder(self, module: AnyModule) -> Iterator[AnyModule]:
+        """The module on the device, for one use."""
+        with self._place.lock:
+            moved(module, self.device)
+            try:
+                yield module
+            finally:
+                self._park(module)
+
+    def _park(self, module: nn.Module) -> None:
+        moved(module, torch.device("cpu") if self._place.offloaders else self.device)
+
+
+def _folder_name(folder: Path) -> str:
+    """The folder's own name; of a hub cache (models--owner--name/snapshots/<commit>) the model's name."""
+    resolved = folder.resolve()
+    if resolved.parent.name == "snapshots":
+        return resolved.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return resolved.name

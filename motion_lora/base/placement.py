@@ -1,0 +1,94 @@
+"""Where a base's modules are and in which precision: devices, dtypes, replicas that share weights."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..core.errors import SettingsError
+
+_DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = ("auto", *_DTYPES)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+class EncoderPlace:
+    """Whether text encoder and VAE wait in main memory between uses; shared by a base and its replicas.
+
+    The lock keeps one thread from moving a module that another is using.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.offloaders = 0
+
+
+def _accelerator() -> torch.device | None:
+    """The machine's accelerator, or None. Before torch 2.6 the question is there but not public."""
+    if hasattr(torch, "accelerator"):
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    private: Any = torch._C
+    device: torch.device = private._get_accelerator()
+    return None if device.type == "cpu" else device
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" is the machine's accelerator, else the CPU. Raises SettingsError if absent."""
+    if name == "auto":
+        return _accelerator() or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        here = pick_device()
+        raise SettingsError(
+            f"device is {name!r}, which is not on this machine; use 'auto' ({here}) or 'cpu'."
+        ) from error
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The compute dtype of that name: "fp32", "fp16", "bf16" or "auto". Raises SettingsError for another name.
+
+    "auto" is fp32 on CPU; elsewhere bf16, whose range survives training, or fp16 where bf16 is not native.
+    """
+    if name in _DTYPES:
+        return _DTYPES[name]
+    if name != "auto":
+        raise SettingsError(f"dtype is {name!r}; it must be one of: {', '.join(DTYPES)}.")
+    if device.type == "cpu":
+        return torch.float32
+    emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float16 if emulated or device.type == "mps" else torch.bfloat16
+
+
+def share_parameters(module: AnyModule) -> AnyModule:
+    """A structural copy: own module objects, own frozen `nn.Parameter`s and buffers over the same storage."""
+    with torch.inference_mode(False):
+        shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+        shared.update({id(buffer): buffer.detach() for buffer in module.buffers()})
+        return copy.deepcopy(module, shared)
+
+
+@contextmanager
+def no_gradients() -> Iterator[None]:
+    """No autograd graph, yet ordinary tensors: what is made inside can take part in training later.
+
+    Inference mode would be as fast; but its tensors are refused by autograd for ever, and it hands them on to whoever
+    reuses a result.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def moved(module: AnyModule, device: torch.device) -> AnyModule:
+    where = next(module.parameters()).device
+    if where.type == device.type and device.index in (None, where.index):
+        return module
+    return nn.Module.to(module, device)

@@ -1,0 +1,1 @@
+"""What is scored, who judges, and the sheets that come out."""

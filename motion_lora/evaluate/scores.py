@@ -1,0 +1,73 @@
+"""The scores of a video: one vocabulary for every judge.
+
+motion_fidelity      to the reference clip; higher is better
+appearance_leakage   of the reference's look beyond what the prompt explains; lower is better
+text_alignment       how well the prompt is shown; higher is better
+consistency          of neighbouring frames; its `Form` says by what, and which way is better
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+MOTION, LEAKAGE, ALIGNMENT, CONSISTENCY = "motion_fidelity", "appearance_leakage", "text_alignment", "consistency"
+SCORES = (MOTION, LEAKAGE, ALIGNMENT, CONSISTENCY)
+Scores = Mapping[str, float]
+Shape = tuple[int, int, int]
+"""Frames, height and width of a video."""
+NO_REFERENCE = "there is no reference clip; give one (reference)"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a score is: by what it is measured, which way is better, and its short name in pictures."""
+
+    how: str
+    short: str
+    higher_is_better: bool = True
+
+    @property
+    def better(self) -> str:
+        """Which way is better, as a word."""
+        return "higher" if self.higher_is_better else "lower"
+
+
+ONE_FRAME = "it compares neighbouring frames, and there is one frame"
+
+
+def mean_scores(scores: Sequence[Scores]) -> dict[str, float]:
+    """The mean of each score over those videos that have it, in the order of `SCORES`."""
+    found = {name: [one[name] for one in scores if name in one] for name in SCORES}
+    return {name: statistics.fmean(values) for name, values in found.items() if values}
+
+
+def plain_name(name: str) -> str:
+    """A score's name in words."""
+    return name.replace("_", " ")
+
+
+def described(forms: Mapping[str, Form]) -> tuple[str, ...]:
+    """One sentence for all scores that are measured alike."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, form in forms.items():
+        alike.setdefault((form.how, form.better), []).append(plain_name(name))
+    return tuple(f"{', '.join(names)}: {how}, {better} is better" for (how, better), names in alike.items())
+
+
+def shape_of(frames: Tensor) -> Shape:
+    count, height, width, _ = frames.shape
+    return int(count), int(height), int(width)
+
+
+def other_length(reference: int, frames: int) -> str:
+    return f"the reference has {reference} frames and the video {frames}; take equally many of both (num_frames, fps)"
+
+
+def digest_of(reference: Tensor) -> str:
+    """A mark of the reference's frames."""
+    return hashlib.sha256(reference.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -1,0 +1,88 @@
+"""Lists of MotionDirector and Separate Motion from Appearance: tensors without names, in the order of the modules.
+
+    [up_0, down_0, up_1, down_1, ...]   up (out, r), down (r, in), scale 1, no metadata
+
+Which modules they belong to follows from length and shapes: 340 tensors are MotionDirector's temporal path, 136 and 68
+those of Separate Motion from Appearance, 192 a spatial path, 192 * N the spatial paths of N clips, interleaved layer by
+layer. Every pair is checked against its module; the reference code checks none.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
+from torch import nn
+
+from ..adapters.targets import target_modules
+from ..backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
+from ..core.errors import LoRAFileError, ModelError
+from ..core.lora import LoRA, LoRALayer
+from .source import Source
+
+# The most likely first; for equal lengths the shapes decide.
+PRESETS = ("temporal-all", "tap-k-out", "tap-k", "spatial-self-ff", "temporal-attention", "spatial-attention", "tap-qk")
+_SPATIAL = ("spatial-self-ff", "spatial-attention")
+MAX_CLIPS = 64
+
+
+def read_list(source: Source, unet: nn.Module | None) -> tuple[str, tuple[LoRA, ...]]:
+    """The target preset of a list file, and one LoRA (several for an N-clip spatial file). Raises LoRAFileError."""
+    network = unet or modelscope()
+    shapes = list(source.shapes.values())
+    known = {preset: _modules(network, preset) for preset in PRESETS}
+    refused = ""
+    for preset, modules in known.items():
+        clips = len(shapes) // (2 * len(modules)) if modules else 0
+        fits_length = bool(clips) and len(shapes) == 2 * clips * len(modules)
+        if not fits_length or (clips > 1 and preset not in _SPATIAL) or clips > MAX_CLIPS:
+            continue
+        fault = _first_fault(network, modules, shapes, clips)
+        if not fault:
+            return preset, _split(source, modules, clips, preset)
+        refused = refused or f"it has as many tensors as {preset}, but {fault}"
+    lengths = ", ".join(f"{2 * len(modules)} for {preset}" for preset, modules in known.items())
+    reason = refused or f"this network takes {lengths}"
+    raise LoRAFileError(f"{source.name} is a list of {len(shapes)} tensors without names: {reason}")
+
+
+@functools.lru_cache(maxsize=1)
+def modelscope() -> UNet3DConditionModel:
+    """ModelScope's network without its weights (meta device), where no network is at hand."""
+    return empty_unet(MODELSCOPE_UNET_CONFIG)
+
+
+def _modules(network: nn.Module, preset: str) -> tuple[str, ...]:
+    try:
+        return target_modules(network, preset)
+    except ModelError:
+        return ()
+
+
+def _first_fault(network: nn.Module, modules: Sequence[str], shapes: Sequence[tuple[int, ...]], clips: int) -> str:
+    """What is wrong with the first pair that does not fit; empty where all fit and have one rank."""
+    rank = shapes[1][0] if len(shapes[1]) == 2 else 0
+    for place, module in enumerate(modules):
+        weight = network.get_submodule(module).weight
+        assert isinstance(weight, torch.Tensor)
+        wanted_out, wanted_in = weight.shape
+        for clip in range(clips):
+            start = 2 * (place * clips + clip)
+            up, down = shapes[start], shapes[start + 1]
+            if up != (wanted_out, rank) or down != (rank, wanted_in) or rank < 1:
+                return (
+                    f"tensors {start} and {start + 1} (up {up}, down {down}) do not fit {module} {tuple(weight.shape)}"
+                )
+    return ""
+
+
+def _split(source: Source, modules: Sequence[str], clips: int, preset: str) -> tuple[LoRA, ...]:
+    tensors = list(source.read().values())
+    loras = []
+    for clip in range(clips):
+        starts = {module: 2 * (place * clips + clip) for place, module in enumerate(modules)}
+        layers = {module: LoRALayer(tensors[start + 1], tensors[start]) for module, start in starts.items()}
+        loras.append(LoRA(layers, {"motion_lora.target_preset": preset}))
+    return tuple(loras)

@@ -1,0 +1,118 @@
+"""Writing LoRAs for other tools, each file proved by reading it back through the importer.
+
+In fp32 every change of a weight comes back bit for bit; in fp16 each factor is rounded to 11 bits first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import LoRAFileError, SettingsError
+from ..core.lora import LoRA
+from .names import dotted
+from .own import (
+    FINGERPRINT_KEY,
+    KIND_KEY,
+    PEFT_KEY,
+    SCALE_KEY,
+    VERSION_KEY,
+    as_stored,
+    described,
+    factor_tensors,
+    peft_config,
+    save_lora,
+    write_checked,
+)
+from .reader import ImportReport, load_any
+
+FORMATS = ("motion-lora", "kohya", "peft")
+
+
+def export_kohya(
+    path: str | Path, lora: LoRA, *, dtype: torch.dtype | None = None, metadata: bool = True, overwrite: bool = True
+) -> Path:
+    """Write `lora_unet_*` keys with alpha, as kohya's trainer does. Raises LoRAFileError, OutputError."""
+    stored = as_stored(lora, dtype)
+    tensors: dict[str, Tensor] = {}
+    for module, layer in stored.layers.items():
+        key = f"lora_unet_{module.replace('.', '_')}"
+        if dotted(module.replace(".", "_")) != module:
+            raise LoRAFileError(f"{module} has no name in kohya's format: export to peft instead")
+        tensors[f"{key}.lora_down.weight"] = layer.down
+        tensors[f"{key}.lora_up.weight"] = layer.up
+        tensors[f"{key}.alpha"] = _alpha(layer.scale, layer.rank)
+    return _write(Path(path), stored, tensors, {"ss_network_module": "networks.lora"}, metadata, overwrite)
+
+
+def export_peft(
+    path: str | Path, lora: LoRA, *, dtype: torch.dtype | None = None, metadata: bool = True, overwrite: bool = True
+) -> Path:
+    """Write `unet.<module>.lora_A/B.weight` with the adapter's configuration, as diffusers does."""
+    stored = as_stored(lora, dtype)
+    return _write(Path(path), stored, factor_tensors(stored), {PEFT_KEY: peft_config(stored)}, metadata, overwrite)
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    kind: str = FORMATS[0],
+    unet: nn.Module | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    metadata: bool = True,
+    overwrite: bool = True,
+) -> ImportReport:
+    """Read any format, write `kind` ("motion-lora", "kohya" or "peft"); returns what was read. Raises SettingsError."""
+    writers = {"motion-lora": save_lora, "kohya": export_kohya, "peft": export_peft}
+    if kind not in writers:
+        raise SettingsError(f"unknown LoRA format {kind!r}: use one of {', '.join(FORMATS)}")
+    report = load_any(source, unet)
+    writers[kind](target, report.lora, dtype=dtype, metadata=metadata, overwrite=overwrite)
+    return report
+
+
+def _write(
+    path: Path,
+    stored: LoRA,
+    tensors: Mapping[str, Tensor],
+    entries: Mapping[str, str],
+    metadata: bool,
+    overwrite: bool,
+) -> Path:
+    """With everything the LoRA's metadata says, but for the keys that would make it a file of the own format."""
+    said = described(path, stored, tensors) if metadata else {}
+    for key in (VERSION_KEY, KIND_KEY, SCALE_KEY, FINGERPRINT_KEY):
+        said.pop(key, None)
+    needed = {key: value for key, value in entries.items() if metadata or key == PEFT_KEY}
+    return write_checked(
+        path,
+        tensors,
+        {**said, "format": "pt", **needed},
+        lambda part: _same_changes(part, stored, path.name),
+        overwrite,
+    )
+
+
+def _same_changes(part: Path, expected: LoRA, name: str) -> None:
+    """Alpha over rank may differ from the scale in its last bit; the changes, in fp32, may not."""
+    found = load_any(part).lora
+    for module in {**found.layers, **expected.layers}:
+        a, b = found.layers.get(module), expected.layers.get(module)
+        if a is None or b is None or not torch.equal(a.delta(), b.delta()):
+            raise LoRAFileError(f"{name} was not written: reading it back gave another change for {module}")
+
+
+def _alpha(scale: float, rank: int) -> Tensor:
+    """An alpha that gives the scale back when divided by the rank: in fp32 if it can be, else in fp64."""
+    exact = scale * rank
+    single = torch.tensor(exact, dtype=torch.float32)
+    if float(single) / rank == scale:
+        return single
+    candidates = (exact, math.nextafter(exact, math.inf), math.nextafter(exact, -math.inf))
+    best = min(candidates, key=lambda alpha: abs(alpha / rank - scale))
+    return torch.tensor(best, dtype=torch.float64)

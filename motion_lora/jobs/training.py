@@ -1,0 +1,272 @@
+"""Training as the work of a job: what is kept for a restart, stops for previews and validations, the result's file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ..base.pipeline import VideoPipeline
+from ..core.absorber import Absorber
+from ..core.disk import free_path, path_inside, write_atomically
+from ..core.errors import MotionLoRAError, TrainingError
+from ..core.lora import LoRA
+from ..evaluate.validation import ValidationPlan
+from ..files.absorber_file import load_absorber, save_absorber
+from ..files.own import load_lora, save_lora
+from ..training import (
+    Callback,
+    StepReport,
+    TrainingAbortedError,
+    TrainingPausedError,
+    TrainResult,
+    TrainSettings,
+    fingerprint,
+    step_plan,
+    train,
+    train_absorber,
+)
+from ..training.settings import absorber_stages
+from ..training.stops import train_with_visits
+from .inputs import TrainingInputs, keep_absorber, keep_clips, kept_absorber, kept_clips
+from .job import APPEARANCE_ABSORBER, LAST, JobSpec, PreviewPlan
+from .previews import draw_preview
+from .store import CHECKPOINT, INPUTS, PREVIEWS, RESULT
+from .validation import JobValidation, decides, rule_of
+from .worker import CONTINUE, STOP, Outcome, Reporter
+
+_LOG = logging.getLogger(__name__)
+_EARLY = "ended early: the last validations brought nothing more"
+
+
+def _nothing(spec: JobSpec) -> None:
+    """The default of hooks that a host may leave out."""
+
+
+def _by_path(kind: str, name: str) -> Path:
+    """The default of a host that names files by their paths."""
+    return Path(name)
+
+
+@dataclass(frozen=True)
+class TrainingHost:
+    """What the work needs of whoever runs it.
+
+    `load_base` finds a base by the recipe of a spec; `prepare` and `release` come before and after each run on the
+    device; `folders` says where finished files of each kind of job are put for the user, and below which subfolder.
+    `find_metric` gives the file or folder of a model that a spec's `measured_by` names, by its kind and name.
+    """
+
+    load_base: Callable[[Mapping[str, str]], VideoPipeline]
+    prepare: Callable[[JobSpec], None] = _nothing
+    release: Callable[[JobSpec], None] = _nothing
+    folders: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
+    find_metric: Callable[[str, str], Path] = _by_path
+
+
+def training_spec(
+    kind: str,
+    name: str,
+    inputs: TrainingInputs,
+    settings: TrainSettings,
+    *,
+    base: Mapping[str, str],
+    preview: PreviewPlan | None = None,
+    validation: ValidationPlan | None = None,
+    keep: str = LAST,
+    measured_by: Mapping[str, str] | None = None,
+    yields: bool = False,
+) -> JobSpec:
+    """The spec of a training job, with the fingerprint of everything that determines its result.
+
+    Without a `validation` there is nothing but the last checkpoint to `keep`, and nothing to be `measured_by`.
+    """
+    plan = step_plan(settings, absorber_given=inputs.absorber is not None)
+    if kind == APPEARANCE_ABSORBER:
+        absorbing = [stage.name for stage in absorber_stages(settings)]
+        plan = {stage: steps for stage, steps in plan.items() if stage in absorbing}
+    mark = fingerprint(inputs.pipeline.identity, inputs.clips, settings, inputs.absorber)
+    if validation is not None and decides(validation, keep):
+        mark = f"{mark}:{json.dumps(rule_of(validation, keep, measured_by or {}), sort_keys=True)}"
+    return JobSpec(
+        kind=kind,
+        name=name,
+        fingerprint=hashlib.sha256(f"{kind}:{mark}".encode()).hexdigest(),
+        device=str(inputs.pipeline.device),
+        base=dict(base),
+        settings=settings.to_json(),
+        plan=plan,
+        preview=preview or PreviewPlan(),
+        validation={} if validation is None else asdict(validation),
+        keep=LAST if validation is None else keep,
+        measured_by={} if validation is None else dict(measured_by or {}),
+        yields=yields,
+    )
+
+
+class TrainingWork:
+    """The work of jobs of both kinds: motion LoRAs and appearance absorbers."""
+
+    def __init__(self, host: TrainingHost) -> None:
+        self._host = host
+
+    def keep(self, spec: JobSpec, payload: object, folder: Path) -> None:
+        """Clips, captions and absorber, so that a server that was restarted can go on with the job."""
+        inputs = _checked(payload)
+        keep_clips(folder / INPUTS, inputs.clips)
+        if inputs.absorber is not None:
+            keep_absorber(folder / INPUTS, inputs.absorber)
+
+    def restore(self, spec: JobSpec, folder: Path) -> TrainingInputs:
+        """What `keep` wrote, with the base loaded again. Raises ModelError where the base is gone."""
+        base = self._host.load_base(spec.base)
+        return TrainingInputs(base, kept_clips(folder / INPUTS), kept_absorber(folder / INPUTS, base))
+
+    def run(self, spec: JobSpec, payload: object, folder: Path, reporter: Reporter) -> Outcome:
+        """Train until the end or a command, with a stop at every preview and validation."""
+        inputs = _checked(payload)
+        self._host.prepare(spec)
+        try:
+            if spec.kind == APPEARANCE_ABSORBER:
+                return _run_absorber(spec, inputs, folder, reporter)
+            return _run_motion(spec, inputs, folder, reporter, self._host.find_metric)
+        except TrainingAbortedError:
+            return Outcome(finished=False, saved=False)
+        finally:
+            self._host.release(spec)
+
+    def publish(self, spec: JobSpec, folder: Path, step: int) -> str:
+        """Copy the result to where the user looks for it; never over another file. Its name there, with subfolder."""
+        if spec.kind not in self._host.folders:
+            return ""
+        root, subfolder = self._host.folders[spec.kind]
+        planned = sum(spec.plan.values())
+        name = spec.name if step >= planned else f"{spec.name}-{step:06d}"
+        target = free_path(path_inside(root, f"{subfolder}/{name}" if subfolder else name))
+        write_atomically(target, (folder / RESULT).read_bytes())
+        return target.relative_to(root).as_posix()
+
+
+def load_result(folder: Path, kind: str) -> LoRA | Absorber:
+    """What a finished or stopped job made."""
+    return load_absorber(folder / RESULT) if kind == APPEARANCE_ABSORBER else load_lora(folder / RESULT)
+
+
+# One run ------------------------------------------------------------------------------------------------------------
+class _Stops:
+    """Where training stops on its way, and what is done there: previews, and validations with the LoRA as it is."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        inputs: TrainingInputs,
+        folder: Path,
+        reporter: Reporter,
+        find_metric: Callable[[str, str], Path],
+    ) -> None:
+        self._spec, self._inputs, self._folder, self._reporter = spec, inputs, folder, reporter
+        self._stage, self._steps = list(spec.plan.items())[-1]
+        self.validation = JobValidation(spec, inputs, folder, reporter, find_metric) if spec.validation else None
+        self.settled = False
+        self._fault = ""
+
+    @property
+    def fault(self) -> str:
+        """What went wrong without being a reason to end the training."""
+        return self._fault or (self.validation.fault if self.validation else "")
+
+    def due(self, report: StepReport) -> bool:
+        if report.stage != self._stage:
+            return False
+        return self._previews_at(report.step) or (self.validation is not None and self.validation.due(report))
+
+    def visit(self, lora: LoRA, step: int) -> str:
+        """At the end both are done in any case."""
+        if self.validation is not None and (step == self._steps or step % self._spec.validation["every"] == 0):
+            self.settled = self.validation.visit(lora, step) == STOP
+        if self._spec.preview.wanted and (self._previews_at(step) or step == self._steps or self.settled):
+            self._fault = _preview(self._spec, self._inputs, lora, step, self._folder, self._reporter) or self._fault
+        return STOP if self.settled else CONTINUE
+
+    def _previews_at(self, step: int) -> bool:
+        return self._spec.preview.wanted and step % self._spec.preview.every == 0
+
+
+def _run_motion(
+    spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter, find_metric: Callable[[str, str], Path]
+) -> Outcome:
+    settings, stops = TrainSettings(**spec.settings), _Stops(spec, inputs, folder, reporter, find_metric)
+
+    def run(callback: Callback) -> TrainResult:
+        return train(
+            inputs.pipeline,
+            inputs.clips,
+            settings,
+            absorber=inputs.absorber,
+            callback=callback,
+            checkpoint=folder / CHECKPOINT,
+        )
+
+    # A server that went away may have left a checkpoint without its scores, or settled and not ended.
+    lora = stops.validation.catch_up() if stops.validation else None
+    finished = early = lora is not None
+    if lora is None:
+        result = train_with_visits(run, stops.due, stops.visit, reporter.step)
+        if stops.validation and result.ending != "completed":
+            stops.validation.postpone(result)
+        if result.ending == "paused":
+            return Outcome(finished=False, saved=False)
+        lora, early = result.lora, stops.settled and result.ending == "stopped"
+        finished = early or result.ending == "completed"
+    if len(lora) == 0:
+        return Outcome(finished=False, saved=False, note="the motion stage has taken no step yet; resume to go on")
+    title = {"motion_lora.title": spec.name, "modelspec.title": spec.name}
+    kept = stops.validation.kept(lora, title) if stops.validation else lora
+    save_lora(folder / RESULT, kept.with_metadata(**title))
+    return Outcome(finished=finished, saved=True, note=stops.fault or (_EARLY if early else ""))
+
+
+class _Asked:
+    """A callback that keeps the last answer."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter, self.answer = reporter, CONTINUE
+
+    def __call__(self, report: StepReport) -> str:
+        self.answer = self._reporter.step(report)
+        return self.answer
+
+
+def _run_absorber(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> Outcome:
+    asked, settings = _Asked(reporter), TrainSettings(**spec.settings)
+    try:
+        absorber = train_absorber(
+            inputs.pipeline, inputs.clips, settings, callback=asked, checkpoint=folder / CHECKPOINT
+        )
+    except TrainingPausedError:
+        return Outcome(finished=False, saved=False)
+    save_absorber(folder / RESULT, absorber)
+    return Outcome(finished=asked.answer == CONTINUE, saved=True)
+
+
+def _preview(spec: JobSpec, inputs: TrainingInputs, lora: LoRA, step: int, folder: Path, reporter: Reporter) -> str:
+    """Draw a preview with the LoRA as it is. Why it could not be drawn, which is no reason to end the training."""
+    name = f"{step:06d}.mp4"
+    try:
+        draw_preview(folder / PREVIEWS / name, inputs.pipeline, lora, spec.preview, inputs.clips[0])
+    except (MotionLoRAError, OSError) as error:
+        fault = f"no preview at step {step}: {error}"
+        _LOG.warning("Motion LoRA: %s", fault)
+        reporter.note(fault)
+        return fault
+    reporter.preview(name)
+    return ""
+
+
+def _checked(payload: object) -> TrainingInputs:
+    if not isinstance(payload, TrainingInputs):
+        raise TrainingError(f"a training job needs TrainingInputs, not {type(payload).__name__}")
+    return payload

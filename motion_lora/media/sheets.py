@@ -1,0 +1,150 @@
+"""Contact sheets and labelled grids: clips side by side, the picture a user would post."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..core.errors import OutputError
+from .write import to_bytes
+
+BACKGROUND, INK, FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
+_GAP = 6
+_MARGIN = 12
+_FONT_SIZE = 15
+_LABEL_WIDTH = 190
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Tensor]], *, title: str = "", columns: int = 8, tile_side: int = 128
+) -> Image.Image:
+    """One row per clip: its label, then at most `columns` of its frames (f, h, w, 3), evenly spread over time.
+
+    Small frames are enlarged by whole factors without smoothing, large ones reduced, to about `tile_side` pixels.
+    Raises OutputError where there is nothing to show.
+    """
+    if not rows:
+        raise OutputError("A contact sheet needs at least one row of frames.")
+    tiles = [[_tile(frame, tile_side) for frame in _spread(frames, columns)] for _, frames in rows]
+    width = max(sum(tile.width + _GAP for tile in row) for row in tiles)
+    labels = [_wrap(label, font(), _LABEL_WIDTH) for label, _ in rows]
+    left = _MARGIN + max(_text_width(label) for label in labels) + _GAP
+    top = _MARGIN + (_FONT_SIZE * 2 if title else 0)
+    heights = [
+        max(max(tile.height for tile in row), _text_height(label)) for row, label in zip(tiles, labels, strict=True)
+    ]
+    sheet = Image.new(
+        "RGB", (left + width + _MARGIN - _GAP, top + sum(heights) + _GAP * len(rows) + _MARGIN), BACKGROUND
+    )
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, _MARGIN // 2), plain(title), fill=INK, font=font(_FONT_SIZE + 3))
+    for row, label, height in zip(tiles, labels, heights, strict=True):
+        draw.multiline_text((_MARGIN, top + (height - _text_height(label)) // 2), label, fill=INK, font=font())
+        x = left
+        for tile in row:
+            sheet.paste(tile, (x, top))
+            x += tile.width + _GAP
+        top += height + _GAP
+    return sheet
+
+
+def grid_frames(
+    rows: Sequence[tuple[str, Sequence[Tensor]]], columns: Sequence[str] = (), *, title: str = "", tile_side: int = 192
+) -> Tensor:
+    """Clips (f, h, w, 3) in a labelled grid -> frames (f, H, W, 3) in [0, 1], for `write_video`.
+
+    `rows` are (label, clips from left to right), `columns` the labels above. A clip that is shorter than the longest
+    stays on its last frame. Raises OutputError for an empty grid or rows of different lengths.
+    """
+    counts = {len(clips) for _, clips in rows}
+    if len(counts) != 1 or counts == {0} or (columns and counts != {len(columns)}):
+        raise OutputError(
+            f"A grid needs rows of equal length: rows have {sorted(counts)} clips and there are {len(columns)} columns."
+        )
+    length = max(len(clip) for _, clips in rows for clip in clips)
+    pictures = [_grid_picture(rows, columns, title, tile_side, i) for i in range(length)]
+    return torch.stack([torch.from_numpy(np.asarray(picture).copy()) for picture in pictures]).float() / 255
+
+
+def _grid_picture(
+    rows: Sequence[tuple[str, Sequence[Tensor]]], columns: Sequence[str], title: str, side: int, index: int
+) -> Image.Image:
+    tiles = [[_tile(to_bytes(clip)[min(index, len(clip) - 1)], side) for clip in clips] for _, clips in rows]
+    cell = (max(t.width for row in tiles for t in row), max(t.height for row in tiles for t in row))
+    labels = [_wrap(label, font(), _LABEL_WIDTH) for label, _ in rows]
+    heads = [_wrap(column, font(), cell[0]) for column in columns]
+    left = _MARGIN + max(_text_width(label) for label in labels) + (_GAP if any(labels) else 0)
+    title_top = _MARGIN + (_FONT_SIZE * 2 if title else 0)
+    top = title_top + (max(_text_height(head) for head in heads) + _GAP if heads else 0)
+    size = (left + len(tiles[0]) * (cell[0] + _GAP) + _MARGIN, top + len(tiles) * (cell[1] + _GAP) + _MARGIN)
+    picture = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    draw.text((_MARGIN, _MARGIN // 2), plain(title), fill=INK, font=font(_FONT_SIZE + 3))
+    for i, head in enumerate(heads):
+        draw.multiline_text((left + i * (cell[0] + _GAP), title_top), head, fill=INK, font=font())
+    for j, (row, label) in enumerate(zip(tiles, labels, strict=True)):
+        y = top + j * (cell[1] + _GAP)
+        draw.multiline_text((_MARGIN, y + (cell[1] - _text_height(label)) // 2), label, fill=INK, font=font())
+        for i, tile in enumerate(row):
+            x = left + i * (cell[0] + _GAP)
+            picture.paste(tile, (x + (cell[0] - tile.width) // 2, y + (cell[1] - tile.height) // 2))
+    return picture
+
+
+def _spread(frames: Tensor, count: int) -> list[np.ndarray]:
+    pictures = list(to_bytes(frames))
+    if len(pictures) <= count:
+        return pictures
+    return [pictures[i] for i in np.linspace(0, len(pictures) - 1, max(count, 1)).round().astype(int)]
+
+
+def _tile(picture: np.ndarray, side: int) -> Image.Image:
+    image = Image.fromarray(picture)
+    longest = max(image.size)
+    if longest <= side:
+        factor = side // longest
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    size = (max(1, round(image.width * side / longest)), max(1, round(image.height * side / longest)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def font(size: int = _FONT_SIZE) -> Font:
+    """PIL's own font, so that no font file has to be found."""
+    return ImageFont.load_default(size)
+
+
+def plain(text: str) -> str:
+    """Text that the font can draw: a caption in another script must not stop a picture."""
+    return text.encode("ascii", errors="replace").decode("ascii")
+
+
+def _wrap(text: str, face: Font, width: int) -> str:
+    lines: list[str] = []
+    for word in plain(text).split():
+        joined = f"{lines[-1]} {word}" if lines else word
+        if lines and face.getlength(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(word)
+    return "\n".join(lines)
+
+
+def _text_size(text: str) -> tuple[int, int]:
+    if not text:
+        return 0, 0
+    box = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), text, font=font())
+    return round(box[2]), round(box[3])
+
+
+def _text_width(text: str) -> int:
+    return _text_size(text)[0] + (_GAP if text else 0)
+
+
+def _text_height(text: str) -> int:
+    return _text_size(text)[1]

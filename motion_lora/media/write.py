@@ -1,0 +1,124 @@
+"""Frames and pictures to files: whole or not at all, and with the frame rate that was asked for."""
+
+from __future__ import annotations
+
+import io
+import math
+import tempfile
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..core.disk import write_atomically
+from ..core.errors import OutputError
+from .ffmpeg import run_ffmpeg
+
+_H264 = ("-c:v", "libx264", "-preset", "medium")
+_VP9 = ("-c:v", "libvpx-vp9", "-b:v", "0", "-row-mt", "0")
+_CODECS: Mapping[str, tuple[str, ...]] = {".mp4": _H264, ".mov": _H264, ".mkv": _H264, ".webm": _VP9}
+VIDEO_SUFFIXES = tuple(_CODECS)
+
+# Rec. 709 is written into the file, or each player would guess another matrix and shift the colours.
+_COLOUR = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv")
+_TO_YUV = "scale=in_range=full:out_range=tv:out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int"
+# Without dates and encoder versions inside, the same frames give the same file.
+_REPRODUCIBLE = ("-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1")
+# GIF counts hundredths of a second; viewers slow everything below two of them down to ten.
+_GIF_TICKS = 100
+_GIF_SHORTEST = 2
+
+
+def write_video(path: str | Path, frames: Tensor, fps: float, *, crf: int = 12, upscale: int = 1) -> Path:
+    """Write frames (f, h, w, 3) in [0, 1] as H.264 (.mp4, .mov, .mkv) or VP9 (.webm), yuv420p, and return the path.
+
+    Odd sides get one more row or column, a copy of the last, because yuv420p has only even sizes; nothing is resized.
+    `crf` is the encoder's quality, 0 best; `upscale` repeats pixels, so that small clips can be seen.
+    Raises OutputError for another ending, frames of another shape, fps that is not above 0, or a disk that refuses.
+    """
+    path = Path(path)
+    codec = _CODECS.get(path.suffix.lower())
+    if codec is None:
+        raise OutputError(f"{path.name} should end in {', '.join(VIDEO_SUFFIXES)} to be written as a video.")
+    rate = str(Fraction(check_fps(fps)).limit_denominator(1_000_000))
+    pictures = _even(_repeat(to_bytes(frames), upscale))
+    height, width = pictures.shape[1:3]
+    raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-framerate", rate, "-i", "-")
+    quality = ("-crf", str(crf), "-pix_fmt", "yuv420p")
+    # The muxer seeks in its file, so it writes into a folder of its own; a name like -x.mp4 never reaches ffmpeg.
+    with tempfile.TemporaryDirectory(prefix="motion_lora_") as folder:
+        made = Path(folder) / f"video{path.suffix.lower()}"
+        arguments = (*raw, "-vf", _TO_YUV, *codec, *quality, *_COLOUR, *_REPRODUCIBLE, str(made))
+        status, _, log = run_ffmpeg(arguments, pictures.tobytes())
+        if status != 0 or not made.is_file():
+            raise OutputError(f"{path.name} could not be encoded: {_last_line(log)}")
+        return write_atomically(path, made.read_bytes())
+
+
+def write_gif(path: str | Path, frames: Tensor, fps: float, *, upscale: int = 1) -> Path:
+    """Write frames (f, h, w, 3) in [0, 1] as an endless GIF and return the path.
+
+    GIF has no frame rate but a duration per frame in hundredths of a second; they are spread so that no time is lost
+    (8 fps: 12, 13, 12, 13, ...). Raises OutputError, also for more than 50 fps, which no viewer plays.
+    """
+    if check_fps(fps) > _GIF_TICKS / _GIF_SHORTEST:
+        raise OutputError(f"A GIF cannot hold {fps:g} frames per second, viewers stop at 50: write an .mp4.")
+    pictures = [Image.fromarray(picture).quantize(256) for picture in _repeat(to_bytes(frames), upscale)]
+    ends = [round(_GIF_TICKS * (i + 1) / fps) for i in range(len(pictures))]
+    ticks = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer,
+        "GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=[tick * 1000 // _GIF_TICKS for tick in ticks],
+        loop=0,
+        disposal=1,
+    )
+    return write_atomically(path, buffer.getvalue())
+
+
+def write_png(path: str | Path, picture: Tensor | Image.Image) -> Path:
+    """Write a PIL image, or a frame (h, w, 3) in [0, 1], as PNG and return the path. Raises OutputError."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(to_bytes(picture[None])[0])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return write_atomically(path, buffer.getvalue())
+
+
+def to_bytes(frames: Tensor) -> np.ndarray:
+    """Frames (f, h, w, 3) in [0, 1] -> uint8 array of that shape, rounded. Raises OutputError for another shape."""
+    if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise OutputError(
+            f"frames have shape {tuple(frames.shape)}; a video needs (f, h, w, 3) with at least one frame."
+        )
+    values = torch.nan_to_num(frames.detach().to("cpu", torch.float32)).clamp(0, 1)
+    return (values * 255).round().to(torch.uint8).numpy()
+
+
+def check_fps(fps: float) -> float:
+    """The frame rate itself, or OutputError if it is none."""
+    if not (math.isfinite(fps) and fps > 0):
+        raise OutputError(f"fps is {fps}; it must be above 0.")
+    return fps
+
+
+def _repeat(pictures: np.ndarray, factor: int) -> np.ndarray:
+    if factor < 1:
+        raise OutputError(f"upscale is {factor}; it must be 1 or more.")
+    return pictures.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def _even(pictures: np.ndarray) -> np.ndarray:
+    height, width = pictures.shape[1:3]
+    return np.pad(pictures, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _last_line(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return lines[-1] if lines else "ffmpeg says nothing"

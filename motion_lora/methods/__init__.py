@@ -1,0 +1,1 @@
+"""The published methods as data: their stages, their losses, their table."""

@@ -1,0 +1,206 @@
+"""The published methods as rows of one table.
+
+A method is its stages; a stage is the parts that learn in it and the passes of one step. Read two rows side by side
+to see in what two papers differ. How long and how fast is in the rows' `defaults` (fields of `TrainSettings`), so that
+a comparison can give every method the same budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .stages import Method, Part, Pass, Stage
+
+ABSORBERS: dict[str, str] = {
+    "dual": "a spatial LoRA and learned tokens, trained apart and loaded together",
+    "spatial": "a spatial LoRA",
+    "textual-inversion": "learned tokens",
+    "none": "no absorber",
+}
+
+# Stages -------------------------------------------------------------------------------------------------------------
+ABSORB_BY_SPATIAL_LORA = Stage(
+    name="absorber-spatial",
+    batch="frames",
+    steps="absorber_steps",
+    parts=(Part("absorber", targets="spatial-attention"),),
+    passes=(Pass(("absorber",), bypass=True, caption="appearance"),),
+    source="Customize-A-Video section 4.1, Eq. 3; patch crops A.2",
+)
+
+ABSORB_BY_TOKENS = Stage(
+    name="absorber-tokens",
+    batch="frames",
+    steps="token_steps",
+    parts=(Part("tokens"),),
+    passes=(Pass(("tokens",), bypass=True, caption="appearance"),),
+    source="Customize-A-Video section 4.1, Eq. 4; patch crops A.2",
+)
+
+LEARN_MOTION = Stage(
+    name="motion",
+    parts=(Part("temporal", targets="temporal-attention"),),
+    passes=(Pass(("temporal",)),),
+    source="Customize-A-Video section 4.2, Eq. 5",
+)
+
+DUAL_PATH = Stage(
+    name="motion",
+    parts=(Part("spatial", targets="spatial-self-ff", per_clip=True), Part("temporal", targets="temporal-all")),
+    passes=(
+        Pass(("spatial",), frames="one", bypass=True, optional=True),
+        Pass(("temporal",), holds=("spatial",), debiased=True),
+    ),
+    source="MotionDirector Eq. 4 to 7",
+)
+
+DUAL_PATH_TAP = Stage(
+    name="motion",
+    parts=(Part("spatial", targets="spatial-self-ff", per_clip=True), Part("temporal", targets="tap-k-out")),
+    passes=DUAL_PATH.passes,
+    source="Separate Motion from Appearance: MotionDirector's training, temporal attention purification in its code",
+)
+
+LEARN_IN_MANY_LOOKS = Stage(
+    name="motion",
+    parts=(Part("temporal", targets="temporal-all"),),
+    passes=(Pass(("temporal",)),),
+    source="this project: the clip, beside its absorber, and its restyled copies in turn (training/looks.py)",
+)
+
+LEARN_APPEARANCE = Stage(
+    name="appearance",
+    parts=(Part("spatial", targets="spatial-self-ff"),),
+    passes=(Pass(("spatial",), frames="one", bypass=True),),
+    source="MotionDirector, image configurations: the spatial path alone",
+)
+
+LEARN_IN_SPATIAL_LAYERS = Stage(
+    name="motion",
+    parts=(Part("spatial", targets="spatial-attention"),),
+    passes=(Pass(("spatial",)),),
+    source="ablation: a LoRA that is blind to time sees the whole clip",
+)
+
+LEARN_IN_ALL_LAYERS = Stage(
+    name="motion",
+    parts=(Part("spatial", targets="spatial-attention"), Part("temporal", targets="temporal-attention")),
+    passes=(Pass(("spatial", "temporal")),),
+    source="ablation: spatial and temporal LoRA learn from the whole clip together",
+)
+
+# Defaults -----------------------------------------------------------------------------------------------------------
+
+# Ranks, alphas and learning rates: Customize-A-Video A.4. It states no step counts: `steps` follows from its seven
+# minutes for the temporal LoRA and `absorber_steps`, `token_steps` from its half a minute and its minute, on one A5000.
+_CUSTOMIZE_A_VIDEO: Mapping[str, Any] = {
+    "steps": 500,
+    "rank": 4,
+    "alpha": 1.0,
+    "learning_rate": 5e-4,
+    "absorber_steps": 300,
+    "absorber_rank": 1,
+    "absorber_alpha": 0.5,
+    "absorber_learning_rate": 5e-5,
+    "token_steps": 600,
+    "token_learning_rate": 5e-5,
+    "num_tokens": 4,
+    "dropout": 0.0,
+}
+
+# MotionDirector_train.py and configs/config_single_video.yaml.
+_MOTION_DIRECTOR: Mapping[str, Any] = {
+    "steps": 150,
+    "rank": 32,
+    "alpha": 1.0,
+    "learning_rate": 5e-4,
+    "dropout": 0.1,
+    "spatial_path_probability": 0.8,
+    "debias_beta": 1.0,
+    "weight_decay": 1e-2,
+}
+
+# configs/config_single_image.yaml
+_IMAGE_PATH: Mapping[str, Any] = {**_MOTION_DIRECTOR, "steps": 300, "weight_decay": 1e-4, "horizontal_flip": 0.5}
+
+# Its configs are MotionDirector's but for the number of steps.
+_SEPARATE: Mapping[str, Any] = {**_MOTION_DIRECTOR, "steps": 1000}
+
+# Found on the playground (bench/equal-time) and not tried on a real base: only where motion is decided, at high noise.
+_MANY_LOOKS: Mapping[str, Any] = {
+    "steps": 800,
+    "rank": 32,
+    "alpha": 1.0,
+    "learning_rate": 5e-4,
+    "lr_scheduler": "cosine",
+    "timestep_low": 0.6,
+}
+
+# The table ----------------------------------------------------------------------------------------------------------
+_ROWS = (
+    Method(
+        name="customize-a-video",
+        title="Customize-A-Video",
+        source="Ren et al. 2024, arXiv 2402.14780",
+        stages=(ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS, LEARN_MOTION),
+        absorber="dual",
+        defaults=_CUSTOMIZE_A_VIDEO,
+    ),
+    Method(
+        name="motiondirector",
+        title="MotionDirector",
+        source="Zhao et al. 2023, arXiv 2310.08465",
+        stages=(DUAL_PATH,),
+        defaults=_MOTION_DIRECTOR,
+    ),
+    Method(
+        name="separate-motion-appearance",
+        title="Separate Motion from Appearance",
+        source="Liu et al. 2025, arXiv 2501.16714",
+        stages=(DUAL_PATH_TAP,),
+        defaults=_SEPARATE,
+    ),
+    Method(
+        name="motiondirector-image",
+        title="MotionDirector, image path",
+        source="Zhao et al. 2023, arXiv 2310.08465; image configurations of its code",
+        stages=(LEARN_APPEARANCE,),
+        keeps=("spatial",),
+        defaults=_IMAGE_PATH,
+    ),
+    Method(
+        name="many-looks",
+        title="Many Looks",
+        source="this project",
+        stages=(ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS, LEARN_IN_MANY_LOOKS),
+        absorber="dual",
+        needs_looks=True,
+        defaults=_MANY_LOOKS,
+    ),
+    Method(
+        name="temporal-only",
+        title="Temporal LoRA alone (T-LoRA)",
+        source="Customize-A-Video, ablation without absorber",
+        stages=(LEARN_MOTION,),
+        defaults=_CUSTOMIZE_A_VIDEO,
+    ),
+    Method(
+        name="spatial-only",
+        title="Spatial LoRA alone (S-LoRA)",
+        source="ablation",
+        stages=(LEARN_IN_SPATIAL_LAYERS,),
+        keeps=("spatial",),
+        defaults=_CUSTOMIZE_A_VIDEO,
+    ),
+    Method(
+        name="spatial-temporal",
+        title="Spatial and temporal LoRA (ST-LoRA)",
+        source="ablation",
+        stages=(LEARN_IN_ALL_LAYERS,),
+        keeps=("spatial", "temporal"),
+        defaults=_CUSTOMIZE_A_VIDEO,
+    ),
+)
+
+METHODS: dict[str, Method] = {row.name: row for row in _ROWS}

@@ -1,0 +1,1 @@
+"""From a prompt, a base and a stack to a video."""

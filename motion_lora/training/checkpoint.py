@@ -1,0 +1,238 @@
+"""Checkpoints: everything that a training run needs to go on as if it had never stopped.
+
+A checkpoint is a folder with two files. `state-<stage>-<step>.safetensors` holds parameters and optimiser moments,
+`checkpoint.json` the position, the reports so far and the name of the former. The JSON is replaced last and at once,
+so there is always one whole checkpoint, whenever the power goes. Random numbers need no state: every step draws from
+generators seeded by the run's seed and the step. `kept-*.safetensors` hold what was costly to make before the first
+step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.disk import remove_files, remove_if_empty, write_atomically
+from ..core.errors import LoRAFileError, SettingsError, TrainingError
+from ..files.container import read_header, read_tensors, serialize
+from .reports import StepReport
+
+INDEX = "checkpoint.json"
+KEPT = "kept-"
+# The step has seven digits; a user's own files in the folder must not look like it.
+_STATES = "state-*-" + "[0-9]" * 7 + ".safetensors"
+FORMAT = 1
+_log = logging.getLogger(__name__)
+
+Values = Mapping[str, Tensor]
+
+
+@dataclass
+class OptimiserState:
+    """The parameters that train, by name, their optimiser and the scaler of fp16 losses: what a step changes."""
+
+    parameters: Mapping[str, nn.Parameter]
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and moments under one flat set of names; those that never had a gradient have no moments."""
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            found[f"parameter|{name}"] = parameter.detach()
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                found[f"{key}|{name}"] = torch.as_tensor(value)
+        return found
+
+    @torch.no_grad()
+    def load(self, tensors: Values, scaler: Mapping[str, Any]) -> None:
+        """The reverse of `tensors`; raises TrainingError when a parameter is missing."""
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            kind, _, name = key.partition("|")
+            moments.setdefault(name, {})[kind] = value
+        if set(moments) != set(self.parameters):
+            raise TrainingError("The checkpoint holds other parameters than this run trains; delete it to start over.")
+        for name, parameter in self.parameters.items():
+            stored = moments[name]
+            parameter.copy_(stored.pop("parameter"))
+            if stored:
+                # The step count stays on the CPU, where AdamW keeps it.
+                self.optimiser.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in stored.items()
+                }
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(dict(scaler))
+
+    def is_finite(self) -> bool:
+        return all(bool(parameter.isfinite().all()) for parameter in self.parameters.values())
+
+
+@dataclass
+class Progress:
+    """How far a run is: results of the finished stages, reports of all steps, and the stage and step it is at."""
+
+    results: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    reports: list[StepReport] = field(default_factory=list)
+    stage: str = ""
+    step: int = 0
+
+
+class Keeper:
+    """Writes and reads the checkpoint folder of one run; without a folder it does neither."""
+
+    def __init__(
+        self,
+        folder: Path | None,
+        fingerprint: str,
+        settings: Mapping[str, Any],
+        stages: Sequence[str],
+        dtype: torch.dtype,
+    ) -> None:
+        """`fingerprint`, `stages` and `dtype` have to be the same for a run to go on; `settings` say what is not."""
+        self.folder = folder
+        self._run = {**settings, "stages": "+".join(stages), "dtype": str(dtype).removeprefix("torch.")}
+        self._identity: dict[str, Any] = {"format": FORMAT, "fingerprint": fingerprint, "settings": self._run}
+        self._unread: tuple[dict[str, Tensor], Mapping[str, Any]] | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a checkpoint to go back to."""
+        return self.folder is not None and (self.folder / INDEX).exists()
+
+    def open(self) -> Progress:
+        """The progress in the folder, or none yet.
+
+        Raises SettingsError, saying which settings differ, when the checkpoint belongs to another run, TrainingError
+        when it is damaged, OutputError when the folder cannot be written: before work starts, not at its first save.
+        """
+        if self.folder is None:
+            return Progress()
+        was_there = self.folder.exists()
+        probe = write_atomically(self.folder / "writable", b"")
+        probe.unlink()
+        if not was_there:
+            # A run that fails before its first save leaves no empty folder behind.
+            self.folder.rmdir()
+        if not self.exists:
+            return Progress()
+        try:
+            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+            self._require_same_run(index)
+            tensors = read_tensors(self.folder / index["tensors"])
+            progress = _progress_from(index, tensors)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, SettingsError):
+                raise
+            message = f"The checkpoint in {self.folder} is damaged ({error}); delete it to start over."
+            raise TrainingError(message) from error
+        current = {name: tensor for name, tensor in tensors.items() if not name.startswith("result|")}
+        self._unread = (current, index["scaler"]) if current else None
+        return progress
+
+    def restore(self, state: OptimiserState) -> None:
+        """Put what `open` read into the run's parameters and optimiser, once."""
+        if self._unread is not None:
+            state.load(*self._unread)
+            self._unread = None
+
+    def save(self, progress: Progress, state: OptimiserState | None) -> None:
+        """Replace the checkpoint. Raises OutputError; the former checkpoint is then still there.
+
+        `state` is None between two stages.
+        """
+        if self.folder is None:
+            return
+        results = {
+            f"result|{stage}|{name}": tensor
+            for stage, values in progress.results.items()
+            for name, tensor in values.items()
+        }
+        name = f"state-{progress.stage}-{progress.step:07d}.safetensors"
+        write_atomically(self.folder / name, serialize(results | (state.tensors() if state else {}), {}))
+        index = {
+            **self._identity,
+            "stage": progress.stage,
+            "step": progress.step,
+            "tensors": name,
+            "scaler": state.scaler.state_dict() if state else {},
+            "reports": [dataclasses.astuple(report) for report in progress.reports],
+        }
+        write_atomically(self.folder / INDEX, json.dumps(index).encode())
+        self._drop(other_than=name)
+
+    def remember(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, kept beside the checkpoint, so that a run that goes on need not make it again.
+
+        Kept to the bit, on the CPU when it comes from the file. A file of another run, or a damaged one, is made anew.
+        Raises OutputError.
+        """
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{KEPT}{name}.safetensors"
+        mark = {"fingerprint": self._identity["fingerprint"], "dtype": self._run["dtype"]}
+        if path.exists():
+            try:
+                header = read_header(path)
+                if header.metadata == mark:
+                    return read_tensors(path, header)[name]
+            except (LoRAFileError, KeyError) as error:
+                _log.warning("%s is made again: %s", path.name, error)
+        made = make()
+        write_atomically(path, serialize({name: made}, mark))
+        return made
+
+    def delete(self) -> None:
+        """Remove the checkpoint, and its folder when nothing else is in it."""
+        if self.folder is not None:
+            delete_checkpoint(self.folder)
+
+    def _drop(self, other_than: str) -> None:
+        assert self.folder is not None
+        remove_files(path for path in self.folder.glob(_STATES) if path.name != other_than)
+
+    def _require_same_run(self, index: Mapping[str, Any]) -> None:
+        if all(index[key] == value for key, value in self._identity.items()):
+            return
+        before, now = index.get("settings", {}), self._run
+        differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        what = ", ".join(f"{name} {before.get(name)!r} there and {now.get(name)!r} here" for name in differing)
+        raise SettingsError(
+            f"The checkpoint in {self.folder} belongs to another run ({what or 'other clips, base or absorber'}); "
+            "choose another folder, or delete it to start over."
+        )
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Remove a run's checkpoint and what it kept beside it; the folder too, when nothing else is in it."""
+    remove_files([folder / INDEX, *folder.glob(_STATES), *folder.glob(f"{KEPT}*.safetensors")])
+    remove_if_empty(folder)
+
+
+def _progress_from(index: Mapping[str, Any], tensors: Values) -> Progress:
+    results: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("result|"):
+            _, stage, name = key.split("|", 2)
+            results.setdefault(stage, {})[name] = tensor
+    reports = [StepReport(*entry) for entry in index["reports"]]
+    return Progress(results, reports, str(index["stage"]), int(index["step"]))
+
+
+def results_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """What a stage hands on: fp32 copies of its parameters on the CPU."""
+    return {name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in parameters.items()}
+
+
+def part_of(values: Values, part: str) -> dict[str, Tensor]:
+    """The entries "<part>|<rest>" by their rest."""
+    prefix = f"{part}|"
+    return {name.removeprefix(prefix): tensor for name, tensor in values.items() if name.startswith(prefix)}

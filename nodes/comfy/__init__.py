@@ -1,0 +1,1 @@
+"""What ComfyUI lends: server, folders, models, jobs, routes, sockets."""

@@ -1,0 +1,206 @@
+"""Names to files and back: every folder that nodes read or write. Nodes and routes take names, never paths."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import folder_paths
+
+from ...motion_lora.core.disk import free_path, path_inside
+from ...motion_lora.core.errors import LoRAFileError, ModelError
+from ...motion_lora.jobs import CLIP_MODEL
+
+OWN = "motion_lora"
+ABSORBERS = "motion_lora_absorbers"
+METRICS = "motion_lora_metrics"
+# Where ComfyUI's users keep CLIP models; what is no whole one in transformers' layout is not listed.
+_CLIP_VISION = "clip_vision"
+_WEIGHTS = {".safetensors", ".pth"}
+# Within ComfyUI's loras folders, ours have a subfolder of their own, so that image LoRAs stay out of the lists.
+SUBFOLDER = "motion"
+_SUFFIX = ".safetensors"
+# What other tools write LoRAs to; a name says nothing of the content, which the importer looks at.
+_FOREIGN = {_SUFFIX, ".pt", ".pth", ".bin", ".ckpt"}
+NONE_FOUND = "(none found)"
+
+
+def register() -> None:
+    """Make our folders known to ComfyUI; called once, at load. extra_model_paths.yaml can add to them."""
+    _add(OWN, Path(folder_paths.models_dir) / OWN, _FOREIGN)
+    _add(ABSORBERS, Path(folder_paths.models_dir) / ABSORBERS, {_SUFFIX})
+    _add(ABSORBERS, absorber_folder(), {_SUFFIX})
+    _add(METRICS, Path(folder_paths.models_dir) / METRICS, _WEIGHTS)
+
+
+def _add(name: str, path: Path, suffixes: set[str]) -> None:
+    folder_paths.add_model_folder_path(name, str(path))
+    paths, _ = folder_paths.folder_names_and_paths[name]
+    # A new name lists every file; only these are ours to offer.
+    folder_paths.folder_names_and_paths[name] = (paths, suffixes)
+
+
+def lora_folder() -> Path:
+    """Where finished LoRAs are written: ComfyUI lists it among its loras."""
+    return Path(folder_paths.get_output_directory()) / "loras"
+
+
+def absorber_folder() -> Path:
+    return Path(folder_paths.get_output_directory()) / ABSORBERS
+
+
+def job_folder() -> Path:
+    return Path(folder_paths.get_user_directory()) / OWN / "jobs"
+
+
+def diffusers_folders() -> list[Path]:
+    return [Path(path) for path in folder_paths.get_folder_paths("diffusers")]
+
+
+def lora_names() -> list[str]:
+    """Motion LoRAs: the subfolder of the loras folders, and our own folder under its name; safetensors only."""
+    shared = [name for name in _listed("loras") if name.startswith(f"{SUBFOLDER}/")]
+    return sorted(name for name in {*shared, *_own_names()} if name.endswith(_SUFFIX))
+
+
+def all_lora_names() -> list[str]:
+    """Every LoRA that ComfyUI knows, and ours, of any kind of file."""
+    return sorted({*_listed("loras"), *_own_names()})
+
+
+def _own_names() -> list[str]:
+    return [f"{OWN}/{name}" for name in _listed(OWN)]
+
+
+def absorber_names() -> list[str]:
+    return _listed(ABSORBERS)
+
+
+def lora_path(name: str) -> Path:
+    """The file of a listed LoRA. Raises LoRAFileError for a name that is not listed.
+
+    A loras folder may have a subfolder with the name of our own folder; where both hold the file, ours is meant.
+    """
+    own = name.removeprefix(f"{OWN}/")
+    if own != name and (own in _listed(OWN) or name not in _listed("loras")):
+        return _find(OWN, own)
+    return _find("loras", name)
+
+
+def absorber_path(name: str) -> Path:
+    """The file of a listed absorber. Raises LoRAFileError for a name that is not listed."""
+    return _find(ABSORBERS, name)
+
+
+def new_file(folder: Path, name: str) -> Path:
+    """A file in `folder` that does not exist yet: `name`, or with a number. Raises OutputError for a way out of it."""
+    return free_path(path_inside(folder, name))
+
+
+def listed_name(path: Path) -> str:
+    """The name under which a file below `lora_folder` is listed."""
+    return path.relative_to(lora_folder()).as_posix()
+
+
+def network_names() -> list[str]:
+    """Folders below models/diffusers with an image or video network of diffusers' layout, by their path."""
+    return sorted(_networks())
+
+
+def network_path(name: str) -> Path:
+    """The folder of a listed network. Raises ModelError for a name that is not listed."""
+    networks = _networks()
+    if name not in networks:
+        places = ", ".join(_shown(str(root)) for root in diffusers_folders())
+        raise ModelError(f"there is no model {name!r}: put its diffusers folder into {places}, then press R")
+    return networks[name]
+
+
+def _networks() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in diffusers_folders():
+        for path in subfolders(root):
+            if (path / "unet" / "config.json").is_file():
+                found.setdefault(path.relative_to(root).as_posix(), path)
+    return found
+
+
+def clip_model_names() -> list[str]:
+    """Folders with a whole CLIP in transformers' layout, below models/motion_lora_metrics and models/clip_vision."""
+    return sorted(_clip_models())
+
+
+def lpips_names() -> list[str]:
+    """Weights of a backbone for LPIPS: the files that lie in no CLIP's folder."""
+    return [name for name in _listed(METRICS) if "/" not in name]
+
+
+def metric_path(kind: str, name: str) -> Path:
+    """The folder of a listed "clip_model", or the file of listed "lpips_weights".
+
+    Raises ModelError or LoRAFileError for a name that is not listed.
+    """
+    if kind != CLIP_MODEL:
+        return _find(METRICS, name)
+    models = _clip_models()
+    if name not in models:
+        places = ", ".join(_shown(path) for path in folder_paths.get_folder_paths(METRICS))
+        raise ModelError(f"there is no CLIP model {name!r}: put its folder into {places}, then press R")
+    return models[name]
+
+
+def _clip_models() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in map(Path, (*folder_paths.get_folder_paths(METRICS), *folder_paths.get_folder_paths(_CLIP_VISION))):
+        for path in subfolders(root):
+            if _is_clip(path / "config.json"):
+                found.setdefault(path.relative_to(root).as_posix(), path)
+    return found
+
+
+def _is_clip(config: Path) -> bool:
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("model_type") == "clip"
+
+
+def choices(names: list[str]) -> list[str]:
+    """Options of a combo, which must not be empty."""
+    return names or [NONE_FOUND]
+
+
+def _listed(category: str) -> list[str]:
+    """Names with forward slashes, whatever the system writes."""
+    return sorted(name.replace(os.sep, "/") for name in folder_paths.get_filename_list(category))
+
+
+def _find(category: str, name: str) -> Path:
+    for listed in folder_paths.get_filename_list(category):
+        if listed.replace(os.sep, "/") == name:
+            return Path(folder_paths.get_full_path_or_raise(category, listed))
+    places = ", ".join(_shown(path) for path in folder_paths.get_folder_paths(category))
+    raise LoRAFileError(
+        f"there is no file {name!r}: put it into {places}, then press R in ComfyUI to refresh its lists"
+    )
+
+
+def _shown(path: str) -> str:
+    """A folder as the user knows it: below ComfyUI's own folder where it is."""
+    base = Path(folder_paths.base_path)
+    return Path(path).relative_to(base).as_posix() if Path(path).is_relative_to(base) else path
+
+
+def subfolders(root: Path, depth: int = 2) -> Iterator[Path]:
+    """Folders below `root` down to `depth`, in order; a folder that cannot be read is passed over."""
+    try:
+        here = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:
+        return
+    for path in here:
+        yield path
+        if depth > 1:
+            yield from subfolders(path, depth - 1)

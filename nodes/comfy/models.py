@@ -1,0 +1,142 @@
+"""Base models by name: which there are, loading one, and finding the name of one again after a restart."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...motion_lora.core.errors import ModelError
+from . import folders, server
+
+if TYPE_CHECKING:
+    from ...motion_lora.base.pipeline import VideoPipeline
+
+PLAYGROUND = "playground (built-in)"
+# Bases that are offered even when they are not there, by the folder they would have, with their name on the hub.
+KNOWN: Mapping[str, str] = {
+    "text-to-video-ms-1.7b": "ali-vilab/text-to-video-ms-1.7b",
+    "zeroscope_v2_576w": "cerspense/zeroscope_v2_576w",
+}
+
+_loading = threading.Lock()
+_loaded: weakref.WeakValueDictionary[tuple[str, str], VideoPipeline] = weakref.WeakValueDictionary()
+_recipes: weakref.WeakKeyDictionary[VideoPipeline, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
+def names() -> list[str]:
+    """The playground, every folder that holds a text-to-video model, and the known bases that are still missing."""
+    found = list(_folders())
+    return [PLAYGROUND, *found, *(name for name in KNOWN if name not in found)]
+
+
+def load(name: str, dtype: str = "auto", download: bool = False) -> VideoPipeline:
+    """The base of that name on ComfyUI's device; one that is in memory already is shared, because bases are immutable.
+
+    Raises ModelError when it is not there, with the way to get it.
+    """
+    return _shared(name, dtype, download, server.make_room)
+
+
+def recipe_of(pipeline: VideoPipeline) -> dict[str, str]:
+    """By what `load_again` finds it; empty for one that came from elsewhere."""
+    return dict(_recipes.get(pipeline, {}))
+
+
+def load_again(recipe: Mapping[str, str]) -> VideoPipeline:
+    """The base of a job that was left behind. Raises ModelError when it is not there any more."""
+    if "name" not in recipe:
+        raise ModelError("this job does not say how its base model was loaded: run its workflow to go on with it")
+    return _shared(recipe["name"], recipe.get("dtype", "auto"), False, lambda size: server.make_room_between_prompts())
+
+
+def _shared(name: str, dtype: str, download: bool, make_room: Callable[[int], None]) -> VideoPipeline:
+    with _loading:
+        pipeline = _loaded.get((name, dtype))
+        if pipeline is None:
+            pipeline = _load(name, dtype, download, make_room)
+            _loaded[(name, dtype)] = pipeline
+            _recipes[pipeline] = {"name": name, "dtype": dtype}
+        return pipeline
+
+
+def _load(name: str, dtype: str, download: bool, make_room: Callable[[int], None]) -> VideoPipeline:
+    from ...motion_lora.base.pipeline import VideoPipeline
+    from ...motion_lora.playground.model import load_playground
+
+    device = str(server.device())
+    if name == PLAYGROUND:
+        return load_playground(device=device, dtype="fp32" if dtype == "auto" else dtype)
+    folder = _folders().get(name)
+    if folder is None:
+        folder = _fetch(name) if download and name in KNOWN else None
+    if folder is None:
+        raise ModelError(_how_to_get(name))
+    make_room(sum(path.stat().st_size for path in folder.rglob("*.safetensors")))
+    return VideoPipeline.load(folder, device=device, dtype=dtype)
+
+
+def _folders() -> dict[str, Path]:
+    """Folders with a 3-D UNet below every diffusers folder, by their path within it."""
+    found: dict[str, Path] = {}
+    for root in folders.diffusers_folders():
+        for path in folders.subfolders(root):
+            if _is_video_model(path):
+                found.setdefault(path.relative_to(root).as_posix(), path)
+    return found
+
+
+def _is_video_model(folder: Path) -> bool:
+    config = folder / "unet" / "config.json"
+    try:
+        return config.is_file() and "UNet3DConditionModel" in config.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def _place_for(name: str) -> Path:
+    return folders.diffusers_folders()[0] / name
+
+
+def _how_to_get(name: str) -> str:
+    if name not in KNOWN:
+        return f"there is no base model {name!r}: put its diffusers folder into {_place_for(name).parent}, then press R"
+    return (
+        f"{name} is not on this machine: switch `download` on to get {KNOWN[name]} (several GB), "
+        f"or put its diffusers folder at {_place_for(name)}"
+    )
+
+
+def _fetch(name: str) -> Path:
+    """Download a known base, because the user switched that on; weights as safetensors where the hub has them."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    target = _place_for(name)
+    try:
+        wanted = _wanted_files(HfApi().list_repo_files(KNOWN[name]))
+        snapshot_download(KNOWN[name], allow_patterns=wanted, local_dir=target)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{KNOWN[name]} could not be downloaded ({type(error).__name__}): check the connection, or put its "
+            f"diffusers folder at {target}"
+        ) from error
+    return target
+
+
+def _wanted_files(listed: list[str]) -> list[str]:
+    """The five parts, of each the smallest safe weights: fp16 safetensors first, pickles only if nothing else."""
+    parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    wanted = [name for name in listed if name == "model_index.json"]
+    for part in parts:
+        files = [name for name in listed if name.startswith(f"{part}/")]
+        weights = [
+            [name for name in files if name.endswith(".safetensors") and ".fp16" in name],
+            [name for name in files if name.endswith(".safetensors")],
+            [name for name in files if name.endswith(".bin")],
+        ]
+        wanted += next((kind for kind in weights if kind), [])
+        wanted += [name for name in files if name.endswith((".json", ".txt", ".model"))]
+    return wanted

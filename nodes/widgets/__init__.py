@@ -1,0 +1,1 @@
+"""What nodes share: their widgets, and what they show."""

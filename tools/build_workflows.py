@@ -1,0 +1,731 @@
+"""Builds the shipped workflows in a real front end and saves them as it saves them, with a thumbnail each.
+
+    COMFYUI_DIR=... COMFYUI_PYTHON=... python tools/build_workflows.py [name ...]
+
+Widgets are set by name here, so that a new widget of a node does not shift the others.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tempfile
+import uuid
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from real_host import ROOT, Browser, RealComfyUI
+
+FOLDER = ROOT / "workflows"
+PLAYGROUND = "playground (built-in)"
+LORA = "motion/my_motion.safetensors"
+FRIENDS = "friends_motion.safetensors"
+# Text is drawn however small it is, so that a thumbnail can be read.
+_SETTINGS = {
+    "Comfy.Minimap.Visible": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+    "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.01,
+}
+_NAMESPACE = uuid.UUID("6f0c1b60-5f0e-4a2b-9c65-0a3d4c5b6e7f")
+
+
+@dataclass
+class Node:
+    """One node: type, place, widgets by name; `links` are input name -> (key of a node, name of its output)."""
+
+    key: str
+    type: str
+    pos: tuple[int, int]
+    widgets: dict[str, Any] = field(default_factory=dict)
+    links: dict[str, tuple[str, str]] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    title: str = ""
+
+
+def note(key: str, pos: tuple[int, int], size: tuple[int, int], text: str) -> Node:
+    """A note in the graph, in Markdown."""
+    return Node(key, "MarkdownNote", pos, {"": text.strip()}, size=size, title="Read me")
+
+
+def base(pos: tuple[int, int], model: str = PLAYGROUND) -> Node:
+    return Node("base", "MotionLoRA_LoadT2VModel", pos, {"model": model})
+
+
+def sample(key: str, pos: tuple[int, int], prompt: str, stack: str = "", title: str = "", **widgets: Any) -> Node:
+    links = {"base_model": ("base", "base_model"), **({"stack": (stack, "stack")} if stack else {})}
+    return Node(key, "MotionLoRA_SampleVideo", pos, {"prompt": prompt, "seed": 7, **widgets}, links, (400, 660), title)
+
+
+def stack(
+    key: str, pos: tuple[int, int], lora: str, before: str = "", strength: float = 1.0, schedule: str = ""
+) -> Node:
+    links = {"motion_lora": (lora, "motion_lora"), **({"stack": (before, "stack")} if before else {})}
+    links |= {"schedule": (schedule, "schedule")} if schedule else {}
+    return Node(key, "MotionLoRA_MotionLoRAStack", pos, {"strength": strength}, links)
+
+
+def save(key: str, pos: tuple[int, int], source: str, prefix: str) -> Node:
+    return Node(key, "SaveVideo", pos, {"filename_prefix": prefix}, {"video": (source, "video")}, (420, 460))
+
+
+def beside(
+    pos: tuple[int, int], left: str, right: str, reference: tuple[str, str] | None = None, **widgets: Any
+) -> Node:
+    links = {"left": (left, "images"), "right": (right, "images")}
+    if reference:
+        links["reference"] = reference
+    return Node("beside", "MotionLoRA_SideBySide", pos, widgets, links, (400, 420))
+
+
+def play(key: str, pos: tuple[int, int], prompt: str, stack: str = "", title: str = "", **widgets: Any) -> Node:
+    """Sample Video on the playground, whose guidance is lower than that of large models."""
+    return sample(key, pos, prompt, stack, title, **{"guidance_scale": 2.5, **widgets})
+
+
+def clip(key: str, pos: tuple[int, int], title: str = "", **widgets: Any) -> Node:
+    return Node(key, "MotionLoRA_PlaygroundClip", pos, widgets, size=(400, 440), title=title)
+
+
+def train(
+    key: str, pos: tuple[int, int], method: str, clips: str, name: str, *, absorber: str = "", title: str = ""
+) -> Node:
+    links = {"base_model": ("base", "base_model"), "clips": (clips, "clips")}
+    if absorber:
+        links["appearance_absorber"] = (absorber, "appearance_absorber")
+    widgets = {"method": method, "name": name}
+    return Node(key, "MotionLoRA_TrainMotionLoRA", pos, widgets, links, (420, 780), title)
+
+
+def combine(key: str, pos: tuple[int, int], first: str, second: str) -> Node:
+    links = {"clips_1": (first, "clips"), "clips_2": (second, "clips")}
+    return Node(key, "MotionLoRA_CombineClips", pos, {}, links)
+
+
+def with_links(node: Node, **links: tuple[str, str]) -> Node:
+    return replace(node, links={**node.links, **links})
+
+
+PROMPT = "a blue square circling around over snow"
+EDITED = "a blue circle moving right over snow"
+
+WORKFLOWS: dict[str, list[Node]] = {
+    "01_quickstart_playground": [
+        note(
+            "note",
+            (0, 0),
+            (400, 330),
+            """
+# Quickstart: press Run
+
+Learns the motion of a small rendered clip and puts it into a new video. Nothing is downloaded; on two CPU cores it
+takes a few minutes.
+
+1. **Clip**: a red circle circles over sand. The built-in model has never seen circling.
+2. **Absorber**: learns what single frames look like, so that the LoRA need not.
+3. **Motion LoRA**: learns the motion, with the absorber held. Watch it in the node, or in the panel behind the camera
+   symbol on the left.
+4. **Videos**: the same prompt and seed without and with the LoRA.
+
+Then change the motion of the clip, the prompt or the strength, and press Run again. What is trained is not trained
+twice. With more time: `method` *auto* and `steps` 0 carry a motion best on this model.
+""",
+        ),
+        base((0, 390)),
+        Node("clip", "MotionLoRA_PlaygroundClip", (0, 580), {"motion": "orbit"}, size=(400, 440)),
+        Node(
+            "absorber",
+            "MotionLoRA_TrainAppearanceAbsorber",
+            (460, 0),
+            {"absorber": "dual", "name": "look of a red circle"},
+            {"base_model": ("base", "base_model"), "clips": ("clip", "clips")},
+            (420, 660),
+        ),
+        Node(
+            "train",
+            "MotionLoRA_TrainMotionLoRA",
+            (940, 0),
+            {"method": "customize-a-video", "steps": 300, "name": "orbit"},
+            {
+                "base_model": ("base", "base_model"),
+                "clips": ("clip", "clips"),
+                "appearance_absorber": ("absorber", "appearance_absorber"),
+            },
+            (420, 760),
+        ),
+        stack("stack", (940, 1100), "train"),
+        play("plain", (1420, 0), PROMPT, title="Sample Video: base model"),
+        play("moved", (1880, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
+        beside(
+            (2340, 0), "plain", "moved", ("clip", "frames"), left_label="base model", right_label="with motion LoRA"
+        ),
+        save("save", (2340, 560), "beside", "video/motion_lora_quickstart"),
+    ],
+    "02_customize_a_video": [
+        note(
+            "note",
+            (0, 0),
+            (420, 400),
+            """
+# Customize-A-Video on your own clip
+
+1. Put ModelScope (`text-to-video-ms-1.7b`) or ZeroScope (`zeroscope_v2_576w`) in diffusers' layout into
+   `models/diffusers`, or allow the download once in **Load T2V Model**.
+2. Choose your clip in **Load Video**: two seconds of one clear motion.
+3. Describe it in **Reference Clip**: the caption with its motion, the appearance caption without, and the words for the
+   look that stand in both.
+4. Press Run. The node shows the frames that are trained; training takes minutes on a GPU.
+
+Little memory? Switch gradient_checkpointing on in the training node, or make the clip smaller.
+""",
+        ),
+        base((0, 460), "text-to-video-ms-1.7b"),
+        Node("video", "LoadVideo", (0, 650), {}, size=(420, 300)),
+        Node(
+            "clip",
+            "MotionLoRA_ReferenceClip",
+            (480, 0),
+            {
+                "caption": "a man is skateboarding on a street",
+                "appearance_caption": "a man on a street",
+                "absorb_words": "man, street",
+            },
+            {"video": ("video", "VIDEO")},
+            (420, 560),
+        ),
+        Node(
+            "train",
+            "MotionLoRA_TrainMotionLoRA",
+            (960, 0),
+            {"method": "customize-a-video", "name": "skateboarding"},
+            {"base_model": ("base", "base_model"), "clips": ("clip", "clips")},
+            (420, 780),
+        ),
+        Node("plot", "PreviewImage", (960, 830), {}, {"images": ("train", "loss_plot")}, (420, 300)),
+        stack("stack", (1440, 0), "train"),
+        sample("moved", (1440, 280), "a panda is skateboarding on a beach", "stack", num_frames=16),
+        save("save", (1900, 0), "moved", "video/motion_lora"),
+    ],
+    "03_sample_shared_lora": [
+        note(
+            "note",
+            (0, 0),
+            (400, 260),
+            """
+# Use a motion LoRA
+
+1. Put the file into `models/loras/motion` (or `models/motion_lora`) and press R.
+2. Choose it in **Load Motion LoRA**, and in **Load T2V Model** a base of the kind it was trained on. Its caption
+   says in which words to prompt.
+3. Press Run: the same seed with the base model alone and with the LoRA.
+""",
+        ),
+        base((0, 320), "text-to-video-ms-1.7b"),
+        Node("lora", "MotionLoRA_LoadMotionLoRA", (0, 510), {"lora_name": LORA}),
+        Node("caption", "PreviewAny", (0, 660), {}, {"source": ("lora", "caption")}, (400, 160)),
+        stack("stack", (460, 0), "lora"),
+        sample("plain", (460, 280), "a panda is skateboarding on a beach", title="Sample Video: base model"),
+        sample("moved", (920, 280), "a panda is skateboarding on a beach", "stack", "Sample Video: with motion LoRA"),
+        beside((1380, 0), "plain", "moved"),
+        save("save", (1380, 480), "beside", "video/motion_lora_compare"),
+    ],
+    "04_stack_motions_and_look": [
+        note(
+            "note",
+            (0, 0),
+            (400, 320),
+            """
+# Two motions and a look on one stack
+
+A stack is a list of LoRAs with strengths; the order changes nothing.
+
+1. Choose two motion LoRAs and turn their strengths. Below 0 turns a motion round.
+2. **Appearance LoRA** takes an image LoRA that fits the base (Stable Diffusion 2.1 for ModelScope and ZeroScope). To do
+   without, bypass the node (Ctrl+B).
+3. **Appearance Highway** keeps the motion LoRAs out of the skip connections: switch it, press Run and compare.
+""",
+        ),
+        base((0, 380), "text-to-video-ms-1.7b"),
+        Node("first", "MotionLoRA_LoadMotionLoRA", (0, 570), {"lora_name": LORA}),
+        Node("second", "MotionLoRA_LoadMotionLoRA", (0, 720), {"lora_name": LORA}),
+        stack("one", (460, 0), "first", strength=0.8),
+        stack("two", (460, 270), "second", "one", strength=0.5),
+        Node(
+            "look",
+            "MotionLoRA_AppearanceLoRA",
+            (460, 540),
+            {"lora_name": LORA, "strength": 0.7},
+            {"base_model": ("base", "base_model"), "stack": ("two", "stack")},
+        ),
+        Node("highway", "MotionLoRA_AppearanceHighway", (460, 770), {}, {"stack": ("look", "stack")}),
+        sample("moved", (920, 0), "a panda is skateboarding on a beach", "highway"),
+        save("save", (1380, 0), "moved", "video/motion_lora_stack"),
+    ],
+    "05_train_in_background": [
+        note(
+            "note",
+            (0, 0),
+            (400, 380),
+            """
+# Train in the background
+
+Press Run: the training starts and the queue is free at once. Go on working; the panel behind the camera symbol on the
+left shows loss, speed and previews, and has the buttons to pause, resume, stop and save, and cancel.
+
+* When it is done, this workflow is queued again by itself and the video is made. Switch **continue_when_done** off to
+  do that yourself.
+* Closed ComfyUI meanwhile? Open it again and press Resume in the panel, or Run: it goes on from its last checkpoint.
+* **pause_while_generating** gives a small GPU back while other workflows run.
+""",
+        ),
+        base((0, 440)),
+        Node("clip", "MotionLoRA_PlaygroundClip", (0, 630), {"motion": "bounce", "colour": "green"}, size=(400, 440)),
+        Node(
+            "train",
+            "MotionLoRA_TrainMotionLoRA",
+            (460, 0),
+            {
+                "method": "auto",
+                "name": "bounce",
+                "run": "background",
+                "preview_prompt": "a yellow ring bouncing over night",
+                "preview_every": 100,
+            },
+            {"base_model": ("base", "base_model"), "clips": ("clip", "clips")},
+            (420, 780),
+        ),
+        stack("stack", (460, 1100), "train"),
+        play("moved", (940, 0), "a yellow ring bouncing over night", "stack"),
+        save("save", (1400, 0), "moved", "video/motion_lora_background"),
+    ],
+    "06_motiondirector": [
+        note(
+            "note",
+            (0, 0),
+            (400, 360),
+            """
+# MotionDirector on one clip
+
+Press Run. Nothing is downloaded; on two CPU cores it takes a few minutes.
+
+No absorber is trained first. In every step a spatial LoRA learns the look from one random frame and the motion LoRA
+learns from the whole clip with the look held, so the two divide the clip between them. Only the motion LoRA is used.
+
+Try: the method *customize-a-video* in the same node, with the same seed; or an **Invert Clip** at the noise input of
+Sample Video, with a prior of 0.3.
+""",
+        ),
+        base((0, 420)),
+        clip("clip", (0, 610), motion="orbit"),
+        train("train", (460, 0), "motiondirector", "clip", "orbit by MotionDirector"),
+        stack("stack", (460, 1100), "train"),
+        play("plain", (940, 0), PROMPT, title="Sample Video: base model"),
+        play("moved", (1400, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
+        beside((1860, 0), "plain", "moved", ("clip", "frames"), left_label="base model", right_label="MotionDirector"),
+        save("save", (1860, 560), "beside", "video/motion_lora_motiondirector"),
+    ],
+    "07_motiondirector_several_clips": [
+        note(
+            "note",
+            (0, 0),
+            (400, 320),
+            """
+# MotionDirector on several clips
+
+Press Run. Three clips share a motion and nothing else: what they have in common is what is left for the motion LoRA.
+
+Each clip has its own caption and a spatial LoRA of its own, one motion LoRA learns from all of them in turn.
+
+With your own videos: one **Reference Clip** each, and **Combine Clips** for as many as there are. Give the training
+more steps, because each clip gets its share of them.
+""",
+        ),
+        base((0, 380)),
+        clip("one", (460, 0), motion="bounce"),
+        clip("two", (460, 500), motion="bounce", shape="square", colour="green", background="night", seed=1),
+        clip("three", (460, 1000), motion="bounce", shape="ring", colour="yellow", background="brick", seed=2),
+        combine("pair", (920, 0), "one", "two"),
+        combine("all", (920, 140), "pair", "three"),
+        train("train", (920, 280), "motiondirector", "all", "bounce of three"),
+        stack("stack", (920, 1380), "train"),
+        play("plain", (1400, 0), "a blue cross bouncing over snow", title="Sample Video: base model"),
+        play("moved", (1860, 0), "a blue cross bouncing over snow", "stack", "Sample Video: with motion LoRA"),
+        beside((2320, 0), "plain", "moved", ("one", "frames"), left_label="base model", right_label="with motion LoRA"),
+        save("save", (2320, 560), "beside", "video/motion_lora_several_clips"),
+    ],
+    "08_image_path_and_mixing": [
+        note(
+            "note",
+            (0, 0),
+            (400, 360),
+            """
+# The look of pictures with the motion of a clip
+
+Press Run. Two LoRAs are trained, one for each half, and meet on one stack.
+
+1. **Look**: pictures of a striped cyan cross, in no order (*motiondirector-image*; only spatial layers learn). With
+   your own: connect Load Image, one picture is enough.
+2. **Motion**: a red circle that circles around (*motiondirector*; only temporal layers are kept).
+3. Turn both strengths. A little less of the look leaves the motion more room.
+""",
+        ),
+        base((0, 420)),
+        clip("photos", (0, 610), "Pictures of the look", shape="cross", colour="cyan", fill="striped", motion="still"),
+        Node(
+            "pictures",
+            "MotionLoRA_ReferenceClip",
+            (460, 0),
+            {"caption": "a striped cyan cross over sand", "num_frames": 0, "width": 64, "height": 64},
+            {"images": ("photos", "frames")},
+            (400, 560),
+        ),
+        clip("clip", (460, 620), "Clip of the motion", motion="orbit"),
+        train("look", (920, 0), "motiondirector-image", "pictures", "striped cyan cross", title="Train the look"),
+        train("motion", (920, 830), "motiondirector", "clip", "orbit by MotionDirector", title="Train the motion"),
+        stack("one", (1400, 0), "look", strength=0.8),
+        stack("two", (1400, 240), "motion", "one"),
+        play("plain", (1860, 0), "a striped cyan cross circling around over sand", "one", "Sample Video: look alone"),
+        play(
+            "moved", (2320, 0), "a striped cyan cross circling around over sand", "two", "Sample Video: look and motion"
+        ),
+        beside((2780, 0), "plain", "moved", ("clip", "frames"), left_label="look", right_label="look and motion"),
+        save("save", (2780, 560), "beside", "video/motion_lora_mixed"),
+    ],
+    "09_tap_and_highway": [
+        note(
+            "note",
+            (0, 0),
+            (400, 400),
+            """
+# Separate Motion from Appearance
+
+Press Run. Three ways to keep the clip's look out of new videos, one after the other:
+
+1. **Purification (TAP)**: the method trains few projections of the temporal attention. `targets` changes which:
+   *tap-qk* leaves Value alone, as the paper's abstract says, *tap-k-out* is its code.
+2. **Phased integration**: **Strength Schedule** lets the motion LoRA act only while there is much noise, in the first
+   part of the steps.
+3. **Appearance Highway**: skip connections go round the temporal attention. No training; switch it off and on.
+
+Left the LoRA alone, right with schedule and highway, same seed.
+""",
+        ),
+        base((0, 460)),
+        clip("clip", (0, 650), motion="orbit"),
+        train("train", (460, 0), "separate-motion-appearance", "clip", "orbit by TAP"),
+        stack("plain_stack", (940, 0), "train"),
+        Node("schedule", "MotionLoRA_StrengthSchedule", (940, 260), {"end": 0.7}, size=(400, 420)),
+        stack("stack", (940, 740), "train", schedule="schedule"),
+        Node("highway", "MotionLoRA_AppearanceHighway", (940, 1000), {}, {"stack": ("stack", "stack")}),
+        play("tap", (1400, 0), PROMPT, "plain_stack", "Sample Video: TAP"),
+        play("both", (1860, 0), PROMPT, "highway", "Sample Video: TAP, phased, highway"),
+        beside((2320, 0), "tap", "both", ("clip", "frames"), left_label="TAP", right_label="TAP, phased, AH"),
+        save("save", (2320, 560), "beside", "video/motion_lora_tap_and_highway"),
+    ],
+    "10_edit_by_inversion": [
+        note(
+            "note",
+            (0, 0),
+            (400, 420),
+            """
+# Edit a clip
+
+Press Run. Nothing is trained, and nothing is downloaded. Two ways to change what is in a clip and keep how it moves:
+
+1. **Invert Clip** finds the noise that the base would have made the clip from, under the clip's own caption. Sampling
+   from that noise with a changed prompt keeps the layout. `noise_prior` 1 keeps most of it; at 0.3 it only inspires.
+   Use as many *ddim* steps as the inversion.
+2. **Video to video**: the clip's frames at `source`; `edit_strength` is how much of the denoising is done anew.
+
+With guidance 1 and the clip's own caption the first way gives the clip back: try it.
+""",
+        ),
+        base((0, 480)),
+        clip("clip", (0, 670), motion="right"),
+        Node(
+            "invert",
+            "MotionLoRA_InvertClip",
+            (460, 0),
+            {},
+            {"base_model": ("base", "base_model"), "clips": ("clip", "clips"), "prompt": ("clip", "caption")},
+            (400, 260),
+        ),
+        with_links(
+            play(
+                "inverted",
+                (920, 0),
+                EDITED,
+                title="Sample Video: from the clip's noise",
+                num_inference_steps=50,
+                noise_prior=1.0,
+            ),
+            noise=("invert", "noise"),
+        ),
+        with_links(
+            play("edited", (1380, 0), EDITED, title="Sample Video: video to video", num_inference_steps=50),
+            source=("clip", "frames"),
+        ),
+        beside((1840, 0), "inverted", "edited", ("clip", "frames"), left_label="inversion", right_label="source"),
+        save("save", (1840, 560), "beside", "video/motion_lora_edit"),
+    ],
+    "11_third_party_absorber": [
+        note(
+            "note",
+            (0, 0),
+            (400, 400),
+            """
+# An absorber that somebody else made
+
+Press Run. What holds the clip's look while the motion is learned need not be trained on the clip: any LoRA of its
+subject does.
+
+1. Pictures of a red circle, none of them from the clip, make a LoRA of that look. It stands in for one that you
+   downloaded: choose a file in **Absorber from LoRA** instead and remove the two nodes before it.
+2. **Preview Absorber** shows whether it knows the subject.
+3. The motion is learned with the look held, then used without it.
+
+For a model that was tuned on the subject (DreamBooth) there is **Absorber from Model**.
+""",
+        ),
+        base((0, 460)),
+        clip("photos", (0, 650), "Pictures of the subject", motion="still", seed=5),
+        clip("clip", (0, 1150), "Clip of the motion", motion="orbit"),
+        train("look", (460, 0), "motiondirector-image", "photos", "look of a red circle", title="A LoRA of the look"),
+        Node(
+            "absorber",
+            "MotionLoRA_AbsorberFromLoRA",
+            (460, 830),
+            {},
+            {"base_model": ("base", "base_model"), "lora": ("look", "motion_lora")},
+            (420, 160),
+        ),
+        Node(
+            "preview",
+            "MotionLoRA_PreviewAbsorber",
+            (460, 1130),
+            {"prompt": "a red circle over sand", "guidance_scale": 2.5},
+            {"base_model": ("base", "base_model"), "appearance_absorber": ("absorber", "appearance_absorber")},
+            (420, 320),
+        ),
+        Node("shown", "PreviewImage", (940, 1130), {}, {"images": ("preview", "images")}, (420, 320)),
+        train("train", (940, 0), "customize-a-video", "clip", "orbit, look held", absorber="absorber"),
+        stack("stack", (940, 1100), "train"),
+        play("plain", (1420, 0), PROMPT, title="Sample Video: base model"),
+        play("moved", (1880, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
+        beside(
+            (2340, 0), "plain", "moved", ("clip", "frames"), left_label="base model", right_label="with motion LoRA"
+        ),
+        save("save", (2340, 560), "beside", "video/motion_lora_third_party"),
+    ],
+    "12_inspect_and_stack": [
+        note(
+            "note",
+            (0, 0),
+            (420, 420),
+            """
+# A friend's LoRA under your own
+
+1. Put the downloaded file into `models/loras` (any format: kohya, PEFT, diffusers, MotionDirector) and press R. Choose
+   it in **Inspect LoRA** and in **Load LoRA**.
+2. Press Run. **Inspect LoRA** shows what it holds and whether it fits the base; **Load LoRA** says how many layers
+   matched. A file for another model is refused with the reason.
+3. Your motion acts in the first half of the sampling steps, where motion is decided; the friend's comes in later, and
+   weaker. Turn **end**, **start** and the strengths.
+
+To share the mix as one file: **Merge LoRAs**, then **Convert LoRA**.
+""",
+        ),
+        base((0, 480), "text-to-video-ms-1.7b"),
+        Node("own", "MotionLoRA_LoadMotionLoRA", (0, 680), {"lora_name": LORA}, title="Load Motion LoRA: yours"),
+        Node(
+            "inspect",
+            "MotionLoRA_InspectLoRA",
+            (480, 0),
+            {"lora_name": FRIENDS},
+            {"base_model": ("base", "base_model")},
+            (440, 480),
+            "Inspect LoRA: your friend's",
+        ),
+        Node(
+            "friend",
+            "MotionLoRA_LoadAnyLoRA",
+            (480, 540),
+            {"lora_name": FRIENDS},
+            {"base_model": ("base", "base_model")},
+            (440, 280),
+            "Load LoRA: your friend's",
+        ),
+        Node("report", "PreviewAny", (0, 840), {}, {"source": ("friend", "report")}, (420, 160)),
+        Node(
+            "early",
+            "MotionLoRA_StrengthSchedule",
+            (980, 0),
+            {"end": 0.5},
+            size=(400, 440),
+            title="Strength Schedule: early",
+        ),
+        stack("one", (1440, 0), "own", schedule="early"),
+        Node(
+            "late",
+            "MotionLoRA_StrengthSchedule",
+            (980, 500),
+            {"start": 0.3, "curve": "cosine-in"},
+            size=(400, 440),
+            title="Strength Schedule: late",
+        ),
+        stack("two", (1440, 300), "friend", "one", 0.6, schedule="late"),
+        sample("moved", (1900, 0), "a panda is skateboarding on a beach", "two"),
+        save("save", (1440, 600), "moved", "video/motion_lora_friends"),
+    ],
+    "13_compare_and_choose": [
+        note(
+            "note",
+            (0, 0),
+            (420, 460),
+            """
+# Choose a checkpoint, compare strengths
+
+Press Run. Nothing is downloaded; on two CPU cores it takes some minutes.
+
+1. **Train Motion LoRA** stops every 100 steps (`validate_every`), samples six small videos and scores them. The panel
+   behind the camera symbol on the left draws the curves: motion fidelity, leakage of the clip's look, text alignment.
+   The dotted line is the best checkpoint.
+2. `keep` *best* hands that one on; the last stays beside it in the job's folder, with the curve as CSV and PNG. With
+   your own clip, write `validate_prompts`: its motion, other looks.
+3. **Compare LoRAs** samples two prompts with the base model, the LoRA at strength 0.5 and at 1.0, all from the same
+   noise, and writes the scores into the table.
+
+Take the strength at which the motion is there and the look is not.
+""",
+        ),
+        base((0, 520)),
+        clip("clip", (0, 710), motion="orbit"),
+        Node(
+            "train",
+            "MotionLoRA_TrainMotionLoRA",
+            (480, 0),
+            {"method": "customize-a-video", "steps": 400, "name": "orbit, best of 400 steps", "validate_every": 100},
+            {"base_model": ("base", "base_model"), "clips": ("clip", "clips")},
+            (420, 940),
+        ),
+        stack("half", (960, 0), "train", strength=0.5),
+        stack("full", (960, 260), "train"),
+        Node(
+            "compare",
+            "MotionLoRA_CompareLoRAs",
+            (1440, 0),
+            {
+                "prompts": f"{PROMPT}\na green triangle circling around over night",
+                "seed": 7,
+                "num_inference_steps": 20,
+                "guidance_scale": 2.5,
+                "label_1": "strength 0.5",
+                "label_2": "strength 1.0",
+            },
+            {
+                "base_model": ("base", "base_model"),
+                "stack_1": ("half", "stack"),
+                "stack_2": ("full", "stack"),
+                "reference": ("clip", "clips"),
+            },
+            (440, 720),
+        ),
+        Node("table", "PreviewAny", (960, 520), {}, {"source": ("compare", "table")}, (420, 300)),
+        save("save", (1940, 0), "compare", "video/motion_lora_compare_and_choose"),
+    ],
+}
+
+_BUILD = """async (nodes) => {
+  app.graph.clear()
+  const made = {}
+  for (const wanted of nodes) {
+    const node = LiteGraph.createNode(wanted.type)
+    app.graph.add(node)
+    node.pos = wanted.pos
+    if (wanted.size) node.setSize(wanted.size)
+    if (wanted.title) node.title = wanted.title
+    for (const [name, value] of Object.entries(wanted.widgets)) {
+      const widget = name ? node.widgets.find((one) => one.name === name) : node.widgets[0]
+      if (!widget) throw new Error(`${wanted.type} has no widget ${name}`)
+      widget.value = value
+    }
+    const control = node.widgets?.find((one) => one.name === 'control_after_generate')
+    if (control) control.value = 'fixed'
+    made[wanted.key] = node
+  }
+  for (const wanted of nodes) for (const [input, [key, output]] of Object.entries(wanted.links)) {
+    const [from, to] = [made[key], made[wanted.key]]
+    const [slot, target] = [from.findOutputSlot(output), to.findInputSlot(input)]
+    if (slot < 0 || target < 0) throw new Error(`no link ${key}.${output} -> ${wanted.key}.${input}`)
+    from.connect(slot, to, target)
+  }
+  await new Promise((done) => setTimeout(done, 300))
+  return JSON.stringify(app.graph.serialize())
+}"""
+
+
+def normalised(name: str, saved: dict[str, Any]) -> dict[str, Any]:
+    """Without what differs from one build to the next."""
+    saved["id"] = str(uuid.uuid5(_NAMESPACE, name))
+    saved["revision"] = 0
+    saved["extra"] = {"ds": {"scale": 0.6, "offset": [120, 120]}}
+    saved.pop("floatingLinks", None)
+    for node in saved["nodes"]:
+        node["pos"] = [round(value) for value in node["pos"]]
+        node["size"] = [round(value) for value in node["size"]]
+        if node["type"].startswith("Preview"):
+            # What these show is no setting.
+            node.pop("widgets_values", None)
+        for key in ("cnr_id", "ver", "aux_id"):
+            node["properties"].pop(key, None)
+        if node["type"].startswith("MotionLoRA_"):
+            node["properties"]["cnr_id"] = "motion-lora"
+        elif node["type"] not in ("MarkdownNote",):
+            node["properties"]["cnr_id"] = "comfy-core"
+    return saved
+
+
+def thumbnail(browser: Browser) -> bytes:
+    """The graph as the user sees it, 16:9, as JPEG."""
+    from PIL import Image
+
+    browser.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    browser.page.wait_for_timeout(1500)
+    shot = Image.open(io.BytesIO(browser.page.screenshot())).convert("RGB")
+    # Without the bars at the left and at the top.
+    shot = shot.crop((80, 45, shot.width, 45 + round((shot.width - 80) * 9 / 16)))
+    stream = io.BytesIO()
+    shot.resize((960, 540), Image.Resampling.LANCZOS).save(stream, "JPEG", quality=88)
+    return stream.getvalue()
+
+
+def main(names: list[str]) -> int:
+    """Build those named, or all."""
+    from playwright.sync_api import sync_playwright
+
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        server = RealComfyUI(Path(folder), settings=_SETTINGS)
+        # A combo without options would be saved as "undefined".
+        (Path(folder) / "input" / "my_clip.mp4").write_bytes(b"")
+        server.start()
+        browser = Browser(playwright, server, Path(folder)).open()
+        browser.page.set_viewport_size({"width": 1920, "height": 1080})
+        try:
+            for name in names or list(WORKFLOWS):
+                nodes = [vars(node) for node in WORKFLOWS[name]]
+                saved = normalised(name, json.loads(browser.page.evaluate(_BUILD, nodes)))
+                (FOLDER / f"{name}.json").write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8", newline="\n")
+                (FOLDER / f"{name}.jpg").write_bytes(thumbnail(browser))
+                sys.stdout.write(f"{name}: {len(saved['nodes'])} nodes, {len(saved['links'])} links\n")
+        finally:
+            browser.close()
+            server.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
