@@ -23,57 +23,27 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "motion_lora"
 NODES = ROOT / "nodes"
 
-# A module of motion_lora imports only from those before it in this list.
+# A package of motion_lora imports only from those before it in this list.
 IMPORT_ORDER = (
-    "errors",
-    "axes",
-    "lora",
-    "curves",
-    "spelling",
-    "tables",
-    "storage",
+    "core",
+    "media",
     "backbones",
-    "bypass",
-    "schedulers",
-    "pictures",
-    "loading",
-    "pipeline",
-    "provenance",
-    "clips",
-    "targets",
-    "losses",
-    "noise",
-    "highway",
+    "base",
     "adapters",
-    "inversion",
-    "methods",
-    "ddim",
-    "stack",
     "files",
-    "arithmetic",
-    "formats",
     "sampling",
-    "restyle",
+    "methods",
     "training",
-    "metrics",
     "playground",
-    "judging",
-    "scoring",
-    "choice",
-    "validation",
+    "evaluate",
     "jobs",
-    "compare",
-    "bench",
-    "demo",
-    "cli",
+    "apps",
 )
 # Functions that may be longer than a screen, each with its reason.
 LONG_FUNCTIONS: dict[str, str] = {}
 LONG_FILES: dict[str, str] = {}
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 450
-# Scripts whose helpers are read in place, not called by anybody else.
-UNDOCUMENTED_HELPERS_ALLOWED = {"motion_lora/playground/pretrain.py"}
 
 # What the host provides and requirements.txt must not name, and import names that differ from the distribution's.
 PROVIDED = {"torch", "numpy"}
@@ -198,7 +168,7 @@ def short_files(path: Path, tree: ast.Module) -> Iterator[str]:
 
 
 def public_is_documented(path: Path, tree: ast.Module) -> Iterator[str]:
-    if relative(path) in UNDOCUMENTED_HELPERS_ALLOWED or path.is_relative_to(NODES):
+    if path.is_relative_to(NODES):
         return
     for node in tree.body:
         named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
@@ -227,8 +197,8 @@ RULES: tuple[tuple[Rule, str], ...] = (
     (no_device_literal, "device = 'cuda:0'\n"),
     (no_device_literal, "x.cuda()\n"),
     (ascii_only, "x = '\u00e9'\n"),
-    (relative_imports_only, "from motion_lora.errors import ClipError\n"),
-    (relative_imports_only, "import motion_lora.errors\n"),
+    (relative_imports_only, "from motion_lora.core.errors import ClipError\n"),
+    (relative_imports_only, "import motion_lora.core.errors\n"),
     (no_posix_only, "import resource\n"),
     (short_functions, "def f():\n" + "    x = 1\n" * 60),
     (short_files, "x = 1\n" * 451),
@@ -253,8 +223,8 @@ def test_library_and_nodes_keep(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", [has_docstring, ascii_only], ids=lambda rule: rule.__name__)
-def test_tests_bench_and_docs_keep(rule: Rule) -> None:
-    paths = sources(ROOT / "tests", ROOT / "bench", ROOT / "docs")
+def test_tests_and_tools_keep(rule: Rule) -> None:
+    paths = sources(ROOT / "tests", ROOT / "tools")
     found = [f"{relative(path)}: {offence}" for path in paths for offence in rule(path, parse(path))]
     assert not found, "\n".join(found)
 
@@ -274,57 +244,123 @@ def test_every_exception_to_a_rule_is_needed() -> None:
 # Who may import whom ------------------------------------------------------------------------------------------------
 
 
-def top_level_module(path: Path) -> str:
-    """`errors` for motion_lora/errors.py, `playground` for everything below motion_lora/playground/."""
-    return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
+def module_name(path: Path) -> str:
+    """`motion_lora.core.errors` for motion_lora/core/errors.py, `motion_lora.core` for its `__init__.py`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def package_of(module: str) -> str:
+    """`core` for `motion_lora.core.errors`; empty for the library itself and for what is not in it."""
+    top, *inside = module.split(".")
+    return inside[0] if top == "motion_lora" and inside else ""
 
 
 def internal_imports(path: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and top-level module of every relative import of a file of motion_lora."""
-    package = list(path.relative_to(LIBRARY).parts[:-1])
+    """Line and full name of everything that a file imports relatively, anywhere in it: `motion_lora.core.lora.LoRA`."""
+    here = list(path.relative_to(ROOT).parts[:-1])
     for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or node.level == 0:
-            continue
-        base = package[: len(package) - (node.level - 1)]
-        outside = node.level - 1 > len(package)
-        if outside:
-            yield node.lineno, ".." + (node.module or "")
-        elif base or node.module:
-            yield node.lineno, [*base, *(node.module or "").split(".")][0]
-        else:
-            yield from ((node.lineno, alias.name) for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            base = here[: len(here) - (node.level - 1)] if node.level - 1 <= len(here) else ["outside"]
+            start = [*base, *(node.module.split(".") if node.module else [])]
+            yield from ((node.lineno, ".".join([*start, alias.name])) for alias in node.names)
 
 
 def uphill_imports(path: Path, tree: ast.Module) -> Iterator[str]:
-    own = top_level_module(path)
+    own = package_of(module_name(path))
     allowed = IMPORT_ORDER[: IMPORT_ORDER.index(own) + 1]
-    for line, module in internal_imports(path, tree):
-        if module not in allowed:
-            yield f"line {line}: {own} imports {module}, which is not above it"
+    for line, name in internal_imports(path, tree):
+        if package_of(name) not in allowed:
+            yield f"line {line}: {own} imports {name}, which is not above it"
 
 
-def test_every_module_has_its_place_in_the_order() -> None:
-    modules = {top_level_module(path) for path in sources(LIBRARY)} - {"__init__", "__main__"}
-    assert modules <= set(IMPORT_ORDER), f"not in IMPORT_ORDER: {sorted(modules - set(IMPORT_ORDER))}"
+def library_modules() -> list[Path]:
+    """Every file of the library's packages; its own `__init__.py` hands out names of all of them, when asked."""
+    return [path for path in sources(LIBRARY) if path.parent != LIBRARY]
+
+
+def import_circles(trees: dict[str, tuple[Path, ast.Module]]) -> list[str]:
+    """Every way round: modules that import each other, directly or through others, for types or in a function included.
+
+    `trees` are the files with their syntax by module name.
+    """
+    arrows = {
+        name: {
+            found for _, full in internal_imports(path, tree) if (found := module_among(full, trees)) and found != name
+        }
+        for name, (path, tree) in trees.items()
+    }
+    free: set[str] = set()  # modules whose imports come to an end
+    while settled := {name for name, targets in arrows.items() if name not in free and targets <= free}:
+        free |= settled
+    on_circle = {name: sorted(targets - free) for name, targets in arrows.items() if name not in free}
+    return [f"{name} imports {', '.join(targets)}" for name, targets in sorted(on_circle.items())]
+
+
+def module_among(full: str, trees: dict[str, tuple[Path, ast.Module]]) -> str:
+    """The module that an import of a dotted name reads: itself, or the one that holds the name."""
+    return full if full in trees else full.rpartition(".")[0] if full.rpartition(".")[0] in trees else ""
+
+
+def test_every_package_has_its_place_in_the_order() -> None:
+    assert {package_of(module_name(path)) for path in library_modules()} == set(IMPORT_ORDER)
+    assert [path.name for path in LIBRARY.glob("*.py")] == ["__init__.py"], "a module belongs into a package"
 
 
 def test_imports_run_downhill() -> None:
-    paths = [path for path in sources(LIBRARY) if top_level_module(path) not in ("__init__", "__main__")]
-    found = [f"{relative(path)}: {offence}" for path in paths for offence in uphill_imports(path, parse(path))]
+    found = [f"{relative(path)}: {o}" for path in library_modules() for o in uphill_imports(path, parse(path))]
     assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("lora.py", "from .training import train"),
-        ("lora.py", "from . import training"),
-        ("playground/world.py", "from ..cli import main"),
-        ("lora.py", "from ..nodes import host"),
+        ("core/lora.py", "from ..training import train"),
+        ("core/lora.py", "from .. import training"),
+        ("core/lora.py", "from ..training.loop import train"),
+        ("playground/world.py", "from ..apps.cli import main"),
+        ("core/lora.py", "from ...nodes import comfy"),
+        ("core/lora.py", "from .... import comfy"),
     ],
 )
 def test_uphill_import_is_seen(name: str, source: str) -> None:
     assert list(uphill_imports(LIBRARY / name, ast.parse(source)))
+
+
+def test_no_import_goes_round_in_a_circle() -> None:
+    paths = [*library_modules(), *sources(NODES)]
+    found = import_circles({module_name(path): (path, parse(path)) for path in paths})
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "sources_by_name",
+    [
+        {"core/a.py": "from .b import x", "core/b.py": "from .a import y"},
+        {"core/a.py": "from . import b", "core/b.py": "from . import a"},
+        {"core/a.py": "from .b import x", "core/b.py": "if TYPE_CHECKING:\n    from .a import y"},
+        {"core/a.py": "from .b import x", "core/b.py": "def f():\n    from .a import y"},
+        {"core/a.py": "from .b import x", "core/b.py": "from ..base.c import y", "base/c.py": "from ..core.a import z"},
+        {"core/a.py": "from . import x", "core/__init__.py": "from .a import y"},
+    ],
+)
+def test_circle_is_seen(sources_by_name: dict[str, str]) -> None:
+    trees = {module_name(path): (path, ast.parse(text)) for path, text in placed(sources_by_name)}
+    assert import_circles(trees)
+
+
+def test_no_circle_is_seen_where_there_is_none() -> None:
+    apart = {
+        "core/a.py": "from .b import x",
+        "core/b.py": "from .c import y",
+        "core/c.py": "",
+        "base/d.py": "from ..core import a",
+    }
+    assert not import_circles({module_name(path): (path, ast.parse(text)) for path, text in placed(apart)})
+
+
+def placed(sources_by_name: dict[str, str]) -> list[tuple[Path, str]]:
+    return [(LIBRARY / name, text) for name, text in sources_by_name.items()]
 
 
 def test_library_never_imports_the_host() -> None:
@@ -345,13 +381,14 @@ def test_world_and_probe_stand_alone() -> None:
         roots = {root for _, root in imported_roots(tree)} - set(sys.stdlib_module_names)
         assert roots <= {"torch"}, f"{name} imports {sorted(roots)}"
         inside = {module for _, module in internal_imports(path, tree)}
-        assert inside <= {"errors", "playground"}, f"{name} imports {sorted(inside)}"
+        allowed = ("motion_lora.core.errors.", "motion_lora.playground.world")
+        assert all(module.startswith(allowed) for module in inside), f"{name} imports {sorted(inside)}"
 
 
 def test_package_imports_nothing_heavy() -> None:
     """`import motion_lora` and `motion-lora --help` must not wait for torch."""
     heavy = {"torch", "diffusers", "transformers"}
-    code = f"import sys, motion_lora, motion_lora.cli; assert not {heavy} & set(sys.modules)"
+    code = f"import sys, motion_lora, motion_lora.apps.cli; assert not {heavy} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -401,17 +438,13 @@ def test_every_import_is_declared() -> None:
     optional = {distribution(entry) for entry in project["optional-dependencies"]["metrics"]}
     missing = {}
     for path in sources(LIBRARY, NODES):
-        known = declared | optional if top_level_module_or_nodes(path) == "metrics" else declared
+        known = declared | optional if path.is_relative_to(LIBRARY / "evaluate" / "metrics") else declared
         for line, root in imported_roots(parse(path)):
             name = DISTRIBUTIONS.get(root, root.replace("_", "-")).lower()
             if root not in sys.stdlib_module_names and root not in HOST_MODULES and name not in known:
                 missing[f"{relative(path)}:{line}"] = root
     missing = {place: root for place, root in missing.items() if root not in ("tomllib", "motion_lora")}
     assert not missing
-
-
-def top_level_module_or_nodes(path: Path) -> str:
-    return top_level_module(path) if path.is_relative_to(LIBRARY) else "nodes"
 
 
 def test_only_the_library_is_installed() -> None:

@@ -289,8 +289,8 @@ def draw_chip(
 class Row:
     """One pass: `strips` go in under `words`, `result` and its `fate` come out, or the strip `video`.
 
-    `source` is the method, the stage and the pass of motion_lora/methods/table.py that a training row shows. `tokens` is
-    the state of the learned tokens in the caption. `linked` ties the row to the next: both see the same noise.
+    `source` is the method, the stage and the pass of motion_lora/methods/table.py that a training row shows. `tokens`
+    is the state of the learned tokens in the caption. `linked` ties the row to the next: both see the same noise.
     """
 
     title: str

@@ -51,6 +51,7 @@ def find_module(unet: nn.Module, module: str) -> nn.Module:
 
 
 def weight_of(module: nn.Module) -> Tensor:
+    """The weight that a LoRA would change; raises ModelError for a kind of module that takes none."""
     weight = getattr(module, "weight", None)
     if not isinstance(module, (nn.Linear, *CONVOLUTIONS)) or not isinstance(weight, Tensor):
         raise ModelError(f"a {type(module).__name__} takes no LoRA.")
@@ -58,6 +59,7 @@ def weight_of(module: nn.Module) -> Tensor:
 
 
 def delta_shape(layer: LoRALayer) -> tuple[int, ...]:
+    """The shape of the change, which is that of the module's weight."""
     return (int(layer.up.shape[0]), *(int(size) for size in layer.down.shape[1:]))
 
 
@@ -114,6 +116,7 @@ def require_fit(network: nn.Module, lora: LoRA, name: str = "") -> None:
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """Every weight of a network that a stack can change, by module name."""
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
     return {name: module.weight for name, module in network.named_modules() if isinstance(module, kinds)}
 

@@ -26,6 +26,7 @@ class AppliedLayer:
 
 @torch.no_grad()
 def merged_weight(weight: Tensor, parts: Sequence[AppliedLayer]) -> Tensor:
+    """W + sum(strength * delta) in fp32, rounded once to W's dtype."""
     total = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
     for part in parts:
         down, up = part.layer.down.to(weight.device), part.layer.up.to(weight.device)

@@ -88,6 +88,7 @@ def no_gradients() -> Iterator[None]:
 
 
 def moved(module: AnyModule, device: torch.device) -> AnyModule:
+    """The module on that device; nothing is called where it is there already."""
     where = next(module.parameters()).device
     if where.type == device.type and device.index in (None, where.index):
         return module

@@ -70,6 +70,7 @@ def _pattern(phrase: str) -> re.Pattern[str]:
 
 
 def even_shares(names: Sequence[str], phrases: Sequence[str]) -> list[Sequence[str]]:
+    """The names dealt out to the phrases in order, as evenly as can be; raises ClipError where they do not reach."""
     if not phrases:
         raise ClipError("There are no words to absorb; name words of the caption that describe the look.")
     if len(names) < len(phrases):

@@ -60,11 +60,13 @@ def described(forms: Mapping[str, Form]) -> tuple[str, ...]:
 
 
 def shape_of(frames: Tensor) -> Shape:
+    """The shape of frames (f, h, w, 3)."""
     count, height, width, _ = frames.shape
     return int(count), int(height), int(width)
 
 
 def other_length(reference: int, frames: int) -> str:
+    """Why a reference of another length cannot be compared with."""
     return f"the reference has {reference} frames and the video {frames}; take equally many of both (num_frames, fps)"
 
 

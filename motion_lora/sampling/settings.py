@@ -95,4 +95,5 @@ def _number(name: str, value: object, low: float, high: float) -> Iterator[str]:
 
 
 def steps_run(settings: SampleSettings) -> int:
+    """How many of the steps are taken: all but those that an edit leaves out."""
     return math.floor(settings.num_inference_steps * settings.edit_strength + 1e-6)

@@ -18,7 +18,7 @@ from ...motion_lora.core.curves import Curve
 from ...motion_lora.core.errors import MotionLoRAError
 from ...motion_lora.jobs.loss_log import LossPoint
 from ...motion_lora.media.plots import Line, plot_lines, plot_losses
-from ...motion_lora.media.tables import draw_table
+from ...motion_lora.media.table_picture import draw_table
 from ...motion_lora.media.write import write_video
 from ..comfy.sockets import InputImpl, Types, io, ui
 
