@@ -268,7 +268,7 @@ def _drawn(base: VideoPipeline, absorber: AbsorberValue, settings: SampleSetting
     """Pictures (n, h, w, 3): the frames of a video whose temporal layers are bypassed, so none sees another."""
     from ..motion_lora.adapters.weights import install_weights
     from ..motion_lora.backbones.bypass import temporal_bypass
-    from ..motion_lora.base.text import with_tokens
+    from ..motion_lora.base.tokens import with_tokens
     from ..motion_lora.core.phrases import missing_phrases, substitute
     from ..motion_lora.core.stack import StackEntry
     from ..motion_lora.sampling.loop import sample

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
 from torch import Tensor
 
-from motion_lora.base.codec import encode_clips
 from motion_lora.core.clip import Clip
 from motion_lora.core.errors import ClipError
 from motion_lora.media.captions import read_captions
@@ -405,17 +403,3 @@ def test_folders_without_clips(tmp_path: Path) -> None:
         read_captions(tmp_path)
     with pytest.raises(ClipError, match="is not a folder"):
         read_captions(tmp_path / "absent")
-
-
-# Latents ------------------------------------------------------------------------------------------------------------
-
-
-def test_encode_clips() -> None:
-    pipeline = tiny.tiny_pipeline()
-    side = pipeline.size_multiple * 2
-    clips = [clip_from_frames(torch.rand(n, side, side, 3), 8, caption="x") for n in (3, 5)]
-    encoded = encode_clips(pipeline, clips)
-    assert [entry.clip for entry in encoded] == clips
-    for entry in encoded:
-        assert entry.latents.shape[2] == entry.clip.num_frames
-        assert torch.equal(entry.latents, pipeline.encode_frames(entry.clip.frames))

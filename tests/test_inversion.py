@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_pipeline, tiny_text_encoder
 from torch import nn
 
-from motion_lora.base.text import _ExtendedTable, _replace_child, check_length, initial_tokens, with_tokens
+from motion_lora.base.tokens import _ExtendedTable, _replace_child, check_length, initial_tokens, with_tokens
 from motion_lora.core.absorber import Absorber, PlaceholderTokens
 from motion_lora.core.errors import ClipError, LoRAFileError, SettingsError
 from motion_lora.core.lora import LoRA, LoRALayer

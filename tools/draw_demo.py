@@ -14,7 +14,7 @@ from motion_lora.media.read import read_frames
 from motion_lora.media.sheets import grid_frames
 from motion_lora.media.write import write_gif
 
-IMAGES = Path(__file__).with_name("images")
+IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 TILE, FPS = 128, 8
 
 

@@ -45,7 +45,7 @@ from motion_lora.sampling.settings import SampleSettings
 from motion_lora.training import Command, StepReport, TrainSettings, train, train_absorber
 
 logger = logging.getLogger("full_size")
-RESULTS = Path(__file__).with_name("RESULTS.md")
+RESULTS = Path(__file__).resolve().parents[1] / "bench" / "RESULTS.md"
 TITLE = "# Full size, measured\n\nRows are added by `python tools/full_size.py --write`.\n\n"
 HEADER = (
     "| machine | torch | device | dtype | network | size | checkpointing | what | seconds | floor | peak GiB |\n"

@@ -1,30 +1,45 @@
-"""Clips as latents."""
+"""Frames as latents and back, on a VAE of single images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
-from ..core.clip import Clip
-
-if TYPE_CHECKING:
-    from .pipeline import VideoPipeline
+from ..core.axes import fold_frames, frames_to_pixels, pixels_to_frames, unfold_frames
 
 
-@dataclass(frozen=True, eq=False)
-class EncodedClip:
-    """A clip with its latents (1, c, f, h, w), scaled by the VAE's scaling factor."""
-
-    latents: Tensor
-    clip: Clip
+def scaling_factor(vae: AutoencoderKL) -> float:
+    """What the VAE's own latents are multiplied by, so that the UNet sees about unit variance."""
+    return float(vae.config["scaling_factor"])
 
 
-def encode_clips(
-    pipeline: VideoPipeline, clips: Sequence[Clip], *, generator: torch.Generator | None = None
-) -> list[EncodedClip]:
-    """Latents of every clip, computed once; the posterior's mode, or a sample of it with a generator."""
-    return [EncodedClip(pipeline.encode_frames(clip.frames, generator=generator), clip) for clip in clips]
+def encode(
+    vae: AutoencoderKL,
+    frames: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    generator: torch.Generator | None,
+    chunk: int,
+) -> Tensor:
+    """Frames (f, h, w, 3) or (b, f, h, w, 3) in [0, 1] -> scaled latents (b, c, f, h, w), float32 on the device.
+
+    With a (CPU) generator the posterior is sampled, else its mode is taken; `chunk` frames are encoded at a time.
+    """
+    pixels = frames_to_pixels(frames)
+    batch = pixels.shape[0]
+    images = pixels.flatten(0, 1)
+    posteriors = [vae.encode(part.to(device, dtype)).latent_dist for part in images.split(chunk)]
+    latents = torch.cat([posterior.mean for posterior in posteriors]).float()
+    if generator is not None:
+        deviation = torch.cat([posterior.std for posterior in posteriors]).float()
+        noise = torch.randn(latents.shape, generator=generator)
+        latents = latents + deviation * noise.to(latents.device)
+    return unfold_frames(latents, batch) * scaling_factor(vae)
+
+
+def decode(vae: AutoencoderKL, latents: Tensor, device: torch.device, dtype: torch.dtype, chunk: int) -> Tensor:
+    """Scaled latents (b, c, f, h, w) -> frames (b, f, h, w, 3) in [0, 1], float32 on CPU, `chunk` at a time."""
+    images = fold_frames(latents / scaling_factor(vae))
+    decoded = [vae.decode(part.to(device, dtype)).sample.float().cpu() for part in images.split(chunk)]
+    return pixels_to_frames(torch.cat(decoded).unflatten(0, (latents.shape[0], -1)))

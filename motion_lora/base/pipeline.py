@@ -8,7 +8,6 @@ never reach the base or another replica.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,15 +21,13 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..backbones.unet3d import size_multiple, vae_factor
-from ..core.axes import fold_frames, frames_to_pixels, pixels_to_frames, unfold_frames
 from ..core.errors import ClipError, SettingsError
 from ..core.identity import BaseIdentity
+from . import codec, text
 from .identity import identify
 from .loading import read_folder
 from .placement import AnyModule, EncoderPlace, moved, no_gradients, pick_device, pick_dtype, share_parameters
 from .schedulers import make_scheduler
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,25 +164,12 @@ class VideoPipeline:
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token numbers (b, tokens) on CPU, padded to the text encoder's length."""
-        length = self.max_tokens
-        self._warn_truncated(prompts, length)
-        batch = self.tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
-        ids: Tensor = batch["input_ids"]
-        return ids
+        return text.tokenize(self.tokenizer, prompts, self.max_tokens)
 
     @property
     def max_tokens(self) -> int:
         """Tokens that the text encoder reads, its start and end tokens included."""
-        # A tokenizer whose config names no length reports a huge one.
-        return min(int(self.tokenizer.model_max_length), int(self.text_encoder.config.max_position_embeddings))
-
-    def _warn_truncated(self, prompts: Sequence[str], length: int) -> None:
-        for prompt in prompts:
-            count = len(self.tokenizer(prompt)["input_ids"])
-            if count > length:
-                logger.warning("The prompt %r has %d tokens; the last %d are not read.", prompt, count, count - length)
+        return text.max_tokens(self.tokenizer, self.text_encoder)
 
     def encode_frames(self, frames: Tensor, *, generator: torch.Generator | None = None, chunk: int = 8) -> Tensor:
         """Frames (f, h, w, 3) or (b, f, h, w, 3) in [0, 1] -> scaled latents (b, c, f, h, w), float32 on the device.
@@ -196,36 +180,20 @@ class VideoPipeline:
         if frames.ndim not in (4, 5) or frames.shape[-1] != 3 or 0 in frames.shape:
             raise ClipError(f"frames have shape {tuple(frames.shape)}; they must be (f, h, w, 3) or (b, f, h, w, 3).")
         self.check_size(frames.shape[-3], frames.shape[-2])
-        with no_gradients():
-            pixels = frames_to_pixels(frames)
-            batch = pixels.shape[0]
-            images = pixels.flatten(0, 1)
-            with self._encoder(self.vae) as vae:
-                posteriors = [vae.encode(self._to_compute(part)).latent_dist for part in images.split(chunk)]
-            latents = torch.cat([posterior.mean for posterior in posteriors]).float()
-            if generator is not None:
-                deviation = torch.cat([posterior.std for posterior in posteriors]).float()
-                noise = torch.randn(latents.shape, generator=generator)
-                latents = latents + deviation * noise.to(latents.device)
-            return unfold_frames(latents, batch) * self.scaling_factor
+        with no_gradients(), self._encoder(self.vae) as vae:
+            return codec.encode(vae, frames, self.device, self.dtype, generator, chunk)
 
     def decode_latents(self, latents: Tensor, *, chunk: int = 8) -> Tensor:
         """Scaled latents (b, c, f, h, w) -> frames (b, f, h, w, 3) in [0, 1], float32 on CPU, `chunk` at a time."""
         if latents.ndim != 5:
             raise SettingsError(f"latents have shape {tuple(latents.shape)}; they must be (b, c, f, h, w).")
         with no_gradients(), self._encoder(self.vae) as vae:
-            images = fold_frames(latents / self.scaling_factor)
-            decoded = [vae.decode(self._to_compute(part)).sample.float().cpu() for part in images.split(chunk)]
-            pixels = torch.cat(decoded).unflatten(0, (latents.shape[0], -1))
-            return pixels_to_frames(pixels)
+            return codec.decode(vae, latents, self.device, self.dtype, chunk)
 
     @property
     def scaling_factor(self) -> float:
         """What the VAE's own latents are multiplied by, so that the UNet sees about unit variance."""
-        return float(self.vae.config["scaling_factor"])
-
-    def _to_compute(self, images: Tensor) -> Tensor:
-        return images.to(self.device, self.dtype)
+        return codec.scaling_factor(self.vae)
 
     @contextmanager
     def offload_encoders(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..base.noise import NoiseSchedule, clip_noise
 from ..base.pipeline import VideoPipeline
-from ..base.text import check_length
+from ..base.tokens import check_length
 from ..core.absorber import PlaceholderTokens
 from ..core.axes import fold_frames
 from ..core.errors import TrainingError

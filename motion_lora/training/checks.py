@@ -14,7 +14,7 @@ from ..adapters.highway import plan_highway
 from ..adapters.targets import target_modules
 from ..base.noise import NoiseSchedule
 from ..base.pipeline import VideoPipeline
-from ..base.text import check_length, check_tokens
+from ..base.tokens import check_length, check_tokens
 from ..core.absorber import Absorber
 from ..core.errors import ClipError, LoRAFileError, SettingsError
 from ..core.highway import Highway

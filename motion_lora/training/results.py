@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..base.pipeline import VideoPipeline
-from ..base.text import initial_tokens
+from ..base.tokens import initial_tokens
 from ..core.absorber import Absorber
 from ..core.lora import LoRA, LoRALayer
 from ..core.metadata import Provenance, build_metadata

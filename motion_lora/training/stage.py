@@ -18,7 +18,7 @@ from ..backbones.bypass import temporal_bypass
 from ..backbones.checkpointing import gradient_checkpointing
 from ..base.noise import NoiseSchedule
 from ..base.pipeline import VideoPipeline
-from ..base.text import initial_tokens, with_tokens
+from ..base.tokens import initial_tokens, with_tokens
 from ..core.absorber import Absorber
 from ..core.highway import Highway
 from ..methods.losses import denoising_loss, motion_loss

@@ -32,6 +32,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from motion_lora.backbones.bypass import temporal_bypass, temporal_layers
 from motion_lora.playground import world
+from motion_lora.playground.model import PLAYGROUND_FOLDER
 
 from .architecture import (
     SCHEDULER_CONFIG,
@@ -401,7 +402,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, required=True, help="folder of checkpoints and logs; a run resumes from it"
     )
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "weights", help="model folder to write")
+    parser.add_argument("--output", type=Path, default=PLAYGROUND_FOLDER, help="model folder to write")
     for plan in PLANS.values():
         parser.add_argument(f"--{plan.name}-steps", type=int, default=plan.steps, help="default: %(default)s")
     parser.add_argument("--start-from", type=Path, help="model folder whose UNet takes a stage once more")
