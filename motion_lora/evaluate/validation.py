@@ -215,7 +215,7 @@ class Record:
     def neutral(self) -> list[Tensor]:
         """The base's own videos; none before the first validation, or where they are damaged."""
         try:
-            found = read_tensors(self.folder / _NEUTRAL)
+            found = read_tensors(self.folder / _NEUTRAL, own=True)
         except (LoRAFileError, OSError):
             return []
         return [found[f"{number:04d}"] for number in range(len(found))] if self.base else []

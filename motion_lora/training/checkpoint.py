@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.disk import remove_files, remove_if_empty, write_atomically
+from ..core.disk import check_target, remove_files, remove_if_empty, write_atomically
 from ..core.errors import LoRAFileError, SettingsError, TrainingError
 from ..files.container import read_header, read_tensors, serialize
 from .reports import StepReport
@@ -29,6 +29,8 @@ INDEX = "checkpoint.json"
 KEPT = "kept-"
 # The step has seven digits; a user's own files in the folder must not look like it.
 _STATES = "state-*-" + "[0-9]" * 7 + ".safetensors"
+# A name as long as any file here has.
+_LONGEST = f"state-{'x' * 32}-0000000.safetensors"
 FORMAT = 1
 _log = logging.getLogger(__name__)
 
@@ -116,18 +118,13 @@ class Keeper:
         """
         if self.folder is None:
             return Progress()
-        was_there = self.folder.exists()
-        probe = write_atomically(self.folder / "writable", b"")
-        probe.unlink()
-        if not was_there:
-            # A run that fails before its first save leaves no empty folder behind.
-            self.folder.rmdir()
+        check_target(self.folder / _LONGEST)
         if not self.exists:
             return Progress()
         try:
             index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
             self._require_same_run(index)
-            tensors = read_tensors(self.folder / index["tensors"])
+            tensors = read_tensors(self.folder / index["tensors"], own=True)
             progress = _progress_from(index, tensors)
         except (OSError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, SettingsError):
@@ -183,7 +180,7 @@ class Keeper:
             try:
                 header = read_header(path)
                 if header.metadata == mark:
-                    return read_tensors(path, header)[name]
+                    return read_tensors(path, header, own=True)[name]
             except (LoRAFileError, KeyError) as error:
                 _log.warning("%s is made again: %s", path.name, error)
         made = make()
