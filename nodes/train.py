@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..motion_lora.core.disk import safe_name
 from ..motion_lora.jobs import APPEARANCE_ABSORBER, BEST, CLIP_MODEL, LAST, LPIPS_WEIGHTS, MOTION_LORA, Job, PreviewPlan
 from ..motion_lora.methods.table import ABSORBERS, METHODS
 from ..motion_lora.methods.tuning import AUTO
@@ -223,7 +224,8 @@ async def _train(
             metrics.check(measured_by)
     spec = training_spec(
         kind,
-        widgets["name"].strip() or inputs.clips[0].caption,
+        # A caption is no path, though it may hold a slash.
+        widgets["name"].strip() or safe_name(inputs.clips[0].caption),
         inputs,
         settings,
         base=models.recipe_of(inputs.pipeline),

@@ -33,7 +33,6 @@ from motion_lora.playground.defaults import PLAYGROUND_DEFAULTS, PLAYGROUND_TUNI
 from motion_lora.playground.model import load_playground
 from motion_lora.playground.probe import ATTRIBUTES, read_clip
 from motion_lora.playground.prompts import other_looks
-from motion_lora.training import StepReport
 
 # Words that the tiny tokenizer knows.
 LOOK = {"shape": "circle", "colour": "red", "background": "sand", "fill": "plain"}
@@ -565,28 +564,3 @@ def test_choice_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert "name no colour" not in capsys.readouterr().out
     assert "every is 3" in fails(capsys, *words, "--every", "3")
     assert "variant is 'base'" in fails(capsys, *words, "--train-variant", "base")
-
-
-def test_visits_of_a_stepped_training() -> None:
-    """The seam by itself: due steps are visited once, in order, and the end; a visit may stop."""
-    from motion_lora.core.lora import LoRA
-    from motion_lora.training import TrainResult
-    from motion_lora.training.stops import train_with_visits
-
-    position = 0
-
-    def run(callback) -> TrainResult:
-        nonlocal position
-        while position < 6:
-            position += 1
-            if callback(StepReport("motion", position, 6, 1.0, 1.0, 0.0)) == "pause":
-                return TrainResult(LoRA({}), None, ending="paused")
-        return TrainResult(LoRA({}), None, losses=(StepReport("motion", 6, 6, 1.0, 1.0, 0.0),))
-
-    seen: list[int] = []
-    visit = lambda lora, step: seen.append(step) or "continue"  # noqa: E731
-    assert train_with_visits(run, lambda report: report.step % 2 == 0, visit).ending == "completed"
-    assert seen == [2, 4, 6]
-    position = 0
-    stopped = train_with_visits(run, lambda report: report.step % 2 == 0, lambda lora, step: "stop")
-    assert (stopped.ending, position) == ("stopped", 2)

@@ -267,6 +267,8 @@ def _activate(host: LoraLayer) -> None:
 def _keep_trainable(weights: Iterable[nn.Parameter]) -> Iterator[None]:
     """PEFT decides what trains whenever it adds or activates an adapter; here `set_trainable` alone decides."""
     flags = [(weight, weight.requires_grad) for weight in weights]
-    yield
-    for weight, flag in flags:
-        weight.requires_grad_(flag)
+    try:
+        yield
+    finally:
+        for weight, flag in flags:
+            weight.requires_grad_(flag)

@@ -28,11 +28,11 @@ from ..playground.model import is_playground
 from ..playground.prompts import asked_scene, other_looks
 from ..sampling.loop import sample
 from ..sampling.settings import SampleSettings, resolve
-from ..training import Callback, StepReport, TrainResult, TrainSettings
+from ..training import StepReport, TrainResult, TrainSettings
 from ..training.batches import derived_seed
 from ..training.settings import main_stages
 from ..training.stage import learns_motion
-from ..training.stops import train_with_visits
+from ..training.stops import View, Visitor
 from .checkpoints import Checkpoint, Choice, Limits, choose, has_settled
 from .judge import Judge, motion_fault
 from .scores import MOTION, Scores, mean_scores
@@ -205,8 +205,7 @@ class Record:
         content = _read(folder / RECORD)
         if content and content.get("plan") != self._plan:
             content = {}
-            for path in self._paths():
-                path.unlink()
+            remove_files(self._paths())
         if content.get("judge", judge) != judge:
             content = {}
         self.base: dict[str, float] = content.get("base", {})
@@ -229,9 +228,7 @@ class Record:
 
     def keep(self, step: int, lora: LoRA) -> None:
         """Keep a LoRA that is still to be scored; later ones, from before training went back, are forgotten."""
-        for path in self._paths():
-            if _step_of(path) > step:
-                path.unlink()
+        remove_files(path for path in self._paths() if _step_of(path) > step)
         save_lora(self._path(step), lora)
         self.points = [point for point in self.points if point.step < step]
 
@@ -272,11 +269,11 @@ def delete_record(folder: Path) -> None:
 
 
 class Validation:
-    """The validations of one training: when one is due, what it does, and what they say so far.
+    """The validations of one training, as its visitor: when one is due, what it does, and what they say so far.
 
     `folder` keeps what was validated, so that an interrupted training goes on; it is the caller's to remove. `heard`
     is told of each checkpoint and of the base's scores. Raises SettingsError, before anything runs, when `every` is
-    not a multiple of `report_every`, at which steps alone training can be interrupted.
+    not a multiple of `report_every`, at which steps alone training can be visited.
     """
 
     def __init__(
@@ -303,12 +300,12 @@ class Validation:
         """Whether a step is one to validate after."""
         return report.stage == self._stage and report.step % self._validator.plan.every == 0
 
-    def visit(self, lora: LoRA, step: int) -> str:
-        """Score the LoRA, unless this very one is scored; for `train_with_visits`."""
-        if not self.record.has(step, lora):
+    def visit(self, view: View) -> str:
+        """Score the LoRA, unless this very one is scored."""
+        if not self.record.has(view.step, view.lora):
             self._know_base()
-            self.record.keep(step, lora)
-            self._score(step, lora)
+            self.record.keep(view.step, view.lora)
+            self._score(view.step, view.lora)
         return "stop" if self.settled else "continue"
 
     def postpone(self, result: TrainResult) -> None:
@@ -355,12 +352,10 @@ class Validated:
     stopped_early: bool
 
 
-def train_validated(
-    run: Callable[[Callback], TrainResult], validation: Validation, callback: Callback | None = None
-) -> Validated:
-    """Train by `run(callback)` with a validation every `plan.every` steps of the motion stage, and at the end."""
+def train_validated(run: Callable[[Visitor], TrainResult], validation: Validation) -> Validated:
+    """Train by `run(visitor)` with a validation every `plan.every` steps of the motion stage, and at the end."""
     validation.catch_up()
-    result = train_with_visits(run, validation.due, validation.visit, callback)
+    result = run(validation)
     if result.ending != "completed":
         validation.postpone(result)
     record, choice = validation.record, validation.choose()

@@ -8,6 +8,7 @@ from .loop import fit, learning_rate_factor, train, train_absorber
 from .reports import Callback, Command, Ending, StepReport, TrainingAbortedError, TrainingPausedError, TrainResult
 from .settings import RANGES, TrainSettings, check_settings, step_plan
 from .stage import StageRun
+from .stops import View, Visitor
 
 __all__ = [
     "RANGES",
@@ -20,6 +21,8 @@ __all__ = [
     "TrainSettings",
     "TrainingAbortedError",
     "TrainingPausedError",
+    "View",
+    "Visitor",
     "check_absorber",
     "check_run",
     "check_settings",

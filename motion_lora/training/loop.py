@@ -11,10 +11,12 @@ frozen weight again in each pass. In fp16 a GradScaler covers all that trains.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from ..base.pipeline import VideoPipeline
 from ..core.absorber import Absorber
 from ..core.errors import SettingsError, TrainingError, is_out_of_memory
+from ..core.lora import LoRA
 from ..methods.stages import Stage
 from .checkpoint import Keeper, OptimiserState, Progress, results_of
 from .checks import check_run, fingerprint
@@ -41,6 +44,7 @@ from .reports import (
 from .results import absorber_from, kept_lora, spatial_loras
 from .settings import TrainSettings, absorber_stages, all_stages, check_settings, main_stages
 from .stage import StageRun, rate_setting
+from .stops import View, Visitor, undisturbed
 
 if TYPE_CHECKING:
     from ..core.clip import Clip
@@ -57,6 +61,7 @@ def train(
     *,
     absorber: Absorber | None = None,
     callback: Callback | None = None,
+    visitor: Visitor | None = None,
     checkpoint: str | Path | None = None,
 ) -> TrainResult:
     """Learn the motion of `clips` with the method of `settings`; `pipeline` stays as it is, bit for bit.
@@ -64,7 +69,8 @@ def train(
     `absorber` is used, frozen, in place of the absorber stages. `checkpoint` is a folder: a run of the same clips,
     settings, base and absorber goes on from what is in it and ends with the same bits as one without a break.
     Without a folder, what is paused cannot be resumed. `callback` hears of every `report_every`th step and answers
-    what to do. May be called in inference mode.
+    what to do; `visitor` sees the LoRA as it is after those of these steps that it asks for, and at the end (see
+    stops.py). May be called in inference mode.
 
     Raises SettingsError, ClipError, LoRAFileError before work starts; TrainingError when the loss is not finite or
     memory runs out (the checkpoint stays); TrainingAbortedError when the callback asked for it (nothing stays).
@@ -72,9 +78,13 @@ def train(
     check_settings(settings)
     stages = all_stages(settings, absorber_given=absorber is not None)
     with _session(pipeline, settings):
-        run = _Run(pipeline, clips, settings, stages, absorber, callback, checkpoint)
+        run = _Run(pipeline, clips, settings, stages, absorber, callback, checkpoint, visitor)
         ending = run.through_all_stages()
-        return run.result(ending)
+        result = run.result(ending)
+        if visitor is not None and ending == "completed" and result.losses:
+            with undisturbed(pipeline.device):
+                visitor.visit(View(_copied(result.lora), result.losses[-1].total))
+        return result
 
 
 def train_absorber(
@@ -102,14 +112,19 @@ def train_absorber(
         return absorber
 
 
-def fit(run: StageRun, keeper: Keeper, progress: Progress, callback: Callback | None) -> Ending:
-    """Train one stage, from where `progress` stands to its end or until the callback says otherwise."""
+def fit(
+    run: StageRun, keeper: Keeper, progress: Progress, callback: Callback | None, look: Callback | None = None
+) -> Ending:
+    """Train one stage, from where `progress` stands to its end or until the callback says otherwise.
+
+    `look` is asked after the callback, where that lets training go on and there is a next step.
+    """
     settings = run.settings
     optimiser = torch.optim.AdamW(run.groups(), betas=_BETAS, weight_decay=settings.weight_decay, foreach=_foreach(run))
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype is torch.float16)
     state = OptimiserState(run.parameters, optimiser, scaler)
     keeper.restore(state)
-    journal = _Journal(run, keeper, progress, state, callback)
+    journal = _Journal(run, keeper, progress, state, callback, look)
 
     while progress.step < run.steps:
         began = time.perf_counter()
@@ -163,10 +178,11 @@ class _Run:
         given: Absorber | None,
         callback: Callback | None,
         checkpoint: str | Path | None,
+        visitor: Visitor | None = None,
     ) -> None:
         check_run(pipeline, clips, settings, stages, given)
         self._pipeline, self._clips, self._settings = pipeline, clips, settings.resolved()
-        self._stages, self._given, self._callback = stages, given, callback
+        self._stages, self._given, self._callback, self._visitor = stages, given, callback, visitor
         self._mark = fingerprint(pipeline.identity, clips, settings, given)
         names = [stage.name for stage in stages]
         folder = Path(checkpoint) if checkpoint is not None else None
@@ -191,7 +207,7 @@ class _Run:
         run = StageRun(self._pipeline, stage, self._settings, self._clips, held, self._keeper.remember)
         idle = self._settings.offload_encoders and not run.trains_tokens and run.device.type != "cpu"
         with run.prepared(), self._pipeline.offload_encoders() if idle else nullcontext():
-            ending = fit(run, self._keeper, self._progress, self._callback)
+            ending = fit(run, self._keeper, self._progress, self._callback, self._look_of(run))
         if ending == "stopped" and stage is self._stages[-1] and self._progress.step == run.steps:
             # Stopped when there was nothing left to do.
             ending = "completed"
@@ -200,6 +216,25 @@ class _Run:
         if ending == "completed":
             self._keeper.save(self._progress, None)
         return ending
+
+    def _look_of(self, run: StageRun) -> Callback | None:
+        """What shows a stage of the method to the visitor."""
+        visitor = self._visitor
+        if visitor is None or run.stage not in main_stages(self._settings):
+            return None
+
+        def look(report: StepReport) -> str:
+            if not visitor.due(report):
+                return "continue"
+            with undisturbed(run.device):
+                lora = self._lora({**self._progress.results, run.stage.name: results_of(run.parameters)})
+                return visitor.visit(View(lora, report.step))
+
+        return look
+
+    def _lora(self, results: Mapping[str, Mapping[str, Tensor]]) -> LoRA:
+        about = (self._settings, self._pipeline, self._clips, self._progress.step, self._mark)
+        return kept_lora(results, main_stages(self._settings), *about)
 
     def absorber(self) -> Absorber | None:
         """The one that was given, or what the absorber stages have made so far."""
@@ -210,7 +245,7 @@ class _Run:
         results, steps = self._progress.results, self._progress.step
         about = (self._settings, self._pipeline, self._clips, steps, self._mark)
         return TrainResult(
-            lora=kept_lora(results, method_stages, *about),
+            lora=self._lora(results),
             absorber=self.absorber(),
             spatial=spatial_loras(results, method_stages, *about),
             losses=tuple(self._progress.reports),
@@ -220,13 +255,21 @@ class _Run:
 
 
 class _Journal:
-    """Reads losses when they are due, tells the callback, and saves checkpoints."""
+    """Reads losses when they are due, tells the callback, lets the visitor look, and saves checkpoints."""
 
     def __init__(
-        self, run: StageRun, keeper: Keeper, progress: Progress, state: OptimiserState, callback: Callback | None
+        self,
+        run: StageRun,
+        keeper: Keeper,
+        progress: Progress,
+        state: OptimiserState,
+        callback: Callback | None,
+        look: Callback | None,
     ) -> None:
-        self._run, self._keeper, self._progress, self._state, self._callback = run, keeper, progress, state, callback
-        self._every = run.settings.report_every if callback is not None else _READ_EVERY
+        self._run, self._keeper, self._progress, self._state = run, keeper, progress, state
+        self._callback, self._look = callback, look
+        heard = callback is not None or look is not None
+        self._every = run.settings.report_every if heard else _READ_EVERY
         self._unread: list[tuple[Tensor, int, float, float]] = []
 
     def step_done(self, loss: Tensor, rate: float, seconds: float) -> Command:
@@ -243,11 +286,22 @@ class _Journal:
         return self._asked() if due else "continue"
 
     def _asked(self) -> Command:
-        answer = self._callback(self._progress.reports[-1]) if self._callback is not None else "continue"
-        for command in COMMANDS:
-            if answer == command:
-                return command
-        raise SettingsError(f"The callback answered {answer!r}; it must be one of: {', '.join(COMMANDS)}.")
+        report = self._progress.reports[-1]
+        command = _known(self._callback(report)) if self._callback is not None else "continue"
+        if command == "continue" and self._look is not None and report.step < report.total:
+            return _known(self._looked(self._look, report))
+        return command
+
+    def _looked(self, look: Callback, report: StepReport) -> str:
+        """A visit; the training goes on from this step even if it raises."""
+        made = False
+        try:
+            answer = look(report)
+            made = True
+        finally:
+            if not made:
+                self._save()
+        return answer
 
     def end_early(self, command: Command) -> Ending:
         """Do what the callback asked for; raises TrainingAbortedError for "abort"."""
@@ -286,6 +340,19 @@ class _Journal:
         return f"The loss of step {step} in {self._run.stage.name} is not finite; lower {rates}{precision}.{kept}"
 
 
+def _copied(lora: LoRA) -> LoRA:
+    """The same in tensors of its own."""
+    layers = {name: dataclasses.replace(x, down=x.down.clone(), up=x.up.clone()) for name, x in lora.layers.items()}
+    return LoRA(layers, lora.metadata)
+
+
+def _known(answer: str) -> Command:
+    for command in COMMANDS:
+        if answer == command:
+            return command
+    raise SettingsError(f"The callback answered {answer!r}; it must be one of: {', '.join(COMMANDS)}.")
+
+
 @contextmanager
 def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]:
     """Gradients on whatever mode the host is in, repeatable kernels, and memory errors that say what to do."""
@@ -301,21 +368,39 @@ def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]
             raise TrainingError(_memory_advice(pipeline, settings)) from None
 
 
-@contextmanager
-def _repeatable_kernels() -> Iterator[None]:
-    """The switches are torch's, for the whole process; on CPUs every kernel in use is repeatable anyway."""
-    former = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filling: Any = torch.utils.deterministic
-    benchmark, fills = torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
-    try:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-        filling.fill_uninitialized_memory = False
-        yield
-    finally:
-        torch.use_deterministic_algorithms(former[0], warn_only=former[1])
-        torch.backends.cudnn.benchmark = benchmark
-        filling.fill_uninitialized_memory = fills
+class _Kernels:
+    """Torch's switches for repeatable kernels, which are the whole process's: on while any training asks for them."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._former: tuple[bool, bool, bool, bool] = (False, False, False, False)
+
+    @contextmanager
+    def repeatable(self) -> Iterator[None]:
+        """On CPUs every kernel in use is repeatable anyway."""
+        filling: Any = torch.utils.deterministic
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._former = (
+                    torch.are_deterministic_algorithms_enabled(),
+                    torch.is_deterministic_algorithms_warn_only_enabled(),
+                    torch.backends.cudnn.benchmark,
+                    filling.fill_uninitialized_memory,
+                )
+                torch.use_deterministic_algorithms(True, warn_only=True)
+                torch.backends.cudnn.benchmark = filling.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    enabled, warns, torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory = self._former
+                    torch.use_deterministic_algorithms(enabled, warn_only=warns)
+
+
+_repeatable_kernels = _Kernels().repeatable
 
 
 def _memory_advice(pipeline: VideoPipeline, settings: TrainSettings) -> str:

@@ -30,11 +30,11 @@ from ...training import (
     TrainingAbortedError,
     TrainResult,
     TrainSettings,
+    View,
     fingerprint,
     train,
     train_absorber,
 )
-from ...training.stops import train_with_visits
 
 _TIMED_STEPS = 8
 _WARM_UP = 3
@@ -155,12 +155,14 @@ class Workshop:
     ) -> dict[str, Any]:
         def run(callback: Callback) -> TrainResult:
             return train(
-                self._pipeline, [clip], settings, absorber=absorber, callback=callback, checkpoint=folder / "run"
+                self._pipeline,
+                [clip],
+                settings,
+                absorber=absorber,
+                callback=callback,
+                visitor=_Marks(loras),
+                checkpoint=folder / "run",
             )
-
-        def visit(lora: LoRA, step: int) -> str:
-            save_lora(loras[step], lora)
-            return "continue"
 
         tell = _Before(self._reporter(name, []))
 
@@ -171,9 +173,9 @@ class Workshop:
             return "abort" if passed else "continue"
 
         try:
-            result = train_with_visits(run, lambda step: step.step in loras, visit, report)
+            result = run(report)
         except TrainingAbortedError:
-            result = train_with_visits(run, lambda step: step.step in loras, visit, tell)
+            result = run(tell)
         if result.ending != "completed":
             raise TrainingError(f"The training of {name} ended {result.ending}; run the benchmark again to go on.")
         about = {
@@ -203,6 +205,20 @@ class Workshop:
             return "continue"
 
         return report
+
+
+class _Marks:
+    """A visitor that keeps the LoRA at every mark of the curve."""
+
+    def __init__(self, loras: Mapping[int, Path]) -> None:
+        self._loras = loras
+
+    def due(self, report: StepReport) -> bool:
+        return report.step in self._loras
+
+    def visit(self, view: View) -> str:
+        save_lora(self._loras[view.step], view.lora)
+        return "continue"
 
 
 class _Before:

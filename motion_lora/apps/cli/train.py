@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ...core.absorber import Absorber
     from ...core.clip import Clip
     from ...evaluate.validation import Validated
-    from ...training import Callback, Command, StepReport, TrainResult, TrainSettings
+    from ...training import Callback, Command, StepReport, TrainResult, TrainSettings, Visitor
 
 _EXAMPLES = """\
 examples:
@@ -330,8 +330,10 @@ def _train(
     if (checkpoint / "checkpoint.json").exists():
         note(f"Going on from the checkpoint in {checkpoint}.")
 
-    def work(callback: Callback) -> TrainResult:
-        return train(pipeline, clips, settings, absorber=absorber, callback=callback, checkpoint=checkpoint)
+    def work(callback: Callback, visitor: Visitor | None = None) -> TrainResult:
+        return train(
+            pipeline, clips, settings, absorber=absorber, callback=callback, visitor=visitor, checkpoint=checkpoint
+        )
 
     if "validate_every" not in values:
         return train_with_bar(work), None
