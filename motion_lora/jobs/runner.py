@@ -16,12 +16,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..core.disk import plain_fault, remove_tree
-from ..core.errors import MotionLoRAError, OutputError, SettingsError
+from ..core.disk import plain_fault
+from ..core.errors import MotionLoRAError, SettingsError
 from . import job as records
 from .job import ACTIVE, RESUMABLE, WITH_RESULT, Job, JobSpec, JobStatus
 from .lease import Owner
@@ -107,30 +106,13 @@ class JobRunner:
 
     def _create(self, spec: JobSpec, payload: object, background: bool) -> Job:
         status = JobStatus(created=time.time(), background=background, all_steps=sum(spec.plan.values()))
-        folder = self.store.create(spec, status)
-        kept = False
-        try:
-            self._work.keep(spec, payload, folder)
-            kept = True
-        except OSError as error:
-            raise OutputError(plain_fault(error)) from error
-        finally:
-            if not kept:
-                self._discard(folder)
+        folder = self.store.create(spec, status, lambda fresh: self._work.keep(spec, payload, fresh))
         with self._changed:
             entry = Entry(folder.name, folder, spec, status, LossLog(folder / "losses.jsonl"), payload)
             entry.stamp = self.store.stamp(entry.id)
             self._board.add(entry)
             self._enqueue(entry)
             return entry.view()
-
-    def _discard(self, folder: Path) -> None:
-        """A job that could not be made leaves nothing; why it could not is what the user hears of."""
-        try:
-            self.store.delete(folder.name)
-        except OutputError as error:
-            _LOG.warning("Motion LoRA: %s", error)
-            remove_tree(folder)
 
     # ------------------------------------------------------------------ looking
 

@@ -22,7 +22,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,9 @@ class JobStore:
         self.max_bytes = max_bytes
         self.leases = Leases()
 
-    def create(self, spec: JobSpec, status: JobStatus) -> Path:
-        """A new folder for a job; it appears under its final name only when it is complete."""
+    def create(self, spec: JobSpec, status: JobStatus, fill: Callable[[Path], None] = lambda folder: None) -> Path:
+        """A new folder for a job; it appears under its final name only when it is complete, and `fill` has put the rest
+        into it. Raises OutputError, and what `fill` raises; nothing is left then."""
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(status.created))
         job_id = f"{stamp}-{spec.fingerprint[:8]}-{secrets.token_hex(2)}"
         # Named after its maker: who finds it left behind can tell a crash from a job that is being made.
@@ -64,6 +65,7 @@ class JobStore:
             self.leases.sign(fresh)
             _write(fresh / "job.json", spec.to_json())
             _write(fresh / "status.json", status.to_json())
+            fill(fresh)
             # Before it can be seen, or somebody takes it for one that a crash left.
             self.leases.holds(folder)
             move(fresh, folder)
