@@ -1,4 +1,4 @@
-"""The panel's routes on a real aiohttp server: who is let in behind tunnels and proxies, and what a hostile request gets."""
+"""The panel's routes on a real aiohttp server: who is let in behind tunnels, what hostile requests get."""
 
 from __future__ import annotations
 
