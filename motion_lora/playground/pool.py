@@ -18,7 +18,7 @@ from .architecture import FrozenParts, to_pixels
 from .motions import FOLLOWS, ideal_fidelities
 
 LATENT_OBJECT_WEIGHT = 2.0
-POOL_SIZE = 4096
+POOL_SIZE = 3072
 _CLIPS_AT_ONCE = 16
 _PATHS_AT_ONCE = 256
 # A clip played backwards is another clip of the world: twice the pool for nothing.
@@ -94,7 +94,8 @@ def _encoded(path: Path, parts: FrozenParts, scenes: Sequence[world.Scene]) -> d
         chunks = [scenes[i : i + _CLIPS_AT_ONCE] for i in range(0, len(scenes), _CLIPS_AT_ONCE)]
         latents, weights = zip(*(_encode_scenes(parts, chunk) for chunk in chunks), strict=True)
         temporary = path.with_suffix(".tmp")
-        save_file({"latents": torch.cat(latents).half(), "weight": torch.cat(weights).half()}, str(temporary))
+        stacked = {"latents": torch.cat(latents), "weight": torch.cat(weights)}
+        save_file({name: t.half().contiguous() for name, t in stacked.items()}, str(temporary))
         os.replace(temporary, path)
     return load_file(str(path))
 
