@@ -108,14 +108,30 @@ class Adapter:
         return LoRA(layers)
 
 
+@torch.no_grad()
+def sum_to_zero(down: Tensor) -> None:
+    """Take the mean over time from kernels over frames, down (r, in, k, ...), in place; other factors stay."""
+    if down.ndim == 5:
+        down -= down.mean(dim=2, keepdim=True)
+
+
 def add_adapter(
-    unet: nn.Module, name: str, modules: Sequence[str], *, rank: int, alpha: float, dropout: float = 0.0, seed: int
+    unet: nn.Module,
+    name: str,
+    modules: Sequence[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    zero_sum: bool = False,
+    seed: int,
 ) -> None:
     """Add an adapter that changes nothing yet: up is 0, down ~ N(0, 1/rank) (the reference codes' initialisation).
 
     `alpha` multiplies the product directly, delta = alpha * up @ down (Customize-A-Video Eq. 2); PEFT's and kohya's
     lora_alpha would be alpha * rank. `dropout` acts on the adapter's output, as in MotionDirector's code, and not on
     its input as in PEFT. The factors are fp32, on the device of the module, frozen until `Adapter.set_trainable`.
+    `zero_sum`: kernels over frames begin as `sum_to_zero` leaves them; whoever trains them keeps them so.
     Of a convolution down (rank, in, *kernel) is a convolution of its kind and up (out, rank, 1, ...) a pointwise one.
     Raises ModelError when `unet` lacks a module or it takes no LoRA, SettingsError for a rank that does not fit.
     """
@@ -127,6 +143,8 @@ def add_adapter(
         if not 1 <= rank <= limit:
             raise SettingsError(f"rank is {rank}; {module} takes 1 to {limit}.")
         down = torch.randn(rank, *weight.shape[1:], generator=generator) / rank
+        if zero_sum:
+            sum_to_zero(down)
         ones = (1,) * (weight.ndim - 2)
         layers[module] = LoRALayer(down, torch.zeros(weight.shape[0], rank, *ones), alpha)
     _install(unet, name, layers, dropout)
