@@ -248,15 +248,11 @@ async def _train(
 
 def _check(kind: str, inputs: TrainingInputs, settings: TrainSettings) -> None:
     """Whatever does not fit is said at once, and leaves no failed job behind."""
-    from ..motion_lora.training import check_run, check_settings
-    from ..motion_lora.training.settings import absorber_stages, all_stages
+    from ..motion_lora.training import check_run, check_settings, make_recipe
 
     check_settings(settings)
-    if kind == APPEARANCE_ABSORBER:
-        stages = absorber_stages(settings)
-    else:
-        stages = all_stages(settings, absorber_given=inputs.absorber is not None)
-    check_run(inputs.pipeline, inputs.clips, settings, stages, inputs.absorber)
+    recipe = make_recipe(inputs.clips, settings, inputs.absorber, absorber_only=kind == APPEARANCE_ABSORBER)
+    check_run(inputs.pipeline, recipe)
 
 
 def _plan(base: VideoPipeline, clip: Clip, widgets: dict[str, Any]) -> ValidationPlan | None:

@@ -14,15 +14,16 @@ import torch
 from tiny import tiny_frames, tiny_pipeline
 
 import motion_lora as ml
-from motion_lora.bench import BenchSettings, run_cells
-from motion_lora.bench.settings import Unit, reference_clip, reference_scene
-from motion_lora.choice import Checkpoint, choose, curve_csv
-from motion_lora.files import load_absorber
-from motion_lora.formats import inspect
+from motion_lora.apps.bench import BenchSettings, run_cells
+from motion_lora.apps.bench.settings import Unit, reference_clip, reference_scene
+from motion_lora.evaluate.checkpoints import Checkpoint, choose, curve_csv
+from motion_lora.evaluate.validation import Record, ValidationPlan
+from motion_lora.files.absorber_file import load_absorber
+from motion_lora.files.inspection import inspect
 from motion_lora.jobs import DONE, PAUSED, RESULT, JobRunner, JobSpec, JobStore
-from motion_lora.jobs.training_work import TrainingHost, TrainingInputs, TrainingWork, training_spec
+from motion_lora.jobs.inputs import TrainingInputs
+from motion_lora.jobs.training import TrainingHost, TrainingWork, training_spec
 from motion_lora.training import step_plan
-from motion_lora.validation import Record, ValidationPlan
 
 V0 = Path(__file__).parent / "fixtures" / "v0"
 EXPECTED: Mapping[str, Any] = json.loads((V0 / "expected.json").read_text(encoding="utf-8"))
@@ -132,8 +133,8 @@ def test_the_absorber_trains_in_place_of_its_stages(base: ml.VideoPipeline) -> N
 
 def test_settings() -> None:
     content = json.loads((V0 / "settings.json").read_text(encoding="utf-8"))
-    assert ml.TrainSettings(**content) == SETTINGS
-    many = ml.TrainSettings(**json.loads((V0 / "settings_many_looks.json").read_text(encoding="utf-8")))
+    assert ml.TrainSettings.from_json(content) == SETTINGS
+    many = ml.TrainSettings.from_json(json.loads((V0 / "settings_many_looks.json").read_text(encoding="utf-8")))
     assert many == replace(ml.TrainSettings.for_method("many-looks"), looks=("a blue square {motion} over snow",))
 
 
@@ -163,7 +164,7 @@ def test_a_paused_job_is_found_and_goes_on(base: ml.VideoPipeline, tmp_path: Pat
         assert (job.id, job.state, job.spec.name) == (expected["id"], PAUSED, "orbit")
         assert (job.status.done_steps, job.status.all_steps) == (expected["done_steps"], expected["all_steps"])
         assert len(runner.losses(job.id)) == expected["done_steps"]
-        assert ml.TrainSettings(**job.spec.settings) == JOB_SETTINGS
+        assert ml.TrainSettings.from_json(job.spec.settings) == JOB_SETTINGS
         runner.resume(job.id)
         done = runner.wait(job.id, timeout=120)
         assert done.state == DONE, done.status.message

@@ -12,6 +12,7 @@ from motion_lora.apps.cli.train import train_settings
 from motion_lora.core.errors import SettingsError
 from motion_lora.methods.tuning import AUTO
 from motion_lora.playground.defaults import PLAYGROUND_DEFAULTS
+from motion_lora.playground.model import playground_hash
 from motion_lora.training import RANGES, TrainSettings, check_settings, step_plan
 
 
@@ -98,13 +99,13 @@ def test_only_what_has_an_effect_counts():
 
 def test_settings_go_through_json():
     settings = TrainSettings(method="motiondirector", seed=2**64 - 1, min_snr_gamma=5.0)
-    assert TrainSettings(**json.loads(json.dumps(settings.to_json()))) == settings
+    assert TrainSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
 
 
 def test_the_playground_has_defaults_of_its_own():
     base = small_pipeline()
     assert TrainSettings.for_base(base, "motiondirector") == TrainSettings.for_method("motiondirector")
-    identity = dataclasses.replace(base.identity, name="playground-64")
+    identity = dataclasses.replace(base.identity, weights_hash=playground_hash())
     play = TrainSettings.for_base(dataclasses.replace(base, identity=identity), "motiondirector")
     for name, value in PLAYGROUND_DEFAULTS["motiondirector"].items():
         assert getattr(play, name) == value
@@ -117,7 +118,7 @@ def test_where_no_method_is_named_the_base_decides():
     """The recipe where it was measured, a published method where it was not."""
     base = small_pipeline()
     assert TrainSettings.for_base(base) == TrainSettings.for_method("customize-a-video")
-    play = dataclasses.replace(base, identity=dataclasses.replace(base.identity, name="playground-64"))
+    play = dataclasses.replace(base, identity=dataclasses.replace(base.identity, weights_hash=playground_hash()))
     assert TrainSettings.for_base(play) == TrainSettings.for_base(play, "many-looks")
     chosen = TrainSettings.for_base(play)
     assert chosen.resolved().absorber == "dual" and chosen.looks, "it can be trained as it is"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from .checkpoint import delete_checkpoint
 from .checks import check_absorber, check_run, fingerprint
+from .legal import check_settings
 from .loop import fit, learning_rate_factor, train, train_absorber
+from .recipe import Recipe, make_recipe
 from .reports import Callback, Command, Ending, StepReport, TrainingAbortedError, TrainingPausedError, TrainResult
-from .settings import RANGES, TrainSettings, check_settings, step_plan
+from .settings import RANGES, SETTINGS, TrainSettings, step_plan
 from .stage import StageRun
 
 __all__ = [
     "RANGES",
+    "SETTINGS",
     "Callback",
     "Command",
     "Ending",
+    "Recipe",
     "StageRun",
     "StepReport",
     "TrainResult",
@@ -27,6 +31,7 @@ __all__ = [
     "fingerprint",
     "fit",
     "learning_rate_factor",
+    "make_recipe",
     "step_plan",
     "train",
     "train_absorber",

@@ -258,7 +258,7 @@ def _mark(pipeline: VideoPipeline, settings: ChoiceSettings, unit: Unit) -> str:
         "base": [pipeline.identity.config_hash, pipeline.identity.weights_hash],
         "look": dict(bench.looks[unit.reference]),
         "captions": bench.captions,
-        "training": variant.train_settings(pipeline, changes).with_effect(),
+        "training": variant.train_settings(pipeline, changes).hashed(),
         "sampling": [variant.sampling(), bench.num_inference_steps, bench.guidance_scale, bench.prompts],
         "plan": [settings.marks, settings.noises, settings.truth_noises],
     }

@@ -164,7 +164,7 @@ class _Bench:
         training: Mapping[str, Any] = {}
         if cell.variant.trains:
             changes = {**settings.training, "seed": cell.unit.seed, "steps": settings.steps}
-            training = cell.variant.train_settings(self._pipeline, changes).with_effect()
+            training = cell.variant.train_settings(self._pipeline, changes).hashed()
         content = {
             "measures": MEASURES_VERSION,
             "base": [self._pipeline.identity.config_hash, self._pipeline.identity.weights_hash],

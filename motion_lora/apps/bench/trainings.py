@@ -24,6 +24,7 @@ from ...core.errors import SettingsError, TrainingError
 from ...core.lora import LoRA
 from ...files.absorber_file import load_absorber, save_absorber
 from ...files.own import load_lora, save_lora
+from ...methods.table import ABSORBERS
 from ...training import (
     Callback,
     StepReport,
@@ -34,15 +35,11 @@ from ...training import (
     train,
     train_absorber,
 )
+from ...training.settings import absorber_stages
 from ...training.stops import train_with_visits
 
 _TIMED_STEPS = 8
 _WARM_UP = 3
-_KINDS = {
-    "dual": ("spatial", "textual-inversion"),
-    "spatial": ("spatial",),
-    "textual-inversion": ("textual-inversion",),
-}
 Tell = Callable[[str, int, int], None]
 
 
@@ -77,7 +74,9 @@ class Workshop:
 
     def absorber(self, clip: Clip, settings: TrainSettings) -> tuple[Absorber | None, float]:
         """The absorber that the settings ask for, and the seconds that its training took."""
-        kinds = _KINDS.get(str(settings.resolved().absorber), ())
+        # The parts of a dual absorber are trained apart, so that other cells can share them.
+        alone = {kind.stages: name for name, kind in ABSORBERS.items() if len(kind.stages) == 1}
+        kinds = [alone[stage,] for stage in absorber_stages(settings)]
         parts = [self._absorber_part(clip, replace(settings, absorber=kind, seed=0)) for kind in kinds]
         if not parts:
             return None, 0.0
@@ -104,7 +103,7 @@ class Workshop:
         Measured once per kind of training and kept, so that a rerun has the same plan.
         """
         absorber, absorber_seconds = self.absorber(clip, settings)
-        plan = {**settings.with_effect(), "steps": 0, "seed": 0}
+        plan = {**settings.hashed(), "steps": 0, "seed": 0}
         path = self._folder / f"speed-{_key(self._pipeline.identity.weights_hash, plan)}.json"
         about = _read(path)
         if about is None:
@@ -125,7 +124,7 @@ class Workshop:
 
     def _absorber_part(self, clip: Clip, settings: TrainSettings) -> tuple[Absorber, float]:
         # What belongs to the motion stage has no effect on an absorber.
-        alike = {n: v for n, v in settings.with_effect().items() if n.startswith(("absorber", "token", "num_tokens"))}
+        alike = {n: v for n, v in settings.hashed().items() if n.startswith(("absorber", "token", "num_tokens"))}
         alike |= {n: getattr(settings, n) for n in ("patch_crop", "frames_per_step", "horizontal_flip", "weight_decay")}
         folder = self._folder / f"absorber-{_key(self._pipeline.identity.weights_hash, clip.fingerprint(), alike)}"
         path, about = folder / "absorber.safetensors", _read(folder / "training.json")
