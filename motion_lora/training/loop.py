@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from .checkpoint import Keeper, OptimiserState, Progress, results_of
 from .checks import check_run, fingerprint
 from .legal import check_settings
 from .recipe import Recipe, make_recipe, setting_name
+from .repeatable import repeatable_kernels
 from .reports import (
     COMMANDS,
     Callback,
@@ -290,7 +291,7 @@ class _Journal:
 def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]:
     """Gradients on whatever mode the host is in, repeatable kernels, and memory errors that say what to do."""
     repeatable = settings.deterministic and pipeline.device.type != "cpu"
-    with torch.inference_mode(False), torch.enable_grad(), _repeatable_kernels() if repeatable else nullcontext():
+    with torch.inference_mode(False), torch.enable_grad(), repeatable_kernels() if repeatable else nullcontext():
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -299,23 +300,6 @@ def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]
             # Whoever keeps the error, as a notebook does, must not keep the activations of its frames.
             traceback.clear_frames(error.__traceback__)
             raise TrainingError(_memory_advice(pipeline, settings)) from None
-
-
-@contextmanager
-def _repeatable_kernels() -> Iterator[None]:
-    """The switches are torch's, for the whole process; on CPUs every kernel in use is repeatable anyway."""
-    former = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filling: Any = torch.utils.deterministic
-    benchmark, fills = torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
-    try:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-        filling.fill_uninitialized_memory = False
-        yield
-    finally:
-        torch.use_deterministic_algorithms(former[0], warn_only=former[1])
-        torch.backends.cudnn.benchmark = benchmark
-        filling.fill_uninitialized_memory = fills
 
 
 def _memory_advice(pipeline: VideoPipeline, settings: TrainSettings) -> str:
