@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import motion_sample, tiny_pipeline
+from lora_samples import motion_sample
+from tiny import tiny_pipeline
 
 from motion_lora.adapters.arithmetic import merge, resize
 from motion_lora.base.pipeline import VideoPipeline
