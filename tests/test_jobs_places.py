@@ -18,6 +18,7 @@ from motion_lora.jobs import MOTION_LORA, RESULT, JobRunner, JobSpec, JobStore
 from motion_lora.jobs.inputs import TrainingInputs
 from motion_lora.jobs.training import TrainingHost, TrainingWork, training_spec
 from motion_lora.training import train
+from motion_lora.training.recipe import make_recipe
 from motion_lora.training.space import bytes_needed
 
 
@@ -121,7 +122,7 @@ def test_what_would_fail_at_the_end_is_said_before_the_first_step(
 
 def test_the_room_needed_is_that_of_the_checkpoint(tmp_path: Path, base: VideoPipeline) -> None:
     settings = quick(absorber="none", checkpoint_every=1)
-    result, work = bytes_needed(base, settings, {"motion": 3}, 1)
+    result, work = bytes_needed(base, make_recipe([sample_clip()], settings), {"motion": 3})
     kept: list[int] = []
 
     def look(report: object) -> str:

@@ -115,14 +115,3 @@ def test_steps_between_reports_are_not_visited(pipeline):
     guest = Guest(pipeline, samples=False)
     train(pipeline, [sample_clip()], replace(PLAIN, report_every=3), visitor=guest)
     assert list(guest.seen) == [6]
-
-
-def test_repeatable_kernels_are_on_while_anybody_asks_for_them():
-    first, second = loop._repeatable_kernels(), loop._repeatable_kernels()
-    assert not torch.are_deterministic_algorithms_enabled()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert torch.are_deterministic_algorithms_enabled()
-    second.__exit__(None, None, None)
-    assert not torch.are_deterministic_algorithms_enabled()

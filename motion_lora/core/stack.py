@@ -1,6 +1,6 @@
 """The adapter stack as a value: a small frozen list of (LoRA, strengths, curves) plus the appearance highway.
 
-It can be hashed, written into the metadata of an output, and replayed. `adapters.apply` puts it to work.
+It can be hashed and written into the metadata of an output. `adapters.apply` puts it to work.
 """
 
 from __future__ import annotations
@@ -8,15 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .curves import FrameCurve, Schedule
 from .errors import SettingsError
 from .highway import Highway
-from .lora import TEMPORAL, LoRA, layer_of
-from .metadata import OWN
+from .lora import ALL_NOISE, TEMPORAL, LoRA, layer_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +25,7 @@ class StackEntry:
     A layer's strength is strength * (temporal_strength or spatial_strength) * block_strengths of its block (1 where
     the block is not named; names as in `block_of`), times `steps`, times `frames` where the layer is temporal.
     `text_encoder` is the text part of an imported image LoRA, if it is wanted; its strength is `strength`.
-    Without `steps`, a LoRA whose file says that it was trained on a part of the noise acts in that part of the steps;
+    Without `steps`, a LoRA that was trained on a part of the noise (`LoRA.acts_in`) acts in that part of the steps;
     `Schedule()` makes it act in all of them.
     """
 
@@ -56,7 +55,7 @@ class StackEntry:
     @property
     def schedule(self) -> Schedule | None:
         """The strength over steps: `steps`, or what the LoRA was trained for; None where it is the same in all."""
-        return trained_schedule(self.lora.metadata) if self.steps is None else self.steps
+        return trained_schedule(self.lora) if self.steps is None else self.steps
 
     def strength_of(self, module: str) -> float:
         """The strength of one layer before the curves over steps and frames."""
@@ -64,7 +63,7 @@ class StackEntry:
         return self.strength * path * self.block_strengths.get(block_of(module), 1.0)
 
     def describe(self) -> dict[str, Any]:
-        """Json-able; the LoRAs by fingerprint, so the entry can be replayed from files that are found by it."""
+        """Json-able; the LoRAs by fingerprint, by which their files are found."""
         return {
             "name": self.name,
             "lora": self.lora.fingerprint(),
@@ -96,7 +95,7 @@ class AdapterStack:
         return AdapterStack(self.entries, highway)
 
     def describe(self) -> dict[str, Any]:
-        """Json-able: everything that determines what the stack does, LoRAs by name and fingerprint. See `replay`."""
+        """Json-able: everything that determines what the stack does, LoRAs by name and fingerprint."""
         highway = None if self.highway is None else asdict(self.highway)
         return {"entries": [entry.describe() for entry in self.entries], "highway": highway}
 
@@ -108,52 +107,22 @@ class AdapterStack:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def replay(description: Mapping[str, Any], find: Callable[[str, str], LoRA]) -> AdapterStack:
-    """The stack that `describe` described; `find(fingerprint, name)` looks the LoRAs up. Raises LoRAFileError."""
-    entries = tuple(_replay_entry(entry, find) for entry in description["entries"])
-    if description.get("highway") is None:
-        return AdapterStack(entries)
-    return AdapterStack(entries, Highway(**description["highway"]))
-
-
 def block_of(module: str) -> str:
     """The block a module belongs to: "transformer_in", "down_blocks.1", "mid_block", "up_blocks.2", "conv_in", ..."""
     parts = module.split(".")
     return ".".join(parts[:2]) if parts[0] in ("down_blocks", "up_blocks") else parts[0]
 
 
-def trained_schedule(metadata: Mapping[str, str]) -> Schedule | None:
-    """The steps that a LoRA was trained for, by the timesteps in its metadata; None for all, or where nothing is said.
+def trained_schedule(lora: LoRA) -> Schedule | None:
+    """The steps that a LoRA was trained for, by the part of the noise it acts in; None for all.
 
     Sampling runs from noise to the clip in about equal parts of the timesteps, so the part of the noise above
     `timestep_low` is the first 1 - timestep_low of the steps.
     """
-    try:
-        settings = json.loads(metadata.get(f"{OWN}settings", "{}"))
-        low, high = float(settings.get("timestep_low", 0.0)), float(settings.get("timestep_high", 1.0))
-    except (ValueError, TypeError, AttributeError):
-        return None
-    if not 0.0 <= low < high <= 1.0 or (low, high) == (0.0, 1.0):
-        return None
-    return Schedule(start=1.0 - high, end=1.0 - low)
+    low, high = lora.acts_in
+    return None if lora.acts_in == ALL_NOISE else Schedule(start=1.0 - high, end=1.0 - low)
 
 
 def title_of(metadata: Mapping[str, str]) -> str:
     """What to call a LoRA in a message: its title, on one line, or "this LoRA"."""
     return " ".join(metadata.get("modelspec.title", "").split())[:80] or "this LoRA"
-
-
-def _replay_entry(entry: Mapping[str, Any], find: Callable[[str, str], LoRA]) -> StackEntry:
-    name = str(entry["name"])
-    text = entry.get("text_encoder")
-    return StackEntry(
-        find(str(entry["lora"]), name),
-        strength=entry["strength"],
-        temporal_strength=entry["temporal_strength"],
-        spatial_strength=entry["spatial_strength"],
-        block_strengths=entry["block_strengths"],
-        steps=Schedule(**entry["steps"]) if entry["steps"] else None,
-        frames=FrameCurve(**entry["frames"]) if entry["frames"] else None,
-        name=name,
-        text_encoder=find(str(text), name) if text else None,
-    )

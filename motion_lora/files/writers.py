@@ -5,6 +5,7 @@ In fp32 every change of a weight comes back bit for bit; in fp16 each factor is 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import LoRAFileError, SettingsError
-from ..core.lora import LoRA
+from ..core.lora import ALL_NOISE, LoRA
+from ..core.metadata import acts_in_entry
 from .names import dotted
 from .own import (
     FINGERPRINT_KEY,
@@ -31,6 +33,7 @@ from .own import (
 from .reader import ImportReport, load_any
 
 FORMATS = ("motion-lora", "kohya", "peft")
+_log = logging.getLogger(__name__)
 
 
 def export_kohya(
@@ -76,6 +79,17 @@ def convert(
     return report
 
 
+def not_carried(lora: LoRA, kind: str, *, metadata: bool) -> str:
+    """What a file of that format will not say of the LoRA, in a sentence; "" where it says everything."""
+    if kind == FORMATS[0] or metadata or lora.acts_in == ALL_NOISE:
+        return ""
+    low, high = lora.acts_in
+    return (
+        f"a {kind} file without metadata cannot say that this LoRA acts in the noise from {low:g} to {high:g} only: it "
+        "will act in every sampling step; write it with metadata, or in the motion-lora format"
+    )
+
+
 def _write(
     path: Path,
     stored: LoRA,
@@ -85,7 +99,9 @@ def _write(
     overwrite: bool,
 ) -> Path:
     """With everything the LoRA's metadata says, but for the keys that would make it a file of the own format."""
-    said = described(path, stored, tensors) if metadata else {}
+    said = {**described(path, stored, tensors), **acts_in_entry(stored)} if metadata else {}
+    if lost := not_carried(stored, "foreign", metadata=metadata):
+        _log.warning("%s: %s", path.name, lost)
     for key in (VERSION_KEY, KIND_KEY, SCALE_KEY, FINGERPRINT_KEY):
         said.pop(key, None)
     needed = {key: value for key, value in entries.items() if metadata or key == PEFT_KEY}

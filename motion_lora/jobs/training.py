@@ -30,6 +30,7 @@ from ..training import (
     train,
     train_absorber,
 )
+from ..training.recipe import make_recipe
 from ..training.settings import absorber_stages
 from ..training.space import bytes_needed
 from .inputs import TrainingInputs, keep_absorber, keep_clips, kept_absorber, kept_clips
@@ -183,8 +184,9 @@ class TrainingWork:
 
     def _check_places(self, spec: JobSpec, inputs: TrainingInputs, folder: Path, more: int = 0) -> None:
         """Raise OutputError now for what would only be found out at the end."""
-        settings = TrainSettings(**spec.settings)
-        result, work = bytes_needed(inputs.pipeline, settings, spec.plan, len(inputs.clips))
+        settings = TrainSettings.from_json(spec.settings)
+        recipe = make_recipe(inputs.clips, settings, inputs.absorber)
+        result, work = bytes_needed(inputs.pipeline, recipe, spec.plan)
         if (place := self._place(spec)) is not None:
             check_target(place[1], result)
         check_space(folder, work + result + more)
@@ -276,7 +278,7 @@ def _run_motion(
         result = train(
             inputs.pipeline,
             inputs.clips,
-            TrainSettings(**spec.settings),
+            TrainSettings.from_json(spec.settings),
             absorber=inputs.absorber,
             callback=reporter.step,
             visitor=visits,
@@ -308,7 +310,7 @@ class _Asked:
 
 
 def _run_absorber(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> Outcome:
-    asked, settings = _Asked(reporter), TrainSettings(**spec.settings)
+    asked, settings = _Asked(reporter), TrainSettings.from_json(spec.settings)
     try:
         absorber = train_absorber(
             inputs.pipeline, inputs.clips, settings, callback=asked, checkpoint=folder / CHECKPOINT

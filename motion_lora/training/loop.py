@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +28,12 @@ from ..core.absorber import Absorber
 from ..core.errors import SettingsError, TrainingError, is_out_of_memory
 from ..core.lora import LoRA
 from ..methods.stages import Stage
+from ..methods.table import ABSORBERS
 from .checkpoint import Keeper, OptimiserState, Progress, results_of
 from .checks import check_run, fingerprint
+from .legal import check_settings
+from .recipe import Recipe, make_recipe, setting_name
+from .repeatable import repeatable_kernels
 from .reports import (
     COMMANDS,
     Callback,
@@ -42,8 +45,8 @@ from .reports import (
     TrainResult,
 )
 from .results import absorber_from, kept_lora, spatial_loras
-from .settings import TrainSettings, absorber_stages, all_stages, check_settings, main_stages
-from .stage import StageRun, rate_setting
+from .settings import TrainSettings
+from .stage import StageRun
 from .stops import View, Visitor, undisturbed
 
 if TYPE_CHECKING:
@@ -76,9 +79,9 @@ def train(
     memory runs out (the checkpoint stays); TrainingAbortedError when the callback asked for it (nothing stays).
     """
     check_settings(settings)
-    stages = all_stages(settings, absorber_given=absorber is not None)
+    recipe = make_recipe(clips, settings, absorber)
     with _session(pipeline, settings):
-        run = _Run(pipeline, clips, settings, stages, absorber, callback, checkpoint, visitor)
+        run = _Run(pipeline, recipe, callback, checkpoint, visitor)
         ending = run.through_all_stages()
         result = run.result(ending)
         if visitor is not None and ending == "completed" and result.losses:
@@ -101,10 +104,11 @@ def train_absorber(
     "stop" the absorber is what was trained so far.
     """
     check_settings(settings)
-    if not (stages := absorber_stages(settings)):
-        raise SettingsError("absorber is 'none', so none is trained; use 'dual', 'spatial' or 'textual-inversion'.")
+    recipe = make_recipe(clips, settings, absorber_only=True)
+    if not recipe.absorbing:
+        raise SettingsError(f"absorber is 'none', so none is trained; use {_either()}.")
     with _session(pipeline, settings):
-        run = _Run(pipeline, clips, settings, stages, None, callback, checkpoint)
+        run = _Run(pipeline, recipe, callback, checkpoint)
         if run.through_all_stages() == "paused":
             raise TrainingPausedError(f"Paused; call again with the checkpoint {checkpoint} to go on.")
         absorber = run.absorber()
@@ -148,6 +152,7 @@ def fit(
             group["lr"] = group["base_rate"] * factor
         scaler.step(optimiser)
         scaler.update()
+        run.constrain()
         progress.step += 1
 
         command = journal.step_done(total, optimiser.param_groups[0]["lr"], time.perf_counter() - began)
@@ -172,26 +177,23 @@ class _Run:
     def __init__(
         self,
         pipeline: VideoPipeline,
-        clips: Sequence[Clip],
-        settings: TrainSettings,
-        stages: Sequence[Stage],
-        given: Absorber | None,
+        recipe: Recipe,
         callback: Callback | None,
         checkpoint: str | Path | None,
         visitor: Visitor | None = None,
     ) -> None:
-        check_run(pipeline, clips, settings, stages, given)
-        self._pipeline, self._clips, self._settings = pipeline, clips, settings.resolved()
-        self._stages, self._given, self._callback, self._visitor = stages, given, callback, visitor
-        self._mark = fingerprint(pipeline.identity, clips, settings, given)
-        names = [stage.name for stage in stages]
+        check_run(pipeline, recipe)
+        self._pipeline, self._recipe, self._callback = pipeline, recipe.with_new_tokens(pipeline), callback
+        self._visitor, settings = visitor, recipe.settings
+        self._mark = fingerprint(pipeline.identity, recipe.clips, settings, recipe.given)
+        names = [stage.name for stage in recipe.stages]
         folder = Path(checkpoint) if checkpoint is not None else None
         self._keeper = Keeper(folder, self._mark, settings.with_effect(), names, pipeline.dtype)
         self._progress = self._keeper.open()
 
     def through_all_stages(self) -> Ending:
         """Run what is not done yet; the results are in the progress."""
-        for stage in self._stages:
+        for stage in self._recipe.stages:
             if stage.name in self._progress.results:
                 continue
             if self._progress.stage != stage.name:
@@ -203,12 +205,12 @@ class _Run:
 
     def _through(self, stage: Stage) -> Ending:
         # The parts of a dual absorber are trained apart, each on the bare network.
-        held = None if stage in absorber_stages(self._settings) else self.absorber()
-        run = StageRun(self._pipeline, stage, self._settings, self._clips, held, self._keeper.remember)
-        idle = self._settings.offload_encoders and not run.trains_tokens and run.device.type != "cpu"
+        held = None if stage in self._recipe.absorbing else self.absorber()
+        run = StageRun(self._pipeline, stage, self._recipe, held, self._keeper.remember)
+        idle = self._recipe.settings.offload_encoders and not run.trains_tokens and run.device.type != "cpu"
         with run.prepared(), self._pipeline.offload_encoders() if idle else nullcontext():
             ending = fit(run, self._keeper, self._progress, self._callback, self._look_of(run))
-        if ending == "stopped" and stage is self._stages[-1] and self._progress.step == run.steps:
+        if ending == "stopped" and stage is self._recipe.stages[-1] and self._progress.step == run.steps:
             # Stopped when there was nothing left to do.
             ending = "completed"
         if ending == "completed" or self._progress.step > 0:
@@ -220,7 +222,7 @@ class _Run:
     def _look_of(self, run: StageRun) -> Callback | None:
         """What shows a stage of the method to the visitor."""
         visitor = self._visitor
-        if visitor is None or run.stage not in main_stages(self._settings):
+        if visitor is None or run.stage not in self._recipe.main:
             return None
 
         def look(report: StepReport) -> str:
@@ -233,24 +235,22 @@ class _Run:
         return look
 
     def _lora(self, results: Mapping[str, Mapping[str, Tensor]]) -> LoRA:
-        about = (self._settings, self._pipeline, self._clips, self._progress.step, self._mark)
-        return kept_lora(results, main_stages(self._settings), *about)
+        return kept_lora(results, self._recipe, self._pipeline, self._progress.step, self._mark)
 
     def absorber(self) -> Absorber | None:
         """The one that was given, or what the absorber stages have made so far."""
-        return self._given or absorber_from(self._progress.results, self._pipeline, self._clips, self._settings)
+        return self._recipe.given or absorber_from(self._progress.results, self._pipeline, self._recipe)
 
     def result(self, ending: Ending) -> TrainResult:
-        method_stages = main_stages(self._settings)
-        results, steps = self._progress.results, self._progress.step
-        about = (self._settings, self._pipeline, self._clips, steps, self._mark)
+        results = self._progress.results
+        about = (self._recipe, self._pipeline, self._progress.step, self._mark)
         return TrainResult(
             lora=self._lora(results),
             absorber=self.absorber(),
-            spatial=spatial_loras(results, method_stages, *about),
+            spatial=spatial_loras(results, *about),
             losses=tuple(self._progress.reports),
             ending=ending,
-            settings=self._settings.with_effect(),
+            settings=self._recipe.settings.with_effect(),
         )
 
 
@@ -335,7 +335,7 @@ class _Journal:
                 "delete it or take another folder for others."
             )
         precision = " or train in bf16 or fp32" if self._run.dtype is torch.float16 else ""
-        names = dict.fromkeys(rate_setting(part) for part in self._run.stage.parts)
+        names = dict.fromkeys(setting_name(part, "learning_rate") for part in self._run.stage.parts)
         rates = " or ".join(f"{name} (here {getattr(self._run.settings, name):g})" for name in names)
         return f"The loss of step {step} in {self._run.stage.name} is not finite; lower {rates}{precision}.{kept}"
 
@@ -357,7 +357,7 @@ def _known(answer: str) -> Command:
 def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]:
     """Gradients on whatever mode the host is in, repeatable kernels, and memory errors that say what to do."""
     repeatable = settings.deterministic and pipeline.device.type != "cpu"
-    with torch.inference_mode(False), torch.enable_grad(), _repeatable_kernels() if repeatable else nullcontext():
+    with torch.inference_mode(False), torch.enable_grad(), repeatable_kernels() if repeatable else nullcontext():
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -368,46 +368,16 @@ def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]
             raise TrainingError(_memory_advice(pipeline, settings)) from None
 
 
-class _Kernels:
-    """Torch's switches for repeatable kernels, which are the whole process's: on while any training asks for them."""
-
-    def __init__(self) -> None:
-        self._lock, self._users = threading.Lock(), 0
-        self._former: tuple[bool, bool, bool, bool] = (False, False, False, False)
-
-    @contextmanager
-    def repeatable(self) -> Iterator[None]:
-        """On CPUs every kernel in use is repeatable anyway."""
-        filling: Any = torch.utils.deterministic
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                self._former = (
-                    torch.are_deterministic_algorithms_enabled(),
-                    torch.is_deterministic_algorithms_warn_only_enabled(),
-                    torch.backends.cudnn.benchmark,
-                    filling.fill_uninitialized_memory,
-                )
-                torch.use_deterministic_algorithms(True, warn_only=True)
-                torch.backends.cudnn.benchmark = filling.fill_uninitialized_memory = False
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    enabled, warns, torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory = self._former
-                    torch.use_deterministic_algorithms(enabled, warn_only=warns)
-
-
-_repeatable_kernels = _Kernels().repeatable
-
-
 def _memory_advice(pipeline: VideoPipeline, settings: TrainSettings) -> str:
     ways = [] if settings.gradient_checkpointing else ["switch gradient_checkpointing on"]
     ways += ["use fewer frames", "use a smaller height and width", "lower frames_per_step"]
     ways += ["load the base in bf16"] if pipeline.dtype is torch.float32 else []
     return f"{pipeline.device} ran out of memory; {', '.join(ways[:-1])} or {ways[-1]}."
+
+
+def _either() -> str:
+    kinds = [repr(name) for name, kind in ABSORBERS.items() if kind.stages]
+    return f"{', '.join(kinds[:-1])} or {kinds[-1]}"
 
 
 def _foreach(run: StageRun) -> bool | None:
