@@ -513,7 +513,7 @@ def test_offloading_on_the_cpu_changes_nothing(base: VideoPipeline) -> None:
     expected = base.encode_prompt(PROMPTS)
     with base.offload_encoders(), base.replica().offload_encoders():
         assert torch.equal(base.encode_prompt(PROMPTS), expected)
-    assert base._place.offloaders == 0
+    assert base._place.offloaders == base._text_place.offloaders == 0
 
 
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")

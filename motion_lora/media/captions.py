@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import ClipError
-from .video import VIDEO_SUFFIXES, is_image_file, is_image_folder
+from .kinds import VIDEO_SUFFIXES, is_image_file, is_image_folder
 
 CAPTION_TABLE = "captions.csv"
 _COLUMNS = ("file", "caption", "appearance_caption", "absorb_words", "start")
