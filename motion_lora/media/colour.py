@@ -54,7 +54,9 @@ def alpha_decoder(facts: Facts) -> list[str]:
 def _to_rgb(facts: Facts, name: str) -> list[str]:
     _, matrix, primaries, transfer = facts.colour
     if facts.dolby == 5:
-        raise ClipError(f"{name} is Dolby Vision profile 5, whose colours only licensed players read: convert it to SDR.")
+        raise ClipError(
+            f"{name} is Dolby Vision profile 5, whose colours only licensed players read: convert it to SDR."
+        )
     if matrix not in (*_SWSCALE, *_ZIMG):
         raise ClipError(f"{name} stores its colours by the matrix {matrix}, which is not known: convert it to bt709.")
     hdr = transfer in HDR_CURVES

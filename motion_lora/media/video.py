@@ -30,6 +30,7 @@ Fit = Callable[[np.ndarray], Tensor]
 _MARGIN = 1.0  # seconds decoded beyond what is asked for, so that the last frame has neighbours
 _FALLBACK_FPS = 25.0
 _MOST_RANGES = 100
+_SHAPE_TOLERANCE = 0.02
 # The first stream of moving pictures: not a cover, not a thumbnail.
 _STREAM = ("-map", "0:V:0")
 
@@ -48,6 +49,7 @@ def read_video(path: Path, request: Request, fit: Fit) -> tuple[Tensor, float]:
         raise ClipError(_nothing_decoded(path, request, status, log))
     if facts.pictures > 1:
         logger.warning("%s holds %d streams of pictures; the first is read.", path.name, facts.pictures)
+    _require_one_shape(path, facts)
     timeline = Timeline.of(facts.times, probe.rate(log, _FALLBACK_FPS))
     indices, fps = pick(timeline, request, path.name, beyond=_cut_off(timeline, request, log))
     chosen = sorted(set(indices))
@@ -94,7 +96,6 @@ def _decode(path: Path, source: Sequence[str], facts: Facts, indices: Sequence[i
             break
     if len(frames) != len(indices):
         raise ClipError(_not_decoded(path, facts, len(frames), len(indices), log, status))
-    _require_one_size(path, frames)
     return frames
 
 
@@ -117,13 +118,14 @@ def _any_of(ranges: Sequence[Sequence[int]]) -> str:
     return f"({_any_of(ranges[:middle])}+{_any_of(ranges[middle:])})"
 
 
-def _require_one_size(path: Path, frames: Sequence[Tensor]) -> None:
-    first = frames[0].shape
-    for place, frame in enumerate(frames):
-        if frame.shape != first:
+def _require_one_shape(path: Path, facts: Facts) -> None:
+    """ffmpeg brings all frames to the size of the first, which is right only where the shape stays."""
+    width, height = facts.size
+    for other_width, other_height in facts.sizes:
+        if abs(other_width * height / (other_height * width) - 1) > _SHAPE_TOLERANCE:
             raise ClipError(
-                f"{path.name} changes its size from {first[1]} x {first[0]} to {frame.shape[1]} x {frame.shape[0]} "
-                f"at frame {place + 1}: give height and width, or convert it to one size."
+                f"{path.name} changes its size from {width} x {height} to {other_width} x {other_height} on the way: "
+                "cut it into parts of one size."
             )
 
 
