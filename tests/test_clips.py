@@ -414,7 +414,8 @@ def test_folders_without_clips(tmp_path: Path) -> None:
         ("captions.csv", '\nfile,caption,start\nturn,"a car;\n red"\n\nfilm.mp4,"it\n\tmoves",1.5\n,,\n'),
         (
             "captions.jsonl",
-            '{"file": "turn", "caption": "a car; red"}\n\n{"file_name": "./film.mp4", "text": "it\\nmoves", "start": 1.5}',
+            '{"file": "turn", "caption": "a car; red"}\n\n'
+            '{"file_name": "./film.mp4", "text": "it\\nmoves", "start": 1.5}',
         ),
     ],
 )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from lora_samples import (
+    random_layer,
     appearance_sample,
     everything_sample,
     modules_like,
@@ -423,3 +425,26 @@ def test_ten_merged_loras_add_no_work_to_a_step(unet, base):
         assert work.varying == 0
         assert not any(module._forward_hooks for module in unet.modules())
         assert [type(m) for m in unet.modules()] == [type(m) for m in base.modules()]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_changes_survive_weights_of_sixteen_bits(dtype: torch.dtype) -> None:
+    """A weight lies on its dtype's grid: what is below half a step of it would be gone, and not just blurred."""
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(nn.Linear(256, 256, bias=False)).to(dtype).requires_grad_(False)
+    weight = network[0].weight
+    layer = random_layer(weight.float(), 4, 0)
+    inputs = torch.randn(4096, 256, generator=generator).to(dtype)
+    base = network(inputs).float()
+    for share in (0.1, 0.003, 0.0005):
+        scale = share * float(weight.float().norm() / layer.delta().norm())
+        lora = LoRA({"0": replace(layer, scale=scale)})
+        wanted = inputs.float() @ lora.layers["0"].delta().T
+        with applied(network, AdapterStack((StackEntry(lora),)), num_frames=1) as at_work:
+            found = network(inputs).float() - base
+        assert at_work.merged + at_work.varying == 1
+        assert (share == 0.1) <= (at_work.merged == 1), "large changes cost nothing per step"
+        # The noise of sixteen bits averages out over many inputs; a change that is lost does not come back.
+        kept = float((found * wanted).sum() / (wanted * wanted).sum())
+        assert abs(kept - 1) < 0.1
+        assert network[0].weight is weight and torch.equal(network(inputs).float(), base)

@@ -1,7 +1,7 @@
 """The one place where an adapter stack is applied to a network.
 
 Whatever is constant is merged into new tensors of a replica, so ten stacked LoRAs cost per step what none cost;
-whatever varies over steps or frames runs beside the module through a forward hook.
+whatever varies over steps or frames, or is too small for the weights' precision, runs beside the module in a hook.
 """
 
 from __future__ import annotations
@@ -120,17 +120,21 @@ def _at_work(
     originals: list[tuple[nn.Module, nn.Parameter]] = []
     handles = []
     try:
-        branches = {name: Branch(name, modules[name], parts) for name, parts in varying.items()}
+        beside = {name: list(parts) for name, parts in varying.items()}
         for name, parts in constant.items():
             module = modules[name]
             weight = module._parameters["weight"]
             assert weight is not None  # `require_fit` has seen it
-            merged = nn.Parameter(merged_weight(weight, parts), requires_grad=False)
+            merged = merged_weight(weight, parts)
+            if merged is None:
+                beside.setdefault(name, []).extend(parts)
+                continue
             originals.append((module, weight))
-            module._parameters["weight"] = merged
+            module._parameters["weight"] = nn.Parameter(merged, requires_grad=False)
+        branches = {name: Branch(name, modules[name], parts) for name, parts in beside.items()}
         for name, branch in branches.items():
             handles.append(modules[name].register_forward_hook(branch))
-        yield AppliedStack(branches, len(constant))
+        yield AppliedStack(branches, len(originals))
     finally:
         for handle in handles:
             handle.remove()

@@ -128,7 +128,6 @@ def _from_table(path: Path, clips: list[Path]) -> tuple[CaptionedFile, ...]:
 
 def _csv_rows(path: Path) -> list[_Row]:
     text = _read(path)
-    head = lines_of(text)[0] if text else ""
     separator = max(_SEPARATORS, key=text.split("\n", 1)[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     try:
@@ -136,7 +135,7 @@ def _csv_rows(path: Path) -> list[_Row]:
     except csv.Error as error:
         raise ClipError(f"{path.name}, line {reader.line_num}: it is no table ({error}).") from error
     names = [_ALSO.get(name, name) for name in cells[0][1]] if cells else []
-    _check_columns(path, names, head)
+    _check_columns(path, names, ", ".join(cells[0][1]) if cells else "none")
     rows = []
     for number, row in cells[1:]:
         if len(row) > len(names):
@@ -167,8 +166,7 @@ def _json_rows(path: Path) -> list[_Row]:
 
 def _check_columns(path: Path, names: Sequence[str], said: str) -> None:
     if not {"file", "caption"} <= set(names) or not set(names) <= set(_COLUMNS) or len(set(names)) < len(names):
-        has = ", ".join(names) if path.suffix != ".jsonl" else said
-        raise ClipError(f"{path.name} has the columns {has[:120]}; it may have {', '.join(_COLUMNS)}.")
+        raise ClipError(f"{path.name} has the columns {said[:120]}; it may have {', '.join(_COLUMNS)}.")
 
 
 def _from_row(path: Path, number: int, row: Mapping[str, str], known: Mapping[str, Path]) -> CaptionedFile:

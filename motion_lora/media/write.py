@@ -26,7 +26,7 @@ _MP4: tuple[tuple[str, ...], ...] = (
     ("-c:v", "libx264", "-preset", "medium", "-crf", "{crf}"),
     ("-c:v", "libopenh264", "-b:v", "8M"),
     ("-c:v", "mpeg4", "-q:v", "2"),
-    ("-c:v", "mjpeg", "-q:v", "2"),
+    ("-c:v", "mjpeg", "-q:v", "2", "-strict", "unofficial"),
 )
 _WEBM: tuple[tuple[str, ...], ...] = (
     ("-c:v", "libvpx-vp9", "-b:v", "0", "-row-mt", "0", "-crf", "{crf}"),
