@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from motion_lora.core.errors import ClipError, OutputError
-from motion_lora.media import write
+from motion_lora.media import fonts, write
 from motion_lora.media.ffmpeg import run_ffmpeg
 from motion_lora.media.plots import (
     PALETTE,
@@ -298,3 +298,26 @@ def test_a_missing_encoder_costs_only_itself(
     read, rate = read_frames(path)
     assert float((read - frames).abs().max()) < 0.05 and rate == pytest.approx(fps, rel=0.05)
     assert [child.name for child in tmp_path.iterdir()] == [written]
+
+
+# Labels in any script -----------------------------------------------------------------------------------------------
+
+
+def test_labels_are_drawn_in_a_font_that_holds_them_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    fonts._system_fonts.cache_clear()
+    assert fonts.drawable("caf\u00e9 \u0416\u03a9") == "caf\u00e9 \u0416\u03a9" or not fonts._system_fonts()
+    monkeypatch.setattr(fonts, "_system_fonts", lambda: ())
+    assert fonts.drawable("a \u65e5\u672c b\n c") == "a b c" and fonts.drawable("\u65e5\u672c") == ""
+    sheet = contact_sheet([("\u65e5\u672c", torch.zeros(1, 8, 8, 3)), ("", torch.zeros(1, 8, 8, 3))])
+    blank = contact_sheet([("", torch.zeros(1, 8, 8, 3)), ("", torch.zeros(1, 8, 8, 3))])
+    assert sheet.tobytes() == blank.tobytes(), "no box and no question mark stands for what cannot be drawn"
+
+
+def test_a_system_font_is_taken_where_it_holds_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    fonts._system_fonts.cache_clear()
+    if not fonts._system_fonts():
+        pytest.skip("this machine has no fonts")
+    seen = np.asarray(contact_sheet([("\u0416\u03a9", torch.zeros(1, 8, 8, 3))]))
+    monkeypatch.setattr(fonts, "drawable", lambda text: "")
+    assert fonts.font(15, "\u0416\u03a9").getmask("\u0416").size != fonts.font(15).getmask("\uffff").size
+    assert (seen < 100).any()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from tiny import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from motion_lora.base import pickles, placement
 from motion_lora.base.identity import identify
 from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.base.placement import pick_device, pick_dtype, share_parameters

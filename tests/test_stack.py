@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 from lora_samples import (
-    random_layer,
     appearance_sample,
     everything_sample,
     modules_like,
     motion_sample,
+    random_layer,
     random_lora,
     replica_of,
     run,

@@ -39,7 +39,7 @@ from motion_lora.training.reports import StepReport
 
 _MODULES = ("down.attn1.to_q", "down.attn1.to_k", "up.attn2.to_v")
 _PLACES = st.floats(0, 1, allow_nan=False)
-_WORDS = ("0", "-1", "1e999", "null", "[]", "{}", '""', "F64", "I8", "99999999999999999999", "lora_A", "alpha", "\\u0000")
+_WORDS = ("0", "-1", "1e999", "null", "[]", "{}", '""', "F64", "I8", "9" * 20, "lora_A", "alpha", "\\u0000")
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ _SEAM = b"\n--seam--\n"
 
 
 def _read_checkpoint(data: bytes, path: Path) -> str:
-    index, name, tensors = (data.split(_SEAM, 2) + [b"", b""])[:3]
+    index, name, tensors = [*data.split(_SEAM, 2), b"", b""][:3]
     for old in path.glob("*"):
         if old.is_file():
             old.unlink()
@@ -285,7 +285,8 @@ def main(arguments: list[str]) -> int:
         all_kinds = kinds(Path(folder))
         for kind in all_kinds:
             found = fuzz(kind, total // len(all_kinds))
-            sys.stdout.write(f"{kind.name}: {sum(found.values())} files, {found['read']} read, {found['refused']} refused\n")
+            counts = f"{sum(found.values())} files, {found['read']} read, {found['refused']} refused"
+            sys.stdout.write(f"{kind.name}: {counts}\n")
     return 0
 
 

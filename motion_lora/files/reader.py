@@ -45,7 +45,8 @@ class ImportReport:
     """What was read. `matched` of `total` UNet layers have their place; without a network nothing was there to match.
 
     `format` is "motion-lora", "kohya", "peft", "diffusers", "loralib" or "list". `text_encoder` is the text part, if
-    it was asked for. `clips` holds all LoRAs of an N-clip spatial file, of which `lora` is one. `notes` are for the user's eyes.
+    it was asked for. `clips` holds all LoRAs of an N-clip spatial file, of which `lora` is one. `notes` are for the
+    user's eyes.
     """
 
     lora: LoRA
