@@ -27,8 +27,10 @@ logger = logging.getLogger(__name__)
 
 _ENDINGS = (".bin", ".pt", ".pth")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
-_UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, KeyError, IndexError)
-_UNREADABLE += (AttributeError, AssertionError, EOFError, OSError, MemoryError, OverflowError, ImportError)
+_UNREADABLE = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, KeyError, IndexError),
+    *(AttributeError, AssertionError, EOFError, OSError, MemoryError, OverflowError, ImportError),
+)
 
 
 def with_safetensors(folder: Path, stem: str, dtype: torch.dtype) -> Path:
