@@ -24,8 +24,10 @@ def shield_peft() -> None:
 def _without_old_torchao() -> None:
     try:
         dispatch = importlib.import_module("peft.tuners.lora.torchao")
-        ask = getattr(dispatch, "is_torchao_available", _never)
-        if ask():
+    except ModuleNotFoundError:
+        return  # a PEFT from before torchao
+    try:
+        if getattr(dispatch, "is_torchao_available", _never)():
             importlib.import_module("torchao")
     except BROKEN as error:
         warn("torchao", str(error))

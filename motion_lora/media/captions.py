@@ -136,7 +136,7 @@ def _csv_rows(path: Path) -> list[_Row]:
         raise ClipError(f"{path.name}, line {reader.line_num}: it is no table ({error}).") from error
     names = [_ALSO.get(name, name) for name in cells[0][1]] if cells else []
     _check_columns(path, names, ", ".join(cells[0][1]) if cells else "none")
-    rows = []
+    rows: list[_Row] = []
     for number, row in cells[1:]:
         if len(row) > len(names):
             raise ClipError(
