@@ -6,6 +6,7 @@ whatever varies over steps or frames, or is too small for the weights' precision
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ from ..core.lora import TEMPORAL, layer_of
 from ..core.stack import AdapterStack, StackEntry, block_of
 from .branches import Branch
 from .fit import require_fit, weights_of
-from .merging import AppliedLayer, merged_weight
+from .merging import AppliedLayer, is_below_precision, merged_weight
+
+
+_log = logging.getLogger(__name__)
 
 
 class AppliedStack:
@@ -120,6 +124,7 @@ def _at_work(
     originals: list[tuple[nn.Module, nn.Parameter]] = []
     handles = []
     try:
+        faint = 0
         beside = {name: list(parts) for name, parts in varying.items()}
         for name, parts in constant.items():
             module = modules[name]
@@ -128,9 +133,16 @@ def _at_work(
             merged = merged_weight(weight, parts)
             if merged is None:
                 beside.setdefault(name, []).extend(parts)
+                faint += is_below_precision(weight, parts)
                 continue
             originals.append((module, weight))
             module._parameters["weight"] = nn.Parameter(merged, requires_grad=False)
+        if faint:
+            _log.warning(
+                "the change of %d layers is too small for %s, part of it is lost: load the base in fp16 or fp32",
+                faint,
+                str(weight.dtype).removeprefix("torch."),
+            )
         branches = {name: Branch(name, modules[name], parts) for name, parts in beside.items()}
         for name, branch in branches.items():
             handles.append(modules[name].register_forward_hook(branch))
