@@ -21,7 +21,6 @@ from .branches import Branch
 from .fit import require_fit, weights_of
 from .merging import AppliedLayer, is_below_precision, merged_weight
 
-
 _log = logging.getLogger(__name__)
 
 

@@ -45,7 +45,7 @@ def merged_weight(weight: Tensor, parts: Sequence[AppliedLayer]) -> Tensor | Non
 
 @torch.no_grad()
 def is_below_precision(weight: Tensor, parts: Sequence[AppliedLayer]) -> bool:
-    """Whether a change is so small beside W that even next to it, on outputs of W's dtype, much of it is rounded off."""
+    """Whether even beside W, on outputs of its dtype, much of so small a change would be rounded off."""
     return float(_change(weight, parts).norm()) < torch.finfo(weight.dtype).eps / 4 * float(weight.float().norm())
 
 
