@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from tiny import write_tiny_folder
 
 from motion_lora.apps.cli import USER_ERROR, main
+from motion_lora.core import disk
 from motion_lora.core.absorber import Absorber
 from motion_lora.core.lora import LoRA, LoRALayer
-from motion_lora.files import container, own
+from motion_lora.files import own
 from motion_lora.files.absorber_file import save_absorber
 from motion_lora.files.own import save_lora
 
@@ -319,8 +320,8 @@ def test_disk_fills_up_during_the_work(
 
     def write(*arguments: object, **keywords: object) -> object:
         with monkeypatch.context() as patched:
-            patched.setattr(container.os, "fsync", full)
-            return container.write_atomically(*arguments, **keywords)
+            patched.setattr(disk.os, "fsync", full)
+            return disk.write_atomically(*arguments, **keywords)
 
     with monkeypatch.context() as patched:
         patched.setattr(own, "write_atomically", write)

@@ -44,7 +44,7 @@ def train_toy(work: Path, plan: StagePlan, stop_at: int | None = None, first: in
     model = nn.Linear(3, 1)
     steps = 0
 
-    def loss(generator: torch.Generator) -> Tensor:
+    def loss(generator: torch.Generator, _: float) -> Tensor:
         nonlocal steps
         steps += 1
         if stop_at is not None and steps > stop_at:

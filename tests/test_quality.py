@@ -57,7 +57,7 @@ def test_another_seed_on_the_command_line_asks_other_prompts(
     for seed in ("0", "1", "1"):
         drawn.clear()
         caplog.clear()
-        with caplog.at_level(logging.INFO, logger="motion_lora"):
+        with caplog.at_level(logging.INFO, logger="pretrain_playground"):
             quality.main(["--prompts", str(PROMPTS), "--seed", seed])
         assert json.loads(caplog.messages[-1])["prompts"] == PROMPTS
         said.append([world.caption(scene) for scene in drawn])

@@ -14,9 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from motion_lora.core import disk
 from motion_lora.core.disk import free_path, path_inside, safe_name, write_atomically
 from motion_lora.core.errors import LoRAFileError, OutputError
-from motion_lora.files import container
 from motion_lora.files.container import read_header, read_tensors, serialize
 
 
@@ -203,7 +203,7 @@ def test_what_the_disk_says_is_said_in_one_line(tmp_path, monkeypatch, number, n
     def fail(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(container.os, "fsync", fail)
+    monkeypatch.setattr(disk.os, "fsync", fail)
     with pytest.raises(OutputError, match=named) as caught:
         write_atomically(tmp_path / "x.bin", b"new")
     assert "\n" not in str(caught.value)

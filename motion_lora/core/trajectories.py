@@ -81,6 +81,16 @@ def motion_fidelity(reference: Tensor, path: Tensor) -> float:
     return match_motion(reference, path).fidelity
 
 
+def motion_fidelities(reference: Tensor, paths: Tensor) -> Tensor:
+    """Motion fidelity of many paths (n, f, 2) to one reference path (f, 2) at once: (n,), as `motion_fidelity` each."""
+    u = _displacements(reference, reference)[0]
+    v = torch.view_as_complex(paths.double().diff(dim=1).contiguous())
+    delayed = _delayed(u)
+    both = (_correlations(delayed, v) + _correlations(_positions(delayed), _positions(v))).real / 2
+    still = (_spread(v) <= STILL) & (_spread(u) <= STILL)
+    return torch.where(still, 1.0, both.amax(dim=0))
+
+
 def path_speed(path: Tensor) -> float:
     """Mean distance from frame to frame of a path (f, 2), in its unit."""
     return float(path.diff(dim=0).norm(dim=-1).mean())
@@ -117,6 +127,11 @@ def _positions(displacements: Tensor) -> Tensor:
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
     """sum conj(a) b / (|a| |b|) of each row of a (k, n) with b (1, n): complex (k,)."""
     return (a.conj() * b).mean(dim=1) / (_spread(a) * _spread(b))
+
+
+def _correlations(a: Tensor, b: Tensor) -> Tensor:
+    """`_correlation` of each row of a (k, n) with each row of b (m, n): complex (k, m)."""
+    return (a.conj() @ b.mT) / a.shape[1] / (_spread(a)[:, None] * _spread(b))
 
 
 def _spread(values: Tensor) -> Tensor:

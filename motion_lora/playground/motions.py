@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ..core.trajectories import MotionMatch, match_motion
+from ..core.trajectories import MotionMatch, match_motion, motion_fidelities
 from . import world
 from .probe import Reading, path_of
 
@@ -50,6 +50,11 @@ def follows(reading: Reading, motion: str) -> bool:
 def ideal_fidelity(path: Tensor, motion: str) -> float:
     """Motion fidelity of a path (f, 2) to a motion of the world as it is drawn, in the best of its phases."""
     return max(match_motion(ideal, path).fidelity for ideal in _ideals(motion, len(path)))
+
+
+def ideal_fidelities(paths: Tensor, motion: str) -> Tensor:
+    """`ideal_fidelity` of many paths (n, f, 2) at once: (n,)."""
+    return torch.stack([motion_fidelities(ideal, paths) for ideal in _ideals(motion, paths.shape[1])]).amax(dim=0)
 
 
 @functools.cache

@@ -33,6 +33,9 @@ class StagePlan:
     warmup: int = 100
     cooldown: float = 0.25
     ema_decay: float = 0.999
+    # Stochastic depth of the temporal convolutions: the chance to be left out of a step, and over the last quarter.
+    drop: float = 0.0
+    last_drop: float = 0.0
 
 
 def learning_rate_factor(plan: StagePlan, step: int) -> float:
@@ -44,9 +47,11 @@ def learning_rate_factor(plan: StagePlan, step: int) -> float:
 
 
 def run_stage(
-    plan: StagePlan, modules: dict[str, nn.Module], loss: Callable[[torch.Generator], Tensor], work: Path
+    plan: StagePlan, modules: dict[str, nn.Module], loss: Callable[[torch.Generator, float], Tensor], work: Path
 ) -> None:
     """Train one stage to its end, from its checkpoint if there is one; leaves the averaged weights in the modules.
+
+    `loss` is given the step's own generator and the share of the steps that are done.
 
     Raises SettingsError where the checkpoint is of another plan (more or fewer steps are the same one) or began with
     other weights.
@@ -70,7 +75,7 @@ def run_stage(
         generator = torch.Generator().manual_seed(1_000_003 * plan.seed + step)
         torch.manual_seed(step)
         optimizer.zero_grad(set_to_none=True)
-        value = loss(generator)
+        value = loss(generator, step / plan.steps)
         value.backward()
         nn.utils.clip_grad_norm_(named.values(), 1.0)
         optimizer.step()

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -58,6 +59,7 @@ KL_WEIGHT = 1e-6
 IMAGE_SHARE = 0.15
 # How often a caption says nothing of the colour, and of the background: then the model is free, and a LoRA can leak.
 UNNAMED = 0.15
+LAST_QUARTER = 0.75
 
 PLANS: dict[str, StagePlan] = {
     "vae": StagePlan(
@@ -66,13 +68,15 @@ PLANS: dict[str, StagePlan] = {
     "text": StagePlan("text", seed=1, steps=500, batch_size=64, learning_rate=1e-3, warmup=50, ema_decay=0.99),
     "image": StagePlan("image", seed=2, steps=2000, batch_size=64, learning_rate=1e-3, cooldown=0.1),
     "motion": StagePlan("motion", seed=3, steps=1000, batch_size=8, learning_rate=8e-4, cooldown=0.1),
-    "video": StagePlan("video", seed=4, steps=3000, batch_size=8, learning_rate=8e-4, cooldown=0.4),
+    "video": StagePlan(
+        "video", seed=4, steps=3000, batch_size=8, learning_rate=8e-4, cooldown=0.4, drop=0.65, last_drop=0.15
+    ),
 }
 
 # Stages that a finished model can take once more: gently, and for a short while.
 AGAIN: dict[str, StagePlan] = {
     "motion": replace(PLANS["motion"], steps=200, learning_rate=2e-4, warmup=20, cooldown=0.6, ema_decay=0.98),
-    "video": replace(PLANS["video"], steps=900),
+    "video": replace(PLANS["video"], steps=4500, cooldown=0.6, drop=0.65, last_drop=0.15),
 }
 
 
@@ -231,11 +235,10 @@ def clip_loss(
     emphasis: Emphasis,
 ) -> Tensor:
     """Denoising loss of clips, all layers at work."""
-    drawn = torch.randint(len(pool.scenes), (batch_size,), generator=generator)
-    noisy, timesteps, target = diffusion.corrupt(pool.latents[drawn], generator, emphasis)
-    scenes = [pool.scenes[i] for i in drawn.tolist()]
+    scenes, latents, weight = pool.draw(generator, batch_size)
+    noisy, timesteps, target = diffusion.corrupt(latents, generator, emphasis)
     text = parts.text(scene_captions(generator, scenes, motion=True, unnamed=UNNAMED), generator)
-    return weighted_loss(unet(noisy, timesteps, text).sample, target, pool.weight[drawn])
+    return weighted_loss(unet(noisy, timesteps, text).sample, target, weight)
 
 
 def pooled_frame_loss(
@@ -263,7 +266,7 @@ def pooled_frame_loss(
 def run_vae(work: Path, plan: StagePlan) -> AutoencoderKL:
     torch.manual_seed(0)
     vae = build_vae().train()
-    run_stage(plan, {"vae": vae}, lambda generator: vae_loss(vae, generator, plan.batch_size), work)
+    run_stage(plan, {"vae": vae}, lambda generator, _: vae_loss(vae, generator, plan.batch_size), work)
     return vae.eval().requires_grad_(False)
 
 
@@ -273,7 +276,7 @@ def run_text(work: Path, plan: StagePlan) -> tuple[CLIPTokenizer, CLIPTextModel]
     encoder = build_text_encoder(tokenizer).train()
     probes = WordProbes(len(tokenizer))
     modules: dict[str, nn.Module] = {"encoder": encoder, "probes": probes}
-    run_stage(plan, modules, lambda g: text_loss(encoder, probes, tokenizer, g, plan.batch_size), work)
+    run_stage(plan, modules, lambda g, _: text_loss(encoder, probes, tokenizer, g, plan.batch_size), work)
     return tokenizer, encoder.eval().requires_grad_(False)
 
 
@@ -295,7 +298,7 @@ def run_unet(
     temporal = [p for _, layer in temporal_layers(unet) for p in layer.parameters()]
     for p in temporal:
         p.requires_grad_(False)
-    run_stage(image, {"unet": unet}, lambda g: frame_loss(unet, parts, diffusion, g, image.batch_size), work)
+    run_stage(image, {"unet": unet}, lambda g, _: frame_loss(unet, parts, diffusion, g, image.batch_size), work)
 
     pool = build_pool(work, parts, POOL_SIZE)
     train_motion(work, parts, unet, pool, motion)
@@ -311,7 +314,7 @@ def train_motion(
     run_stage(
         motion,
         {"unet": unet},
-        lambda g: clip_loss(unet, parts, pool, diffusion, g, motion.batch_size, ONLY_WORDS),
+        lambda g, _: clip_loss(unet, parts, pool, diffusion, g, motion.batch_size, ONLY_WORDS),
         work,
     )
     return unet.requires_grad_(False)
@@ -324,13 +327,35 @@ def train_video(
     diffusion = Diffusion()
     unet.requires_grad_(True)
 
-    def joint(generator: torch.Generator) -> Tensor:
+    def joint(generator: torch.Generator, done: float) -> Tensor:
         if float(torch.rand((), generator=generator)) < IMAGE_SHARE:
             return pooled_frame_loss(unet, parts, pool, diffusion, generator, video.batch_size * world.NUM_FRAMES // 2)
+        drop_temporal_convolutions(unet, video.drop if done < LAST_QUARTER else video.last_drop, generator)
         return clip_loss(unet, parts, pool, diffusion, generator, video.batch_size, BALANCED)
 
-    run_stage(video, {"unet": unet}, joint, work)
+    try:
+        run_stage(video, {"unet": unet}, joint, work)
+    finally:
+        drop_temporal_convolutions(unet, 0.0, torch.Generator())
     return unet.requires_grad_(False)
+
+
+def drop_temporal_convolutions(unet: UNet3DConditionModel, share: float, generator: torch.Generator) -> None:
+    """Leave each temporal convolution out with probability `share` until the next call (Huang et al. 2016).
+
+    Attention over frames has no position in time of its own. Where the convolutions are always there, they carry all
+    motion and the attentions none, and a LoRA on the attentions, which is what the papers train, has nothing to bring
+    out. They are left out for the whole step, backward pass included.
+    """
+    for _, layer in temporal_layers(unet):
+        if isinstance(layer, TemporalConvLayer):
+            layer.__dict__.pop("forward", None)
+            if share and float(torch.rand((), generator=generator)) < share:
+                layer.forward = _pass_on
+
+
+def _pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
 
 
 def pretrain(work: Path, output: Path, plans: dict[str, StagePlan]) -> None:
@@ -409,7 +434,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--again", choices=("motion", "video"), default="video", help="that stage (default: %(default)s)"
     )
-    parser.add_argument("--again-steps", type=int, help="of that stage (default: motion 200, video 900)")
+    parser.add_argument("--again-steps", type=int, help="of that stage (default: motion 200, video 4500)")
     parser.add_argument(
         "--average-with",
         type=Path,
