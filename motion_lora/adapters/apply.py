@@ -1,11 +1,12 @@
 """The one place where an adapter stack is applied to a network.
 
 Whatever is constant is merged into new tensors of a replica, so ten stacked LoRAs cost per step what none cost;
-whatever varies over steps or frames runs beside the module through a forward hook.
+whatever varies over steps or frames, or is too small for the weights' precision, runs beside the module in a hook.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ from ..core.lora import TEMPORAL, layer_of
 from ..core.stack import AdapterStack, StackEntry, block_of
 from .branches import Branch
 from .fit import require_fit, weights_of
-from .merging import AppliedLayer, merged_weight
+from .merging import AppliedLayer, is_below_precision, merged_weight
+
+_log = logging.getLogger(__name__)
 
 
 class AppliedStack:
@@ -120,17 +123,29 @@ def _at_work(
     originals: list[tuple[nn.Module, nn.Parameter]] = []
     handles = []
     try:
-        branches = {name: Branch(name, modules[name], parts) for name, parts in varying.items()}
+        faint = 0
+        beside = {name: list(parts) for name, parts in varying.items()}
         for name, parts in constant.items():
             module = modules[name]
             weight = module._parameters["weight"]
             assert weight is not None  # `require_fit` has seen it
-            merged = nn.Parameter(merged_weight(weight, parts), requires_grad=False)
+            merged = merged_weight(weight, parts)
+            if merged is None:
+                beside.setdefault(name, []).extend(parts)
+                faint += is_below_precision(weight, parts)
+                continue
             originals.append((module, weight))
-            module._parameters["weight"] = merged
+            module._parameters["weight"] = nn.Parameter(merged, requires_grad=False)
+        if faint:
+            _log.warning(
+                "the change of %d layers is too small for %s, part of it is lost: load the base in fp16 or fp32",
+                faint,
+                str(weight.dtype).removeprefix("torch."),
+            )
+        branches = {name: Branch(name, modules[name], parts) for name, parts in beside.items()}
         for name, branch in branches.items():
             handles.append(modules[name].register_forward_hook(branch))
-        yield AppliedStack(branches, len(constant))
+        yield AppliedStack(branches, len(originals))
     finally:
         for handle in handles:
             handle.remove()

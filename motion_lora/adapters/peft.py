@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from ..core.errors import ModelError, SettingsError
 from ..core.lora import LoRA, LoRALayer
+from .broken import shield_peft
 from .fit import CONVOLUTIONS, check_modules, find_module, max_rank, weight_of
 
 _Product = Callable[[Tensor, Tensor], Tensor]
@@ -188,6 +189,7 @@ def _install(unet: nn.Module, name: str, layers: Mapping[str, LoRALayer], dropou
     # PEFT keeps adapters as children of a ModuleDict, whose own attributes are no free names.
     if "." in name or hasattr(nn.ModuleDict, name) or name in adapter_names(unet):
         raise SettingsError(f"adapter name is {name!r}; it must be new on this network, without dots, no torch name.")
+    shield_peft()
     config = LoraConfig(r=1, lora_alpha=1, target_modules=list(layers), init_lora_weights=False)
     # On the meta device: without memory, as the factors are replaced, and without drawing from the host's random state.
     # PEFT's own way to it, low_cpu_mem_usage, does that to whatever module any thread of the host is building.

@@ -7,7 +7,6 @@ never reach the base or another replica.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -48,6 +47,7 @@ class VideoPipeline:
     default_num_frames: int = 16
     default_fps: float = 8.0
     _place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
+    _text_place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
 
     @classmethod
     def load(
@@ -85,7 +85,9 @@ class VideoPipeline:
             changes["unet"] = share_parameters(self.unet)
         if text_encoder:
             changes["text_encoder"] = share_parameters(self.text_encoder)
-            changes["tokenizer"] = copy.deepcopy(self.tokenizer)
+            changes["tokenizer"] = text.copied(self.tokenizer)
+            # It is nobody else's: another training that makes room must not take it away between two passes.
+            changes["_text_place"] = EncoderPlace()
         return replace(self, **changes)
 
     # Noise schedule
@@ -205,15 +207,16 @@ class VideoPipeline:
             self._shift_offloaders(-1)
 
     def _shift_offloaders(self, change: int) -> None:
-        with self._place.lock:
-            self._place.offloaders += change
-            self._park(self.text_encoder)
-            self._park(self.vae)
+        for module in (self.text_encoder, self.vae):
+            place = self._place_of(module)
+            with place.lock:
+                place.offloaders += change
+                self._park(module)
 
     @contextmanager
     def _encoder(self, module: AnyModule) -> Iterator[AnyModule]:
         """The module on the device, for one use."""
-        with self._place.lock:
+        with self._place_of(module).lock:
             moved(module, self.device)
             try:
                 yield module
@@ -221,7 +224,10 @@ class VideoPipeline:
                 self._park(module)
 
     def _park(self, module: nn.Module) -> None:
-        moved(module, torch.device("cpu") if self._place.offloaders else self.device)
+        moved(module, torch.device("cpu") if self._place_of(module).offloaders else self.device)
+
+    def _place_of(self, module: nn.Module) -> EncoderPlace:
+        return self._text_place if module is self.text_encoder else self._place
 
 
 def _folder_name(folder: Path) -> str:

@@ -4,6 +4,7 @@
     PEFT        [base_model.model.][unet.]<module>.lora_A[.<adapter>].weight, .lora_B...
     diffusers   unet.<module>.processor.to_q_lora.down.weight, .lora.up.weight, .lora_linear_layer...
     ComfyUI     diffusion_model.<module>.lora_down.weight, .alpha
+    loralib     <module>.lora_A, .lora_B (Stable LoRA, by which ModelScope and ZeroScope were tuned in 2023)
 
 Kohya writes the dots of a module name as underscores; since some words hold underscores themselves, they are read back
 with the words that these networks are made of.
@@ -34,6 +35,7 @@ _DOTTED = (
     re.compile(rf"(?P<module>.+?)\.(?:processor\.)?(?P<projection>to_q|to_k|to_v|to_out)_lora\.{_ROLES}\.weight"),
     re.compile(r"(?P<module>.+)\.(?P<alpha>alpha)"),
 )
+_LORALIB = re.compile(r"(?P<module>.+)\.lora_(?P<ab>[AB])")
 _PEFT_ROLES = {"A": "down", "B": "up"}
 _TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 LINEAR = re.compile(r".*\.(?:to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out|time_emb_proj)")
@@ -64,6 +66,8 @@ def _parse_dotted(key: str) -> Key | None:
     part, rest = TEXT if prefix["text"] else UNET, key[prefix.end() :]
     if rest.startswith("lora_"):
         return None  # kohya's, for a part or with a word that is not known
+    if found := _LORALIB.fullmatch(rest):
+        return Key(part, _bare(part, found["module"]), _PEFT_ROLES[found["ab"]], "loralib")
     for pattern in _DOTTED:
         found = pattern.fullmatch(rest)
         if found is None:

@@ -20,7 +20,8 @@ from ..adapters.fit import require_fit
 from ..core.errors import LoRAFileError
 from ..core.lora import LoRA, LoRALayer
 from ..core.metadata import OWN, acts_in_of
-from .lists import read_list
+from .lists import modelscope, read_list
+from .loralib import unfolded
 from .names import LINEAR, TEXT, UNET, Key, parse_key
 from .own import (
     LORA_KIND,
@@ -36,15 +37,16 @@ from .own import (
 from .refusals import refuse_foreign
 from .source import ADAPTER_CONFIG, Source, json_object, open_source
 
-_DIALECTS = ("kohya", "peft", "diffusers")
+_DIALECTS = ("kohya", "peft", "diffusers", "loralib")
 
 
 @dataclass(frozen=True, eq=False)
 class ImportReport:
     """What was read. `matched` of `total` UNet layers have their place; without a network nothing was there to match.
 
-    `format` is "motion-lora", "kohya", "peft", "diffusers" or "list". `text_encoder` is the text part, if it was asked
-    for. `clips` holds all LoRAs of an N-clip spatial file, of which `lora` is one. `notes` are for the user's eyes.
+    `format` is "motion-lora", "kohya", "peft", "diffusers", "loralib" or "list". `text_encoder` is the text part, if
+    it was asked for. `clips` holds all LoRAs of an N-clip spatial file, of which `lora` is one. `notes` are for the
+    user's eyes.
     """
 
     lora: LoRA
@@ -116,6 +118,8 @@ def _named_report(source: Source, unet: nn.Module | None, text_encoder: nn.Modul
     layers = {part: _assemble(source.name, part, keys, tensors, config) for part in (UNET, TEXT)}
     if not layers[UNET]:
         raise LoRAFileError(f"{source.name} changes only a text encoder: it has no layers for the video network")
+    if dialect == "loralib":
+        layers[UNET] = unfolded(layers[UNET], unet or modelscope())
     about = {**_carried(source), **_origin(source, dialect)}
     lora = LoRA(_shaped(layers[UNET], unet), about, acts_in_of(about))
     text, notes = _text_part(source.name, layers[TEXT], text_encoder)

@@ -7,6 +7,7 @@ alone or in a batch. The arithmetic of the schedulers runs in float32; only the 
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from ..base.pipeline import VideoPipeline
 from ..base.placement import no_gradients
 from ..base.schedulers import SCHEDULERS, make_scheduler
 from ..core.errors import SettingsError, is_out_of_memory
+from ..core.out_of_memory import SamplingMemoryError
 from ..core.stack import AdapterStack
 from .ddim import InvertedClip, noise_prior
 from .settings import SampleSettings, resolve, steps_run
@@ -257,10 +259,12 @@ class _Batch:
             if not is_out_of_memory(error):
                 raise
             video = self.videos[0]
-            raise SettingsError(
+            # The frames of the error hold the activations that fill the device.
+            traceback.clear_frames(error.__traceback__)
+            raise SamplingMemoryError(
                 f"{self.pipeline.device} has too little memory for {len(self.videos)} x {video.num_frames} frames of "
                 f"{video.height} x {video.width}; lower batch_size, num_frames or the size, or use a 16-bit dtype."
-            ) from error
+            ) from None
 
 
 def _noise_schedule(pipeline: VideoPipeline, settings: SampleSettings) -> Mapping[str, Any]:

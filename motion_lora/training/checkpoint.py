@@ -63,6 +63,10 @@ class OptimiserState:
             moments.setdefault(name, {})[kind] = value
         if set(moments) != set(self.parameters):
             raise TrainingError("The checkpoint holds other parameters than this run trains; delete it to start over.")
+        # All are looked at before the first is taken over.
+        for name, parameter in self.parameters.items():
+            if not _belongs(moments[name], parameter):
+                raise TrainingError(f"The checkpoint holds no usable numbers for {name}; delete it to start over.")
         for name, parameter in self.parameters.items():
             stored = moments[name]
             parameter.copy_(stored.pop("parameter"))
@@ -125,14 +129,14 @@ class Keeper:
             index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
             self._require_same_run(index)
             tensors = read_tensors(self.folder / index["tensors"], own=True)
-            progress = _progress_from(index, tensors)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            progress, scaler = _progress_from(index, tensors), dict(index["scaler"])
+        except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
             if isinstance(error, SettingsError):
                 raise
             message = f"The checkpoint in {self.folder} is damaged ({error}); delete it to start over."
             raise TrainingError(message) from error
         current = {name: tensor for name, tensor in tensors.items() if not name.startswith("result|")}
-        self._unread = (current, index["scaler"]) if current else None
+        self._unread = (current, scaler) if current else None
         return progress
 
     def restore(self, state: OptimiserState) -> None:
@@ -223,7 +227,18 @@ def _progress_from(index: Mapping[str, Any], tensors: Values) -> Progress:
             _, stage, name = key.split("|", 2)
             results.setdefault(stage, {})[name] = tensor
     reports = [StepReport(*entry) for entry in index["reports"]]
-    return Progress(results, reports, str(index["stage"]), int(index["step"]))
+    step = int(index["step"])
+    if step < 0 or not all(tensor.is_floating_point() for tensor in tensors.values()):
+        raise ValueError("it holds numbers of another kind")
+    return Progress(results, reports, str(index["stage"]), step)
+
+
+def _belongs(stored: Values, parameter: Tensor) -> bool:
+    """Whether what is stored for a parameter is one value of its shape, and moments of it or one number each."""
+    shapes = {key: tuple(value.shape) for key, value in stored.items()}
+    return shapes.get("parameter") == tuple(parameter.shape) and all(
+        shape in ((), tuple(parameter.shape)) for shape in shapes.values()
+    )
 
 
 def results_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

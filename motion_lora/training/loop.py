@@ -27,6 +27,7 @@ from ..base.pipeline import VideoPipeline
 from ..core.absorber import Absorber
 from ..core.errors import SettingsError, TrainingError, is_out_of_memory
 from ..core.lora import LoRA
+from ..core.out_of_memory import TrainingMemoryError
 from ..methods.stages import Stage
 from ..methods.table import ABSORBERS
 from .checkpoint import Keeper, OptimiserState, Progress, results_of
@@ -356,6 +357,7 @@ def _known(answer: str) -> Command:
 @contextmanager
 def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]:
     """Gradients on whatever mode the host is in, repeatable kernels, and memory errors that say what to do."""
+    _require_scaler(pipeline)
     repeatable = settings.deterministic and pipeline.device.type != "cpu"
     with torch.inference_mode(False), torch.enable_grad(), repeatable_kernels() if repeatable else nullcontext():
         try:
@@ -365,7 +367,17 @@ def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]
                 raise
             # Whoever keeps the error, as a notebook does, must not keep the activations of its frames.
             traceback.clear_frames(error.__traceback__)
-            raise TrainingError(_memory_advice(pipeline, settings)) from None
+            raise TrainingMemoryError(_memory_advice(pipeline, settings)) from None
+
+
+def _require_scaler(pipeline: VideoPipeline) -> None:
+    """fp16 needs its losses scaled. Raises SettingsError where this torch cannot do that: on Macs before 2.8."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if pipeline.dtype is torch.float16 and pipeline.device.type == "mps" and version < (2, 8):
+        raise SettingsError(
+            f"dtype is fp16, in which torch {torch.__version__} cannot train on mps; load the base in bf16 or fp32, or "
+            "update torch to 2.8."
+        )
 
 
 def _memory_advice(pipeline: VideoPipeline, settings: TrainSettings) -> str:

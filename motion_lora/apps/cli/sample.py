@@ -143,9 +143,11 @@ def run(options: argparse.Namespace) -> int:
             batch_size=values.get("batch_size", 4),
             callback=lambda step, total: bar.update("sampling", step, total),
         )
-    for path, video in zip(paths, videos, strict=True):
+    written = [
         write_frames(path, video.frames, float(video.settings.fps or pipeline.default_fps))
-    _report(options, paths, videos, stack)
+        for path, video in zip(paths, videos, strict=True)
+    ]
+    _report(options, written, videos, stack)
     return 0
 
 
