@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..motion_lora.core.curves import FrameCurve, Schedule
 from ..motion_lora.core.lora import LoRA
-from ..motion_lora.core.stack import AdapterStack, StackEntry, block_of
+from ..motion_lora.core.stack import AdapterStack, StackEntry
 from ..motion_lora.core.text_inputs import block_strengths_from
 from . import files
 from .comfy import folders, server
@@ -52,7 +52,9 @@ def _block_strengths() -> io.String.Input:
 
 def _blocks(text: str, lora: LoRA) -> dict[str, float]:
     """The block strengths of a widget; a block that the LoRA lacks is refused, as it would do nothing in silence."""
-    return block_strengths_from(text, list(dict.fromkeys(block_of(module) for module in lora)))
+    from ..motion_lora.backbones.lora import blocks_of
+
+    return block_strengths_from(text, list(blocks_of(lora)))
 
 
 class MotionLoRAStack(io.ComfyNode):

@@ -8,7 +8,8 @@ import torch
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import Tensor, nn
 
-from motion_lora.core.lora import LoRA, LoRALayer, layer_of
+from motion_lora.backbones.unet3d import UNET3D
+from motion_lora.core.lora import LoRA, LoRALayer
 
 
 def replica_of(unet: nn.Module) -> nn.Module:
@@ -25,7 +26,7 @@ def full_size_unet() -> UNet3DConditionModel:
 def modules_like(unet: nn.Module, *endings: str, path: str = "") -> list[str]:
     """Modules with weights whose names end so, of one path if asked, in `named_modules` order."""
     names = [name for name, module in unet.named_modules() if getattr(module, "weight", None) is not None]
-    return [name for name in names if name.endswith(endings) and (not path or layer_of(name) == path)]
+    return [name for name in names if name.endswith(endings) and (not path or UNET3D.layer_of(name) == path)]
 
 
 def random_layer(weight: Tensor, rank: int, seed: int, scale: float = 1.0, std: float = 0.1) -> LoRALayer:

@@ -16,13 +16,10 @@ from torch import Tensor
 Layer = str
 TEMPORAL: Layer = "temporal"
 SPATIAL: Layer = "spatial"
+JOINT: Layer = "joint"
 
-
-def layer_of(module: str) -> Layer:
-    """Which path a module of `UNet3DConditionModel` belongs to, by its dotted name."""
-    parts = module.split(".")
-    temporal = {"transformer_in", "temp_attentions", "temp_convs"}
-    return TEMPORAL if temporal.intersection(parts) else SPATIAL
+DEFAULT_BACKBONE = "unet3d"
+"""What a LoRA is for whose file does not say it: the only backbone that there was."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +43,14 @@ class LoRALayer:
 
 @dataclass(frozen=True, eq=False)
 class LoRA:
-    """Layers by dotted module name of the UNet, and string metadata (see docs/FORMAT.md for its keys)."""
+    """Layers by dotted module name of the network, and string metadata (see docs/FORMAT.md for its keys).
+
+    `backbone` is the family of networks that it is for, which knows what the names mean (`backbones.lora`).
+    """
 
     layers: Mapping[str, LoRALayer]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    backbone: str = DEFAULT_BACKBONE
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -66,12 +67,8 @@ class LoRA:
     def num_parameters(self) -> int:
         return sum(layer.down.numel() + layer.up.numel() for layer in self.layers.values())
 
-    def part(self, path: Layer) -> LoRA:
-        """Only the temporal or only the spatial layers."""
-        return LoRA({n: layer for n, layer in self.layers.items() if layer_of(n) == path}, self.metadata)
-
     def with_metadata(self, **entries: str) -> LoRA:
-        return LoRA(self.layers, {**self.metadata, **entries})
+        return LoRA(self.layers, {**self.metadata, **entries}, self.backbone)
 
     def fingerprint(self) -> str:
         """SHA-256 over names, scales and factor bytes: equal when the change of the weights is stored equally."""

@@ -10,15 +10,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..backbones.registry import DEFAULT
 from ..core.errors import LoRAFileError
-from .refusals import WIDTH, embedding_width, refuse_embedding
+from .refusals import embedding_width, refuse_embedding
 from .source import open_source
 
 if TYPE_CHECKING:
     from ..core.absorber import PlaceholderTokens
 
 
-def load_textual_inversion(path: str | Path, width: int = WIDTH) -> PlaceholderTokens:
+def load_textual_inversion(path: str | Path, width: int = DEFAULT.text_width) -> PlaceholderTokens:
     """Read a textual inversion for a text encoder of this width: one placeholder token per row.
 
     Raises LoRAFileError if the file is no textual inversion, or one of another width (768 is Stable Diffusion 1.5).

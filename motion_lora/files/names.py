@@ -14,14 +14,13 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from ..backbones.registry import BACKBONES
+
 UNET, TEXT = "unet", "text"
 
-_NETWORK_WORDS = """
-    down_blocks up_blocks mid_block conv_in conv_out time_embedding linear_1 linear_2 transformer_in resnets attentions
-    temp_attentions temp_convs downsamplers upsamplers conv conv1 conv2 conv3 conv4 conv_shortcut time_emb_proj proj_in
-    proj_out transformer_blocks attn1 attn2 to_q to_k to_v to_out ff net proj"""
 _TEXT_WORDS = "text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2"
-_WORDS = sorted([*_NETWORK_WORDS.split(), *_TEXT_WORDS.split()], key=len, reverse=True)
+_NETWORK_WORDS = {word for backbone in BACKBONES.values() for word in backbone.key_words}
+_WORDS = sorted({*_NETWORK_WORDS, *_TEXT_WORDS.split()}, key=lambda word: (-len(word), word))
 _WORD = re.compile("(?:" + "|".join([*_WORDS, r"\d+"]) + ")(?=_|$)")
 _ROLES = r"(?P<role>down|up|mid)"
 _KOHYA = re.compile(rf"lora_(?P<part>unet|te)_(?P<module>\w+)\.(?:lora_{_ROLES}\.weight|(?P<alpha>alpha))")
@@ -36,7 +35,6 @@ _DOTTED = (
 )
 _PEFT_ROLES = {"A": "down", "B": "up"}
 _TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-LINEAR = re.compile(r".*\.(?:to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out|time_emb_proj)")
 
 
 class Key(NamedTuple):

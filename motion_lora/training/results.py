@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..backbones.lora import layers_text
 from ..base.pipeline import VideoPipeline
 from ..base.tokens import initial_tokens
 from ..core.absorber import Absorber
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 Results = Mapping[str, Values]
 
 
-def lora_from(values: Values, alpha: float) -> LoRA:
+def lora_from(values: Values, alpha: float, backbone: str) -> LoRA:
     """The LoRA of one adapter's parameters, "<module>.down" and "<module>.up"."""
     modules = [name.removesuffix(".down") for name in values if name.endswith(".down")]
-    return LoRA({m: LoRALayer(values[f"{m}.down"], values[f"{m}.up"], alpha) for m in modules})
+    layers = {m: LoRALayer(values[f"{m}.down"], values[f"{m}.up"], alpha) for m in modules}
+    return LoRA(layers, backbone=backbone)
 
 
 def absorber_from(
@@ -36,7 +38,7 @@ def absorber_from(
     """What the absorber stages that are done have made; None before the first."""
     spatial = tokens = None
     if values := results.get(ABSORB_BY_SPATIAL_LORA.name):
-        spatial = lora_from(part_of(values, "absorber"), settings.absorber_alpha)
+        spatial = lora_from(part_of(values, "absorber"), settings.absorber_alpha, pipeline.backbone.name)
     if values := results.get(ABSORB_BY_TOKENS.name):
         words = [words_to_absorb(clip, settings) for clip in clips]
         begun = initial_tokens(pipeline, words, settings.num_tokens)
@@ -65,11 +67,12 @@ def kept_lora(
     for stage in stages:
         for part in kept:
             alpha = part_settings(part, settings).alpha
-            layers.update(lora_from(part_of(results.get(stage.name, {}), part.name), alpha).layers)
-    lora = LoRA(layers)
+            values = part_of(results.get(stage.name, {}), part.name)
+            layers.update(lora_from(values, alpha, pipeline.backbone.name).layers)
+    lora = LoRA(layers, backbone=pipeline.backbone.name)
     if not kept:
         return lora
-    return LoRA(layers, build_metadata(_provenance(kept, settings, pipeline, clips, steps, mark), lora))
+    return _described(lora, _provenance(kept, settings, pipeline, clips, steps, mark))
 
 
 def spatial_loras(
@@ -87,10 +90,13 @@ def spatial_loras(
     for stage, part in parts:
         alpha = part_settings(part, settings).alpha
         for clip, name in zip(clips, adapter_names_of(part, len(clips)), strict=True):
-            lora = lora_from(part_of(results[stage.name], name), alpha)
-            metadata = build_metadata(_provenance([part], settings, pipeline, [clip], steps, mark), lora)
-            found.append(LoRA(lora.layers, metadata))
+            lora = lora_from(part_of(results[stage.name], name), alpha, pipeline.backbone.name)
+            found.append(_described(lora, _provenance([part], settings, pipeline, [clip], steps, mark)))
     return tuple(found)
+
+
+def _described(lora: LoRA, source: Provenance) -> LoRA:
+    return LoRA(lora.layers, build_metadata(source, lora, layers_text(lora)), lora.backbone)
 
 
 def _provenance(
@@ -138,4 +144,5 @@ def _absorber_metadata(
         settings=settings.with_effect(),
         clips=[clip.fingerprint() for clip in clips],
     )
-    return build_metadata(source, spatial or LoRA({}))
+    lora = spatial or LoRA({}, backbone=pipeline.backbone.name)
+    return build_metadata(source, lora, layers_text(lora))
