@@ -1,8 +1,9 @@
-"""The same properties on every backbone, each with a tiny real network: nothing outside backbones/ knows which it is."""
+"""The same properties on every backbone, each with a tiny real network: only backbones/ knows which it is."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,13 +28,14 @@ from motion_lora.core.axes import fold_frames, unfold_frames
 from motion_lora.core.curves import FrameCurve, Schedule
 from motion_lora.core.errors import LoRAFileError, ModelError, SettingsError
 from motion_lora.core.highway import Highway
-from motion_lora.core.lora import SPATIAL, TEMPORAL, LoRA
+from motion_lora.core.lora import SPATIAL, TEMPORAL, LoRA, LoRALayer
 from motion_lora.core.stack import AdapterStack, StackEntry
 from motion_lora.files.absorber_file import load_absorber, save_absorber
+from motion_lora.files.container import read_header, read_tensors, serialize
 from motion_lora.files.inspection import inspect
 from motion_lora.files.own import BACKBONE_KEY, load_lora, save_lora
 from motion_lora.files.reader import load_any
-from motion_lora.files.writers import export_kohya, export_peft
+from motion_lora.files.writers import export_kohya, export_native, export_peft, native_tensors
 from motion_lora.sampling.loop import sample
 from motion_lora.sampling.settings import SampleSettings
 from motion_lora.training import train
@@ -101,7 +103,7 @@ _BLOCK_TYPES = ("down_block_types", "up_block_types")
 def test_every_backbone_has_a_tiny_network_and_a_known_class(backbone, base):
     own = of_network(base)
     assert (own.name, named(backbone)) == (backbone, own)
-    assert NETWORK_CLASSES == tuple(each.network_class.__name__ for each in BACKBONES.values())
+    assert tuple(each.network_class.__name__ for each in BACKBONES.values()) == NETWORK_CLASSES
     assert is_video_network(json.dumps({"_class_name": own.network_class.__name__}))
     assert of_network(empty_network(own.reference_config)) is own
     temporal = [name for name, _ in base.named_parameters() if own.layer_of(name) == TEMPORAL]
@@ -282,7 +284,9 @@ def test_checkpointed_gradients_are_the_same(base):
 # Training and resume
 
 
-@pytest.mark.parametrize("method", ["customize-a-video", "motiondirector", "separate-motion-appearance", "spatial-temporal"])
+@pytest.mark.parametrize(
+    "method", ["customize-a-video", "motiondirector", "separate-motion-appearance", "spatial-temporal"]
+)
 def test_every_kind_of_method_trains(pipeline, backbone, method):
     before = weights_of(pipeline)
     result = train(pipeline, [sample_clip()], quick(method=method, steps=2))
@@ -329,18 +333,14 @@ def test_files_of_the_other_backbone_are_refused(tmp_path, base, backbone):
 
 
 def test_a_file_of_a_later_backbone_is_refused(tmp_path, base):
-    from motion_lora.files.container import read_header, read_tensors, serialize
-
     path = save_lora(tmp_path / "x.safetensors", lora_on(base, "tap-k"))
     header = read_header(path)
     path.write_bytes(serialize(read_tensors(path), {**header.metadata, BACKBONE_KEY: "wan"}))
-    with pytest.raises(LoRAFileError, match="x.safetensors cannot be used: a LoRA is for the backbone 'wan'"):
+    with pytest.raises(LoRAFileError, match=r"x\.safetensors cannot be used: a LoRA is for the backbone 'wan'"):
         load_lora(path)
 
 
 def test_a_file_without_the_key_is_unet3d(tmp_path):
-    from motion_lora.files.container import read_header, read_tensors, serialize
-
     path = save_lora(tmp_path / "x.safetensors", lora_on(BACKBONE_UNETS["unet3d"](0), "tap-k"))
     header = read_header(path)
     path.write_bytes(serialize(read_tensors(path), {k: v for k, v in header.metadata.items() if k != BACKBONE_KEY}))
@@ -397,6 +397,62 @@ def test_frames_normalised_one_by_one_as_animatediff_does():
     maps = module.proj_out(tokens).unflatten(0, (2, 4, 4)).permute(0, 3, 4, 1, 2).flatten(0, 1)
     torch.testing.assert_close(ours, maps + hidden, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(ours, stock, atol=1e-2)
-    assert torch.equal(replica_of(unet).get_submodule("down_blocks.0.motion_modules.0")(hidden, num_frames=FRAMES), ours)
+    assert torch.equal(
+        replica_of(unet).get_submodule("down_blocks.0.motion_modules.0")(hidden, num_frames=FRAMES), ours
+    )
     normalise_per_frame(unet, enabled=False)
     assert torch.equal(module(hidden, num_frames=FRAMES), stock)
+
+
+# Files of AnimateDiff's own tools
+
+
+def test_native_files_hold_what_their_loader_takes(tmp_path):
+    unet = tiny_motion_unet()
+    sample_lora = lora_on(unet, "temporal-all")
+    lora = LoRA({m: replace(layer, scale=0.3) for m, layer in sample_lora.layers.items()}, {}, "animatediff")
+    path = export_native(tmp_path / "x.safetensors", lora)
+    shapes = read_header(path).shapes
+    assert len(shapes) == 2 * len(lora)
+    assert all("temporal" in key and "alpha" not in key for key in shapes)
+    stem = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0."
+    for key in ("attention_blocks.0.processor.to_q_lora.", "attention_blocks.1.processor.to_out_lora."):
+        assert {f"{stem}{key}down.weight", f"{stem}{key}up.weight"} <= set(shapes)
+    assert {f"{stem}ff.net.0.processor.proj_lora.down.weight", f"{stem}ff.net.processor.2_lora.up.weight"} <= set(
+        shapes
+    )
+    for network in (None, unet):
+        found = load_any(path, network).lora
+        assert found.backbone == "animatediff"
+        for module, layer in lora.layers.items():
+            torch.testing.assert_close(found.layers[module].delta(), layer.delta())
+
+
+def test_files_of_admotiondirector_are_read(tmp_path):
+    unet = tiny_motion_unet()
+    lora = lora_on(unet, "temporal-all")
+    tensors = {}
+    for key, tensor in native_tensors(lora).items():
+        tensors[key.replace("processor.to_out_lora", "to_out.processor.0_lora")] = tensor
+    torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in tensors.items()}}, tmp_path / "x.ckpt")
+    found = load_any(tmp_path / "x.ckpt", unet).lora
+    assert all(torch.equal(found.layers[m].delta(), layer.delta()) for m, layer in lora.layers.items())
+
+
+@pytest.mark.parametrize(("mid", "tensors", "parameters"), [(True, 336, 19_333_120), (False, 320, 18_022_400)])
+def test_official_counts(mid, tensors, parameters):
+    """The official MotionLoRAs have rank 64: 77 MB on v2; v3 has no module in the middle block."""
+    network = empty_network({**ANIMATEDIFF_CONFIG, "use_motion_mid_block": mid})
+    weights = {name: network.get_submodule(name).weight for name in target_modules(network, "temporal-attention")}
+    layers = {n: LoRALayer(w.new_empty(64, w.shape[1]), w.new_empty(w.shape[0], 64)) for n, w in weights.items()}
+    found = native_tensors(LoRA(layers, {}, "animatediff"))
+    assert len(found) == tensors
+    assert sum(tensor.numel() for tensor in found.values()) == parameters
+    assert any("mid_block" in key for key in found) is mid
+
+
+def test_what_native_files_cannot_hold_is_said(tmp_path, base, backbone):
+    look = lora_on(base, "spatial-attention")
+    with pytest.raises(LoRAFileError, match=f"no place in a file for the tools of {backbone}"):
+        export_native(tmp_path / "x.safetensors", look)
+    assert not list(tmp_path.iterdir())

@@ -238,6 +238,13 @@ class Backbone(ABC):
     def module_named(self, name: str) -> str:
         """diffusers' name of a module, from the name that a LoRA file of another tool gives it."""
 
+    def native_key(self, module: str) -> str | None:
+        """The stem of a module's two keys in the files that the family's own tools exchange, before `.down.weight`.
+
+        None for a module that such files cannot hold, or where the family has no files of its own.
+        """
+        return None
+
     @abstractmethod
     def is_linear(self, module: str) -> bool:
         """Whether a module is linear by its name, though some tools write its factors as 1x1 convolutions."""

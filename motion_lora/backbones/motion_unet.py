@@ -35,6 +35,13 @@ ANIMATEDIFF_CONFIG: Mapping[str, Any] = MappingProxyType(
 """Stable Diffusion 1.5 with a v3 motion module; v2 has one in the middle block too (`use_motion_mid_block`)."""
 
 
+_MODULE = re.compile(
+    r"(?P<place>.+\.motion_modules\.\d+)\.transformer_blocks\.(?P<block>\d+)\."
+    r"(?:attn(?P<attention>[12])\.(?P<projection>to_q|to_k|to_v|to_out\.0)|(?P<feed_forward>ff\.net\.(?:0\.proj|2)))"
+)
+_FEED_FORWARD = {"ff.net.0.proj": "ff.net.0.processor.proj", "ff.net.2": "ff.net.processor.2"}
+
+
 class MotionUNet(UNetBackbone):
     """See the module. Attn1 and attn2 of a motion module are both self-attention over frames."""
 
@@ -80,6 +87,17 @@ class MotionUNet(UNetBackbone):
         """AnimateDiff's own names end in temporal_transformer.transformer_blocks.0.attention_blocks.1.to_q."""
         name = name.replace(".temporal_transformer.", ".")
         return re.sub(r"\.attention_blocks\.([01])\.", lambda found: f".attn{int(found[1]) + 1}.", name)
+
+    def native_key(self, module: str) -> str | None:
+        """Of a motion module; guoyww's MotionLoRAs and ADMotionDirector's files have these keys."""
+        found = _MODULE.fullmatch(module)
+        if found is None:
+            return None
+        block = f"{found['place']}.temporal_transformer.transformer_blocks.{found['block']}"
+        if found["attention"]:
+            projection = found["projection"].removesuffix(".0")
+            return f"{block}.attention_blocks.{int(found['attention']) - 1}.processor.{projection}_lora"
+        return f"{block}.{_FEED_FORWARD[found['feed_forward']]}_lora"
 
     def is_linear(self, module: str) -> bool:
         """The spatial transformers of Stable Diffusion 1.5 project by 1x1 convolutions."""

@@ -3,6 +3,7 @@
     kohya       lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight, .lora_up.weight, .lora_mid.weight, .alpha
     PEFT        [base_model.model.][unet.]<module>.lora_A[.<adapter>].weight, .lora_B...
     diffusers   unet.<module>.processor.to_q_lora.down.weight, .lora.up.weight, .lora_linear_layer...
+    AnimateDiff <module>.processor.to_q_lora.down.weight, ff.net.0.processor.proj_lora..., ff.net.processor.2_lora...
     ComfyUI     diffusion_model.<module>.lora_down.weight, .alpha
 
 Kohya writes the dots of a module name as underscores; since some words hold underscores themselves, they are read back
@@ -25,12 +26,13 @@ _WORD = re.compile("(?:" + "|".join([*_WORDS, r"\d+"]) + ")(?=_|$)")
 _ROLES = r"(?P<role>down|up|mid)"
 _KOHYA = re.compile(rf"lora_(?P<part>unet|te)_(?P<module>\w+)\.(?:lora_{_ROLES}\.weight|(?P<alpha>alpha))")
 _PREFIX = re.compile(
-    r"(?:base_model\.model\.)?(?:(?P<unet>unet\.|diffusion_model\.)|(?P<text>text_encoder\.))?(?:base_model\.model\.)?"
+    r"(?:base_model\.model\.|module\.)?(?:(?P<unet>unet\.|diffusion_model\.)|(?P<text>text_encoder\.))?(?:base_model\.model\.)?"
 )
 _DOTTED = (
     re.compile(r"(?P<module>.+)\.lora_(?P<ab>[AB])(?:\.(?!weight$)[^.]+)?\.weight"),
     re.compile(rf"(?P<module>.+)\.(?:lora_|lora\.|lora_linear_layer\.){_ROLES}\.weight"),
     re.compile(rf"(?P<module>.+?)\.(?:processor\.)?(?P<projection>to_q|to_k|to_v|to_out)_lora\.{_ROLES}\.weight"),
+    re.compile(rf"(?P<module>.+?)\.processor\.(?P<leaf>\w+)_lora\.{_ROLES}\.weight"),
     re.compile(r"(?P<module>.+)\.(?P<alpha>alpha)"),
 )
 _PEFT_ROLES = {"A": "down", "B": "up"}
@@ -70,6 +72,8 @@ def _parse_dotted(key: str) -> Key | None:
         if "projection" in groups:
             module = f"{groups['module']}.{_projection(part, groups['projection'])}"
             return Key(part, _bare(part, module), groups["role"], "diffusers")
+        if "leaf" in groups:
+            return Key(part, _bare(part, f"{groups['module']}.{groups['leaf']}"), groups["role"], "diffusers")
         if "ab" in groups:
             return Key(part, _bare(part, groups["module"]), _PEFT_ROLES[groups["ab"]], "peft")
         return Key(part, _bare(part, groups["module"]), groups.get("role") or "alpha", "diffusers")
