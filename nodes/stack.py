@@ -101,6 +101,8 @@ class MotionLoRAStack(io.ComfyNode):
         block_strengths: str = "",
         text_part: LoRA | None = None,
     ) -> io.NodeOutput:
+        from ..motion_lora.adapters.apply import check_frames
+
         entry = StackEntry(
             motion_lora,
             strength,
@@ -112,6 +114,7 @@ class MotionLoRAStack(io.ComfyNode):
             name=motion_lora.metadata.get("modelspec.title", ""),
             text_encoder=text_part,
         )
+        check_frames(entry)
         return io.NodeOutput((stack or AdapterStack()).add(entry))
 
 

@@ -72,6 +72,15 @@ def applied_to_text_encoder(text_encoder: nn.Module, stack: AdapterStack) -> Ite
         yield
 
 
+def check_frames(entry: StackEntry) -> None:
+    """Raise SettingsError for a strength over frames on a LoRA without temporal layers."""
+    if entry.frames is not None and not any(layer_of(entry.lora, module) == TEMPORAL for module in entry.lora):
+        raise SettingsError(
+            f"LoRA {entry.name or '(unnamed)'} has no temporal layers, so a strength over frames has nothing to "
+            "act on: leave the frame curve out, or use it on a motion LoRA"
+        )
+
+
 def strength_of(entry: StackEntry, module: str) -> float:
     """The strength of one layer of an entry before the curves over steps and frames."""
     backbone = named(entry.lora.backbone)
@@ -155,11 +164,7 @@ def _check_entries(unet: nn.Module, stack: AdapterStack, backbone: Backbone) -> 
     blocks = sorted({backbone.block_of(module) for module in weights_of(unet)}) if stack.entries else []
     for entry in stack.entries:
         require_fit(unet, entry.lora, entry.name)
-        if entry.frames is not None and not any(layer_of(entry.lora, module) == TEMPORAL for module in entry.lora):
-            raise SettingsError(
-                f"LoRA {entry.name or '(unnamed)'} has no temporal layers, so a strength over frames has nothing to "
-                "act on: leave the frame curve out, or use it on a motion LoRA"
-            )
+        check_frames(entry)
         unknown = sorted(set(entry.block_strengths) - set(blocks))
         if unknown:
             raise SettingsError(f"no such block: {', '.join(unknown)}; this base has {', '.join(blocks)}")

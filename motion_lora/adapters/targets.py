@@ -24,7 +24,11 @@ _BOTH = ("first", "second")
 
 @dataclass(frozen=True)
 class TargetPreset:
-    """A row of the table: on which layers, which projections of which attentions, feed-forward, convolutions or not."""
+    """A row of the table: on which layers, which projections of which attentions, feed-forward, convolutions or not.
+
+    `zero_sum`: the kernels of the LoRA's convolutions over frames sum to zero over time, so that what stands still
+    passes unchanged and only what changes from frame to frame can be changed.
+    """
 
     name: str
     layer: Layer
@@ -33,6 +37,7 @@ class TargetPreset:
     feed_forward: bool
     convolutions: bool
     source: str
+    zero_sum: bool = False
 
     @property
     def selection(self) -> Selection:
@@ -47,6 +52,16 @@ _PRESETS = (
     TargetPreset("temporal-attention", TEMPORAL, _BOTH, _ALL, False, False, f"{_CAV}: T-LoRA, Table 3"),
     TargetPreset("temporal-all", TEMPORAL, _BOTH, _ALL, True, False, f"{_MD}: temporal path, reference code"),
     TargetPreset("temporal-conv", TEMPORAL, (), (), False, True, f"{_OWN}: the convolutions over frames alone"),
+    TargetPreset(
+        "temporal-difference",
+        TEMPORAL,
+        (),
+        (),
+        False,
+        True,
+        f"{_OWN}: the convolutions over frames, blind to what stands still",
+        zero_sum=True,
+    ),
     TargetPreset("temporal-full", TEMPORAL, _BOTH, _ALL, True, True, f"{_OWN}: attention, feed-forward, convolutions"),
     TargetPreset("tap-k", TEMPORAL, _BOTH, ("key",), False, False, f"{_SM}: TAP as the paper is reported"),
     TargetPreset("tap-k-out", TEMPORAL, _BOTH, ("key", "output"), False, False, f"{_SM}: TAP as in its code"),

@@ -12,7 +12,8 @@ HIGHWAY_PRESETS = ("code", "all")
 MAX_HIGHWAY_SCALE = 4.0
 LORA_FORMATS = ("motion-lora", "kohya", "peft")
 TEMPORAL_TARGETS = (
-    "temporal-attention", "temporal-all", "temporal-conv", "temporal-full", "tap-k", "tap-k-out", "tap-qk",
+    "temporal-attention", "temporal-all", "temporal-conv", "temporal-difference", "temporal-full", "tap-k",
+    "tap-k-out", "tap-qk",
 )  # fmt: skip
 SPATIAL_TARGETS = ("spatial-attention", "spatial-self-ff", "spatial-conv", "spatial-full")
 LR_SCHEDULERS = ("constant", "cosine")

@@ -68,7 +68,9 @@ PLANS: dict[str, StagePlan] = {
     "text": StagePlan("text", seed=1, steps=500, batch_size=64, learning_rate=1e-3, warmup=50, ema_decay=0.99),
     "image": StagePlan("image", seed=2, steps=2000, batch_size=64, learning_rate=1e-3, cooldown=0.1),
     "motion": StagePlan("motion", seed=3, steps=1000, batch_size=8, learning_rate=8e-4, cooldown=0.1),
-    "video": StagePlan("video", seed=4, steps=3000, batch_size=8, learning_rate=8e-4, cooldown=0.4, drop=0.65, last_drop=0.15),
+    "video": StagePlan(
+        "video", seed=4, steps=3000, batch_size=8, learning_rate=8e-4, cooldown=0.4, drop=0.65, last_drop=0.15
+    ),
 }
 
 # Stages that a finished model can take once more: gently, and for a short while.
