@@ -8,6 +8,8 @@ import torch
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import Tensor, nn
 
+from motion_lora.backbones.base import Text
+from motion_lora.backbones.registry import of_network
 from motion_lora.backbones.unet3d import UNET3D
 from motion_lora.core.lora import LoRA, LoRALayer
 
@@ -77,7 +79,13 @@ def run(unet: nn.Module, frames: int = 3, batch: int = 2) -> Tensor:
     latents = torch.randn(batch, 4, frames, 8, 8, generator=generator)
     text = torch.randn(batch, 5, unet.config.cross_attention_dim, generator=generator)
     with torch.no_grad():
-        return unet(latents, 500, text).sample
+        return predict(unet, latents, 500, text)
+
+
+def predict(unet: nn.Module, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+    """One call as the backbone makes it; `text` is of the prompts, (b, tokens, width)."""
+    said = Text({"encoder_hidden_states": text})
+    return of_network(unet).predict(unet, latents, torch.tensor(timestep), said)
 
 
 def state_bytes(unet: nn.Module) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from lora_samples import random_lora, replica_of, run, state_bytes
+from lora_samples import predict, random_lora, replica_of, run, state_bytes
 from tiny import BACKBONE_UNETS, NUM_FRAMES, TEXT_WIDTH, tiny_latents, tiny_motion_unet, tiny_pipeline
 from torch import nn
 from training_samples import Listener, largest_change, quick, same_weights, sample_clip, weights_of
@@ -130,10 +130,10 @@ def test_without_time_it_is_diffusers_image_network(backbone, levels):
     latents = tiny_latents(num_frames=FRAMES)
     text = torch.randn(1, 5, TEXT_WIDTH, generator=torch.Generator().manual_seed(9))
     with temporal_bypass(unet):
-        video = unet(latents, 321, text).sample
+        video = predict(unet, latents, 321, text)
     images = image_network(unet)(fold_frames(latents), 321, text.expand(FRAMES, -1, -1)).sample
     torch.testing.assert_close(video, unfold_frames(images, 1), rtol=0, atol=1e-5)
-    assert not torch.allclose(unet(latents, 321, text).sample, video, atol=1e-2)
+    assert not torch.allclose(predict(unet, latents, 321, text), video, atol=1e-2)
 
 
 @torch.no_grad()
@@ -273,7 +273,7 @@ def test_checkpointed_gradients_are_the_same(base):
         for weight in weights:
             weight.requires_grad_(True)
         with gradient_checkpointing(unet, enabled):
-            unet(tiny_latents(), 500, torch.ones(1, 5, TEXT_WIDTH)).sample.square().mean().backward()
+            predict(unet, tiny_latents(), 500, torch.ones(1, 5, TEXT_WIDTH)).square().mean().backward()
         gradients.append([weight.grad.clone() for weight in weights])
         for weight in weights:
             weight.grad = None

@@ -14,6 +14,7 @@ from typing import Any
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionModel
 from torch import Tensor, nn
 
+from .base import Text
 from .unet import ARCHITECTURE, WORDS, UNetBackbone, levels
 
 ANIMATEDIFF_CONFIG: Mapping[str, Any] = MappingProxyType(
@@ -82,6 +83,12 @@ class MotionUNet(UNetBackbone):
         if num_frames <= most:
             return ""
         return f"the motion module has positions for {most} frames, not for {num_frames}; take at most {most}"
+
+    def predict(self, network: Callable[..., Any], noisy: Tensor, timesteps: Tensor, text: Text) -> Tensor:
+        """The network folds the frames into the batch and takes the text of each frame."""
+        frames = noisy.shape[2]
+        each = Text({name: tensor.repeat_interleave(frames, dim=0) for name, tensor in text.tensors.items()})
+        return super().predict(network, noisy, timesteps, each)
 
     def module_named(self, name: str) -> str:
         """AnimateDiff's own names end in temporal_transformer.transformer_blocks.0.attention_blocks.1.to_q."""
