@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from motion_lora.adapters.targets import TARGETS, parameter_count
-from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
+from motion_lora.backbones.registry import empty_network
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG
 from motion_lora.core.lora import SPATIAL, TEMPORAL
 from motion_lora.methods.stages import Stage
 from motion_lora.methods.table import ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS, ABSORBERS, METHODS
@@ -99,7 +100,7 @@ def test_image_path_is_the_spatial_half_with_one_lora_for_all():
 
 def test_counts_of_the_rows_on_modelscope():
     """Customize-A-Video Table 3."""
-    unet = empty_unet(MODELSCOPE_UNET_CONFIG)
+    unet = empty_network(MODELSCOPE_UNET_CONFIG)
 
     def count(name: str, part: str, rank: int) -> int:
         (preset,) = (p.targets for p in main_stage(name).parts if p.name == part)

@@ -22,12 +22,13 @@ from lora_samples import (
 from tiny import tiny_unet
 from torch import nn
 
-from motion_lora.adapters.apply import applied, applied_to_text_encoder
+from motion_lora.adapters.apply import applied, applied_to_text_encoder, check_frames
+from motion_lora.backbones.unet3d import UNET3D
 from motion_lora.core.curves import FrameCurve, Schedule
 from motion_lora.core.errors import LoRAFileError, SettingsError
 from motion_lora.core.highway import Highway
-from motion_lora.core.lora import LoRA, LoRALayer, layer_of
-from motion_lora.core.stack import AdapterStack, StackEntry, block_of
+from motion_lora.core.lora import LoRA, LoRALayer
+from motion_lora.core.stack import AdapterStack, StackEntry
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_block_strength_of_a_half_is_exactly_half(unet):
     half = change(unet, stack_of(StackEntry(lora, block_strengths={"down_blocks.1": 0.5, "transformer_in": 0.5})))
     whole = change(unet, stack_of(StackEntry(lora)))
     for module in lora:
-        factor = 0.5 if block_of(module) in ("down_blocks.1", "transformer_in") else 1.0
+        factor = 0.5 if UNET3D.block_of(module) in ("down_blocks.1", "transformer_in") else 1.0
         assert torch.allclose(half[f"{module}.weight"], factor * whole[f"{module}.weight"], atol=1e-7), module
 
 
@@ -106,7 +107,7 @@ def test_temporal_and_spatial_strength_act_on_their_own_path(unet):
     lora = everything_sample(unet)
     found = change(unet, stack_of(StackEntry(lora, 2.0, temporal_strength=0.5, spatial_strength=-0.25)))
     for module, layer in lora.layers.items():
-        factor = 1.0 if layer_of(module) == "temporal" else -0.5
+        factor = 1.0 if UNET3D.layer_of(module) == "temporal" else -0.5
         assert torch.allclose(found[f"{module}.weight"], factor * layer.delta(), atol=1e-7), module
 
 
@@ -238,7 +239,7 @@ def test_a_flat_frame_curve_equals_a_constant(unet):
     lora = everything_sample(unet)
     nearly = FrameCurve(curve=((0.0, 0.5), (1.0, 0.5 + 1e-12)))
     with applied(unet, stack_of(StackEntry(lora, 0.8, frames=nearly)), 3) as work:
-        temporal = sum(layer_of(module) == "temporal" for module in lora)
+        temporal = sum(UNET3D.layer_of(module) == "temporal" for module in lora)
         assert (work.merged, work.varying) == (len(lora) - temporal, temporal)
         found = run(unet)
     assert close(found, output(unet, stack_of(StackEntry(lora, 0.8, temporal_strength=0.5))))
@@ -332,7 +333,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_applied(unet, base, fault):
 
 def test_a_frame_curve_without_temporal_layers_is_refused(unet):
     with pytest.raises(SettingsError, match="temporal"):
-        StackEntry(appearance_sample(unet), frames=FrameCurve(curve="linear"))
+        check_frames(StackEntry(appearance_sample(unet), frames=FrameCurve(curve="linear")))
 
 
 @pytest.mark.parametrize(

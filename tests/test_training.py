@@ -21,10 +21,11 @@ from training_samples import (
 
 from motion_lora.adapters.targets import target_modules
 from motion_lora.adapters.weights import spatial_weights
+from motion_lora.backbones.unet3d import UNET3D
 from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.core.absorber import Absorber
 from motion_lora.core.errors import LoRAFileError, SettingsError
-from motion_lora.core.lora import SPATIAL, TEMPORAL, layer_of
+from motion_lora.core.lora import SPATIAL, TEMPORAL
 from motion_lora.methods.table import METHODS
 from motion_lora.training import StageRun, TrainingPausedError, TrainSettings, fingerprint, train, train_absorber
 from motion_lora.training.batches import random_patches
@@ -252,8 +253,8 @@ def test_each_clip_has_a_spatial_lora_and_all_share_the_temporal_one(pipeline, c
     result = train(pipeline, [clip, sample_clip(1, caption="a blue square moving left over sand")], settings)
     assert len(result.spatial) == 2 and all(largest_change(lora) > 0 for lora in result.spatial)
     assert result.spatial[0].fingerprint() != result.spatial[1].fingerprint()
-    assert {layer_of(module) for module in result.lora} == {TEMPORAL}
-    assert all({layer_of(module) for module in lora} == {SPATIAL} for lora in result.spatial)
+    assert {UNET3D.layer_of(module) for module in result.lora} == {TEMPORAL}
+    assert all({UNET3D.layer_of(module) for module in lora} == {SPATIAL} for lora in result.spatial)
     captions = [lora.metadata["motion_lora.captions"] for lora in result.spatial]
     assert "red circle" in captions[0] and captions[1] == '["a blue square moving left over sand"]'
     alone = train(pipeline, [clip], replace(settings, steps=1))
@@ -352,7 +353,7 @@ def test_absorber_alone_for_a_method_of_many_looks(pipeline, clip, trained):
 def test_weights_of_a_tuned_network_as_absorber(pipeline, clip):
     tuned = {name: weight + 0.05 for name, weight in pipeline.unet.state_dict().items()}
     weights = spatial_weights(tuned, pipeline.unet)
-    assert weights and {layer_of(name) for name in weights} == {SPATIAL}
+    assert weights and {UNET3D.layer_of(name) for name in weights} == {SPATIAL}
     before = weights_of(pipeline)
     held = stage_run(pipeline, [clip], quick(), Absorber(weights=weights))
     assert same_weights(pipeline, before)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..backbones.registry import of_keys
 from ..core.errors import LoRAFileError, SettingsError
 from ..core.lora import LoRA, LoRALayer
 from ..core.metadata import OWN
@@ -57,11 +58,14 @@ def merge(loras: Sequence[LoRA], strengths: Sequence[float] | None = None) -> Lo
             "these LoRAs act in different sampling steps (they were trained on different timesteps), which one file "
             "cannot say: put them on a stack instead"
         )
+    backbones = sorted({lora.backbone for lora in loras})
+    if len(backbones) > 1:
+        raise LoRAFileError(f"the LoRAs do not belong to one network: they are for {' and '.join(backbones)}")
     layers = {}
     for module in dict.fromkeys(module for lora in loras for module in lora):
         pairs = [(lora.layers[module], s) for lora, s in zip(loras, strengths, strict=True) if module in lora.layers]
         layers[module] = _side_by_side(module, pairs)
-    return LoRA(layers, _merged_metadata(loras, strengths), loras[0].acts_in)
+    return LoRA(layers, _merged_metadata(loras, strengths), loras[0].acts_in, backbones[0])
 
 
 def resize(lora: LoRA, rank: int | None = None, *, energy: float | None = None) -> Resized:
@@ -85,7 +89,7 @@ def resize(lora: LoRA, rank: int | None = None, *, energy: float | None = None) 
     total = sum(totals.values())
     shares = {module: keeps[module] / totals[module] if totals[module] else 1.0 for module in layers}
     kept = sum(keeps.values()) / total if total else 1.0
-    return Resized(LoRA(layers, _changed(lora.metadata), lora.acts_in), kept, shares)
+    return Resized(replace(lora, layers=layers, metadata=_changed(lora.metadata)), kept, shares)
 
 
 def extract(
@@ -114,7 +118,8 @@ def extract(
         total += float(difference.square().sum())
         kept += energy
     left_out = tuple(name for name in changed if name not in usable)
-    return Extracted(LoRA(layers, {f"{OWN}imported_from": "difference"}), kept / total, left_out)
+    lora = LoRA(layers, {f"{OWN}imported_from": "difference"}, backbone=of_keys(base).name)
+    return Extracted(lora, kept / total, left_out)
 
 
 def _side_by_side(module: str, pairs: Sequence[tuple[LoRALayer, float]]) -> LoRALayer:

@@ -17,6 +17,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..backbones.registry import of_network
 from ..core.errors import ModelError, SettingsError
 from ..core.lora import LoRA, LoRALayer
 from .broken import shield_peft
@@ -59,6 +60,7 @@ class Adapter:
     def __init__(self, unet: nn.Module, name: str) -> None:
         """Raises SettingsError when `unet` has no adapter of that name."""
         self.name = name
+        self._network = unet
         self._hosts = {module: host for module, host in _hosts(unet) if name in host.lora_A}
         if not self._hosts:
             there = ", ".join(adapter_names(unet)) or "none"
@@ -106,7 +108,7 @@ class Adapter:
         for module, host in self._hosts.items():
             down, up = self._factors(host)
             layers[module] = LoRALayer(_copy(down.weight), _copy(up.weight), up.scale)
-        return LoRA(layers)
+        return LoRA(layers, backbone=of_network(self._network).name)
 
 
 @torch.no_grad()

@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ..backbones.registry import SUPPORTED, check_kind
+from ..backbones.registry import of_class, supported
 from ..core.errors import ModelError
 from .pickles import with_safetensors
 
@@ -49,7 +48,7 @@ _READ_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, Safet
 class Parts:
     """The parts of a base model, on CPU in the asked dtype, frozen and in evaluation mode."""
 
-    unet: UNet3DConditionModel
+    unet: nn.Module
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
@@ -64,8 +63,9 @@ def read_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Parts:
     """
     configs, about = check_folder(folder), _read_about(folder)
     files = {part: _weights_of(folder / part, name, dtype, variant) for part, name in _WEIGHT_NAMES.items()}
+    network = of_class(_class_of(folder), str(folder)).network_class
     return Parts(
-        unet=_read_diffusers(UNet3DConditionModel, folder / "unet", dtype, files["unet"]),
+        unet=_read_diffusers(network, folder / "unet", dtype, files["unet"]),
         vae=_read_diffusers(AutoencoderKL, folder / "vae", dtype, files["vae"]),
         text_encoder=_read_text_encoder(folder / "text_encoder", dtype, files["text_encoder"]),
         tokenizer=_read_tokenizer(folder / "tokenizer"),
@@ -77,14 +77,14 @@ def read_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Parts:
 def read_unet_weights(place: Path, variant: str | None = None) -> dict[str, Tensor]:
     """The tensors of a video UNet by name, on the CPU, without building it: of a model folder, its unet folder or file.
 
-    A file is read as it is; a folder is checked to hold a UNet3DConditionModel. Raises ModelError.
+    A file is read as it is; a folder is checked to hold a video network. Raises ModelError.
     """
     if not place.exists():
         raise ModelError(f"There is nothing at {place}. Name a model folder, its unet folder, or a safetensors file.")
     paths = [place]
     if not place.is_file():
         folder = place / "unet" if (place / "unet").is_dir() else place
-        check_kind(str(read_json(folder / "config.json").get("_class_name")), str(folder))
+        of_class(str(read_json(folder / "config.json").get("_class_name")), str(folder))
         stem = _WEIGHT_NAMES["unet"]
         paths = _weights_of(folder, stem, torch.float32, variant)
     weights: dict[str, Tensor] = {}
@@ -164,7 +164,7 @@ def _check_is_model(folder: Path) -> None:
     if (folder / "unet").is_dir() or (folder / "model_index.json").is_file():
         return
     inside = [path.name for path in sorted(folder.iterdir()) if (path / "unet").is_dir()]
-    hint = f"Choose a folder in it: {', '.join(inside)}." if inside else f"Choose a folder of a {SUPPORTED}."
+    hint = f"Choose a folder in it: {', '.join(inside)}." if inside else f"Choose a folder of a {supported()}."
     raise ModelError(f"{folder} holds no diffusers model: it has neither unet/ nor model_index.json. {hint}")
 
 
@@ -172,14 +172,17 @@ def _check_kind_of_unet(folder: Path) -> None:
     """Before missing parts are listed: what else it is explains more than what it lacks."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     if (folder / "motion_adapter").is_dir() or "motion_adapter" in index:
-        check_kind("MotionAdapter", f"{folder / 'motion_adapter'}")
+        of_class("MotionAdapter", f"{folder / 'motion_adapter'}")
     if "transformer" in index or (folder / "transformer").is_dir():
         raise ModelError(
-            f"{folder} is a diffusion transformer, not a {SUPPORTED}. Choose a model with a unet/ of that kind."
+            f"{folder} is a diffusion transformer, not a {supported()}. Choose a model with a unet/ of that kind."
         )
     if (folder / "unet" / "config.json").is_file():
-        config = read_json(folder / "unet" / "config.json")
-        check_kind(str(config.get("_class_name", "network of unknown class")), f"{folder / 'unet'}")
+        of_class(_class_of(folder), f"{folder / 'unet'}")
+
+
+def _class_of(folder: Path) -> str:
+    return str(read_json(folder / "unet" / "config.json").get("_class_name", "network of unknown class"))
 
 
 def _check_fit(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from .lora import ALL_NOISE, SPATIAL, TEMPORAL, LoRA, NoiseRange, layer_of
+from .lora import ALL_NOISE, LoRA, NoiseRange
 
 if TYPE_CHECKING:
     from .identity import BaseIdentity
@@ -63,19 +63,23 @@ class Provenance:
     created: str = ""
 
 
-def build_metadata(provenance: Provenance, lora: LoRA) -> dict[str, str]:
-    """The metadata of a trained LoRA in all three namespaces, ready for `LoRA.metadata`; empty entries are left out."""
-    entries = {**_own_keys(provenance), **_modelspec_keys(provenance), **_kohya_keys(provenance), **derived_keys(lora)}
+def build_metadata(provenance: Provenance, lora: LoRA, layers: str) -> dict[str, str]:
+    """The metadata of a trained LoRA in all three namespaces, ready for `LoRA.metadata`; empty entries are left out.
+
+    `layers` is the text of `backbones.lora.layers_text`.
+    """
+    model = _modelspec_keys(provenance, lora.backbone)
+    entries = {**_own_keys(provenance), **model, **_kohya_keys(provenance), **derived_keys(lora, layers)}
     return {key: without_paths(value) for key, value in entries.items() if value not in ("", "[]", "{}")}
 
 
-def derived_keys(lora: LoRA) -> dict[str, str]:
+def derived_keys(lora: LoRA, layers: str) -> dict[str, str]:
     """What follows from the layers themselves; every file gets it anew, so arithmetic cannot make it untrue."""
     ranks = lora.ranks
     # kohya's alpha is divided by the rank; ours multiplies directly
     alphas = {layer.scale * layer.rank for layer in lora.layers.values()}
     found = {
-        f"{OWN}layers": layers_text(lora),
+        f"{OWN}layers": layers,
         f"{OWN}rank": "+".join(str(rank) for rank in ranks),
         "ss_network_dim": str(ranks[0]) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": repr(alphas.pop()) if len(alphas) == 1 else "Dynamic",
@@ -104,12 +108,6 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def layers_text(lora: LoRA) -> str:
-    """ "temporal", "spatial" or "temporal+spatial": which paths the LoRA changes."""
-    paths = {layer_of(module) for module in lora}
-    return "+".join(path for path in (TEMPORAL, SPATIAL) if path in paths)
 
 
 def acts_in_of(metadata: Mapping[str, str]) -> NoiseRange:
@@ -167,8 +165,8 @@ def _own_keys(source: Provenance) -> dict[str, str]:
     return {OWN + key: value for key, value in own.items()}
 
 
-def _modelspec_keys(source: Provenance) -> dict[str, str]:
-    architecture = source.base.name if source.base else "unet3d"
+def _modelspec_keys(source: Provenance, backbone: str) -> dict[str, str]:
+    architecture = source.base.name if source.base else backbone
     keys = {
         "sai_model_spec": MODELSPEC_VERSION,
         "architecture": f"{architecture}/lora",

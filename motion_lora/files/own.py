@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backbones.lora import layers_text
+from ..backbones.registry import named
 from ..core.disk import write_atomically
 from ..core.errors import LoRAFileError
-from ..core.lora import LoRA, LoRALayer
+from ..core.lora import DEFAULT_BACKBONE, LoRA, LoRALayer
 from ..core.metadata import ACTS_IN_KEY, MODELSPEC_VERSION, OWN, acts_in_entry, acts_in_of, derived_keys, without_paths
 from .container import Header, read_header, read_tensors, serialize
 
@@ -31,6 +33,7 @@ VERSION_KEY = f"{OWN}format_version"
 KIND_KEY = f"{OWN}kind"
 SCALE_KEY = f"{OWN}scale"
 FINGERPRINT_KEY = f"{OWN}fingerprint"
+BACKBONE_KEY = f"{OWN}backbone"
 PEFT_KEY = "lora_adapter_metadata"
 LORA_KIND, ABSORBER_KIND = "lora", "absorber"
 MAX_WORKFLOW_BYTES = 512 * 2**10  # ComfyUI shows headers of up to 1 MiB
@@ -75,7 +78,7 @@ def lora_from(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
     acts_in = acts_in_of(metadata)
     if ACTS_IN_KEY in metadata and json.dumps(list(acts_in)) != metadata[ACTS_IN_KEY]:
         raise LoRAFileError(f"{name} does not say in which part of the noise it acts: {ACTS_IN_KEY} is damaged")
-    return LoRA(layers_from(name, tensors, metadata), metadata, acts_in)
+    return LoRA(layers_from(name, tensors, metadata), metadata, acts_in, backbone_from(name, metadata))
 
 
 def is_own(header: Header) -> bool:
@@ -105,6 +108,7 @@ def factor_tensors(lora: LoRA) -> dict[str, Tensor]:
 def own_entries(lora: LoRA, kind: str) -> dict[str, str]:
     """The metadata without which the file cannot be read right."""
     entries = {"format": "pt", VERSION_KEY: str(FORMAT_VERSION), KIND_KEY: kind, FINGERPRINT_KEY: lora.fingerprint()}
+    entries[BACKBONE_KEY] = lora.backbone
     scales = {module: layer.scale for module, layer in lora.layers.items()}
     distinct = set(scales.values()) or {1.0}
     entries[SCALE_KEY] = json.dumps(distinct.pop() if len(distinct) == 1 else scales, sort_keys=True)
@@ -143,7 +147,7 @@ def described(path: Path, lora: LoRA, tensors: Mapping[str, Tensor]) -> dict[str
     clean.setdefault("modelspec.sai_model_spec", MODELSPEC_VERSION)
     clean.setdefault("modelspec.title", path.stem)
     clean |= {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest, "ss_output_name": path.stem}
-    return {**clean, **derived_keys(lora)}
+    return {**clean, **derived_keys(lora, layers_text(lora))}
 
 
 def write_checked(
@@ -214,6 +218,14 @@ def layers_from(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     require_pairs(name, layers)
     require_finite(name, layers)
     return layers
+
+
+def backbone_from(name: str, metadata: Mapping[str, str]) -> str:
+    """The backbone that a file says it is for; raises LoRAFileError for one that is not known here."""
+    try:
+        return named(metadata.get(BACKBONE_KEY, DEFAULT_BACKBONE)).name
+    except LoRAFileError as error:
+        raise LoRAFileError(f"{name} cannot be used: {error}") from error
 
 
 def require_pairs(name: str, layers: Mapping[str, LoRALayer]) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..backbones.registry import named
 from ..core.errors import LoRAFileError, SettingsError
-from ..core.lora import ALL_NOISE, LoRA
+from ..core.lora import ALL_NOISE, LoRA, LoRALayer
 from ..core.metadata import acts_in_entry
 from .names import dotted
 from .own import (
@@ -58,6 +60,32 @@ def export_peft(
     """Write `unet.<module>.lora_A/B.weight` with the adapter's configuration, as diffusers does."""
     stored = as_stored(lora, dtype)
     return _write(Path(path), stored, factor_tensors(stored), {PEFT_KEY: peft_config(stored)}, metadata, overwrite)
+
+
+def export_native(
+    path: str | Path, lora: LoRA, *, dtype: torch.dtype | None = None, metadata: bool = True, overwrite: bool = True
+) -> Path:
+    """Write the file that the family's own tools take: for AnimateDiff what *Load AnimateDiff LoRA* of Evolved loads.
+
+    Such files have no alpha: the scale goes into the up factors. Raises LoRAFileError for a backbone without files of
+    its own, or naming the layers that its tools would drop or stumble over.
+    """
+    plain = {m: LoRALayer(layer.down, layer.up * layer.scale) for m, layer in lora.layers.items()}
+    stored = as_stored(replace(lora, layers=plain), dtype)
+    return _write(Path(path), stored, native_tensors(stored), {}, metadata, overwrite)
+
+
+def native_tensors(lora: LoRA) -> dict[str, Tensor]:
+    """The factors under the family's own keys, see `export_native`; every scale must be 1."""
+    keys = {module: named(lora.backbone).native_key(module) for module in lora}
+    lost = [module for module, key in keys.items() if key is None]
+    if lost:
+        raise LoRAFileError(
+            f"{len(lost)} of {len(lora)} layers have no place in a file for the tools of {lora.backbone}, the first is "
+            f"{lost[0]}: write only the temporal layers, or another format"
+        )
+    downs = {f"{key}.down.weight": lora.layers[module].down for module, key in keys.items()}
+    return downs | {f"{key}.up.weight": lora.layers[module].up for module, key in keys.items()}
 
 
 def convert(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..adapters.fit import check_modules, max_rank, weight_of
 from ..adapters.highway import plan_highway
 from ..adapters.targets import target_modules
+from ..backbones.registry import of_network
 from ..base.noise import NoiseSchedule
 from ..base.pipeline import VideoPipeline
 from ..base.tokens import check_length, check_tokens
@@ -19,7 +20,7 @@ from ..core.absorber import Absorber
 from ..core.errors import ClipError, LoRAFileError, SettingsError
 from ..core.highway import Highway
 from ..core.identity import BaseIdentity
-from ..core.lora import SPATIAL, layer_of
+from ..core.lora import SPATIAL
 from ..core.metadata import OWN
 from ..core.phrases import missing_phrases, split_phrases, substitute
 from .looks import motion_words, moving_caption
@@ -92,7 +93,7 @@ def check_absorber(pipeline: VideoPipeline, absorber: Absorber) -> None:
         )
     if absorber.spatial is not None:
         check_modules(pipeline.unet, absorber.spatial)
-        if temporal := [name for name in absorber.spatial if layer_of(name) != SPATIAL]:
+        if temporal := [name for name in absorber.spatial if pipeline.backbone.layer_of(name) != SPATIAL]:
             raise LoRAFileError(f"The absorber changes the temporal layer {temporal[0]}; use its spatial part alone.")
     if absorber.tokens is not None:
         check_tokens(pipeline, absorber.tokens)
@@ -105,7 +106,7 @@ def _check_weights(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
         if name not in known or known[name].shape != weight.shape:
             here = tuple(known[name].shape) if name in known else "no such weight"
             raise LoRAFileError(f"The absorber's weight {name} is {tuple(weight.shape)}, this base has {here}.")
-        if layer_of(name) != SPATIAL:
+        if of_network(unet).layer_of(name) != SPATIAL:
             raise LoRAFileError(f"The absorber's weight {name} is of a temporal layer; leave those out.")
 
 
@@ -126,13 +127,16 @@ def _clip_faults(pipeline: VideoPipeline, recipe: Recipe) -> Iterator[str]:
     if not recipe.clips:
         yield "There is no clip to learn from; give at least one."
     passes = [a_pass for stage in recipe.stages for a_pass in stage.passes]
+    learns_from_clips = not all(a_pass.bypass for a_pass in passes)
     given = recipe.given.tokens if recipe.given is not None else None
     for number, (clip, words) in enumerate(zip(recipe.clips, recipe.words, strict=True), start=1):
         name = f"Clip {number}" + (f" ({clip.source})" if clip.source else "")
         if not clip.caption.strip():
             yield f"{name} has no caption; say what is seen and what moves."
-        if clip.num_frames < 2 and not all(a_pass.bypass for a_pass in passes):
+        if clip.num_frames < 2 and learns_from_clips:
             yield f"{name} has one frame, and a motion needs 2 or more; for images use 'motiondirector-image'."
+        if learns_from_clips and (fault := pipeline.frames_fault(clip.num_frames)):
+            yield f"{name}: {fault}."
         if fault := pipeline.size_fault(clip.height, clip.width):
             yield f"{name}: {fault}."
         if any(a_pass.caption == "appearance" for a_pass in passes) and not clip.appearance_caption.strip():

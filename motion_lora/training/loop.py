@@ -344,7 +344,7 @@ class _Journal:
 def _copied(lora: LoRA) -> LoRA:
     """The same in tensors of its own."""
     layers = {name: dataclasses.replace(x, down=x.down.clone(), up=x.up.clone()) for name, x in lora.layers.items()}
-    return LoRA(layers, lora.metadata)
+    return dataclasses.replace(lora, layers=layers)
 
 
 def _known(answer: str) -> Command:

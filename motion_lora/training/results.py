@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..backbones.lora import layers_text
 from ..base.pipeline import VideoPipeline
 from ..core.absorber import Absorber
 from ..core.lora import LoRA, LoRALayer
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 Results = Mapping[str, Values]
 
 
-def lora_from(values: Values, alpha: float) -> LoRA:
+def lora_from(values: Values, alpha: float, backbone: str) -> LoRA:
     """The LoRA of one adapter's parameters, "<module>.down" and "<module>.up"."""
     modules = [name.removesuffix(".down") for name in values if name.endswith(".down")]
-    return LoRA({m: LoRALayer(values[f"{m}.down"], values[f"{m}.up"], alpha) for m in modules})
+    layers = {m: LoRALayer(values[f"{m}.down"], values[f"{m}.up"], alpha) for m in modules}
+    return LoRA(layers, backbone=backbone)
 
 
 def absorber_from(results: Results, pipeline: VideoPipeline, recipe: Recipe) -> Absorber | None:
@@ -42,10 +44,11 @@ def absorber_from(results: Results, pipeline: VideoPipeline, recipe: Recipe) -> 
             assert recipe.new_tokens is not None
             tokens = replace(recipe.new_tokens, rows=part_of(values, TOKENS)[ROWS])
         else:
-            layers.update(lora_from(part_of(values, part.name), recipe.part(part).alpha).layers)
+            alpha = recipe.part(part).alpha
+            layers.update(lora_from(part_of(values, part.name), alpha, pipeline.backbone.name).layers)
     if not layers and tokens is None:
         return None
-    spatial = LoRA(layers) if layers else None
+    spatial = LoRA(layers, backbone=pipeline.backbone.name) if layers else None
     parts = [part for _, part in done if not part.is_tokens]
     return Absorber(spatial, tokens, _absorber_metadata(spatial, parts, pipeline, recipe))
 
@@ -61,11 +64,12 @@ def kept_lora(results: Results, recipe: Recipe, pipeline: VideoPipeline, steps: 
     for stage in stages:
         for part in kept:
             alpha = recipe.part(part).alpha
-            layers.update(lora_from(part_of(results.get(stage.name, {}), part.name), alpha).layers)
-    lora = LoRA(layers, acts_in=_acts_in(recipe))
+            values = part_of(results.get(stage.name, {}), part.name)
+            layers.update(lora_from(values, alpha, pipeline.backbone.name).layers)
+    lora = LoRA(layers, acts_in=_acts_in(recipe), backbone=pipeline.backbone.name)
     if not kept:
         return lora
-    return replace(lora, metadata=build_metadata(_provenance(kept, recipe, pipeline, recipe.clips, steps, mark), lora))
+    return _described(lora, _provenance(kept, recipe, pipeline, recipe.clips, steps, mark))
 
 
 def spatial_loras(results: Results, recipe: Recipe, pipeline: VideoPipeline, steps: int, mark: str) -> tuple[LoRA, ...]:
@@ -75,10 +79,14 @@ def spatial_loras(results: Results, recipe: Recipe, pipeline: VideoPipeline, ste
     for stage, part in parts:
         alpha = recipe.part(part).alpha
         for clip, name in zip(recipe.clips, adapter_names_of(part, len(recipe.clips)), strict=True):
-            lora = lora_from(part_of(results[stage.name], name), alpha)
-            metadata = build_metadata(_provenance([part], recipe, pipeline, [clip], steps, mark), lora)
-            found.append(LoRA(lora.layers, metadata, _acts_in(recipe)))
+            lora = lora_from(part_of(results[stage.name], name), alpha, pipeline.backbone.name)
+            lora = replace(lora, acts_in=_acts_in(recipe))
+            found.append(_described(lora, _provenance([part], recipe, pipeline, [clip], steps, mark)))
     return tuple(found)
+
+
+def _described(lora: LoRA, source: Provenance) -> LoRA:
+    return replace(lora, metadata=build_metadata(source, lora, layers_text(lora)))
 
 
 def _acts_in(recipe: Recipe) -> tuple[float, float]:
@@ -127,4 +135,5 @@ def _absorber_metadata(
         settings=settings.with_effect(),
         clips=[clip.fingerprint() for clip in recipe.clips],
     )
-    return build_metadata(source, spatial or LoRA({}))
+    lora = spatial or LoRA({}, backbone=pipeline.backbone.name)
+    return build_metadata(source, lora, layers_text(lora))

@@ -13,6 +13,7 @@ from ..adapters.highway import appearance_highway
 from ..adapters.peft import Adapter, add_adapter, load_adapter, set_strength, sum_to_zero
 from ..adapters.targets import find_preset, target_modules
 from ..adapters.weights import install_weights
+from ..backbones.base import Text
 from ..backbones.bypass import temporal_bypass
 from ..backbones.checkpointing import gradient_checkpointing
 from ..base.noise import NoiseSchedule
@@ -61,6 +62,7 @@ class StageRun:
         self._recipe = recipe
         self.device, self.dtype = pipeline.device, pipeline.dtype
         self.schedule = NoiseSchedule(pipeline.scheduler_config)
+        self.backbone = pipeline.backbone
         self.unet: nn.Module = pipeline.replica().unet.eval().requires_grad_(False)
         self.adapters: dict[str, Adapter] = {}
         self.parameters: dict[str, nn.Parameter] = {}
@@ -125,10 +127,10 @@ class StageRun:
             self._materials += restyle(pipeline, self._recipe, self._materials, kinds, remember)
         # Kept only where it is used in every step: it would hold the text encoder on the device.
         self.reader = reader if self.trains_tokens else None
-        self._texts: dict[str, Tensor] = {}
+        self._texts: dict[str, Text] = {}
         if not self.trains_tokens:
             prompts = sorted({prompt for material in self._materials for prompt in material.prompts.values()})
-            self._texts = {prompt: reader.encode_prompt([prompt]).to(self.dtype) for prompt in prompts}
+            self._texts = {prompt: reader.read_prompts([prompt]).to(self.dtype) for prompt in prompts}
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser, one per learning rate; "base_rate" is the rate before any schedule."""
@@ -184,19 +186,19 @@ class StageRun:
         chosen = self.settings
         seen = draw.one_frame() if a_pass.frames == "one" else draw
         noisy = self.schedule.add_noise(seen.latents, seen.noise, seen.timesteps)
-        text = self._text(draw.prompts[a_pass.caption]).expand(len(noisy), -1, -1)
+        text = self._text(draw.prompts[a_pass.caption]).expand(len(noisy))
         timesteps = seen.timesteps.to(self.device)
-        predicted = self._forward(noisy.to(self.dtype), timesteps, text, return_dict=False)[0].float()
+        predicted = self.backbone.predict(self._forward, noisy.to(self.dtype), timesteps, text).float()
         target = self.schedule.target(seen.latents, seen.noise, seen.timesteps)
         weights = None
         if chosen.min_snr_gamma is not None:
             weights = self.schedule.min_snr_weights(seen.timesteps, chosen.min_snr_gamma).to(predicted.device)
         return LOSSES[a_pass.loss](predicted, target, LossContext(chosen, draw.anchor, weights, seen.timesteps))
 
-    def _text(self, prompt: str) -> Tensor:
-        """Text embeddings (1, n, d): computed once, or with a graph in each step while tokens are trained."""
+    def _text(self, prompt: str) -> Text:
+        """What the network takes of one prompt: computed once, or with a graph in each step while tokens train."""
         if self.reader is not None:
-            return self.reader.encode_prompt([prompt], gradients=True).to(self.dtype)
+            return self.reader.read_prompts([prompt], gradients=True).to(self.dtype)
         return self._texts[prompt]
 
     def _adapter_name(self, part: str, draw: Draw) -> str:

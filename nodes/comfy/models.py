@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...motion_lora.backbones.classes import is_video_network
 from ...motion_lora.core.errors import ModelError
 from . import folders, server
 
@@ -95,7 +96,7 @@ def _folders() -> dict[str, Path]:
 def _is_video_model(folder: Path) -> bool:
     config = folder / "unet" / "config.json"
     try:
-        return config.is_file() and "UNet3DConditionModel" in config.read_text(encoding="utf-8", errors="replace")
+        return config.is_file() and is_video_network(config.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return False
 

@@ -15,8 +15,8 @@ HIGHWAY_PRESETS = tuple(name for name in HIGHWAYS if name != "none")
 MAX_HIGHWAY_SCALE = SETTINGS["highway_scale"].high
 LORA_FORMATS = ("motion-lora", "kohya", "peft")
 TEMPORAL_TARGETS = (
-    "temporal-attention", "temporal-all", "temporal-conv", "temporal-difference", "temporal-full",
-    "tap-k", "tap-k-out", "tap-qk",
+    "temporal-attention", "temporal-all", "temporal-conv", "temporal-difference", "temporal-full", "tap-k",
+    "tap-k-out", "tap-qk",
 )  # fmt: skip
 SPATIAL_TARGETS = ("spatial-attention", "spatial-self-ff", "spatial-conv", "spatial-full")
 
