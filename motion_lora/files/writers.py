@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import LoRAFileError, SettingsError
+from ..core.errors import LoRAFileError
 from ..core.lora import LoRA
+from .formats import ImportReport, format_named
 from .names import dotted
 from .own import (
     FINGERPRINT_KEY,
@@ -25,12 +26,9 @@ from .own import (
     described,
     factor_tensors,
     peft_config,
-    save_lora,
     write_checked,
 )
-from .reader import ImportReport, load_any
-
-FORMATS = ("motion-lora", "kohya", "peft")
+from .reader import load_any
 
 
 def export_kohya(
@@ -46,7 +44,7 @@ def export_kohya(
         tensors[f"{key}.lora_down.weight"] = layer.down
         tensors[f"{key}.lora_up.weight"] = layer.up
         tensors[f"{key}.alpha"] = _alpha(layer.scale, layer.rank)
-    return _write(Path(path), stored, tensors, {"ss_network_module": "networks.lora"}, metadata, overwrite)
+    return write_proved(Path(path), stored, tensors, {"ss_network_module": "networks.lora"}, metadata, overwrite)
 
 
 def export_peft(
@@ -54,29 +52,32 @@ def export_peft(
 ) -> Path:
     """Write `unet.<module>.lora_A/B.weight` with the adapter's configuration, as diffusers does."""
     stored = as_stored(lora, dtype)
-    return _write(Path(path), stored, factor_tensors(stored), {PEFT_KEY: peft_config(stored)}, metadata, overwrite)
+    return write_proved(
+        Path(path), stored, factor_tensors(stored), {PEFT_KEY: peft_config(stored)}, metadata, overwrite
+    )
 
 
 def convert(
     source: str | Path,
     target: str | Path,
-    kind: str = FORMATS[0],
+    kind: str = "motion-lora",
     unet: nn.Module | None = None,
     *,
     dtype: torch.dtype | None = None,
     metadata: bool = True,
     overwrite: bool = True,
 ) -> ImportReport:
-    """Read any format, write `kind` ("motion-lora", "kohya" or "peft"); returns what was read. Raises SettingsError."""
-    writers = {"motion-lora": save_lora, "kohya": export_kohya, "peft": export_peft}
-    if kind not in writers:
-        raise SettingsError(f"unknown LoRA format {kind!r}: use one of {', '.join(FORMATS)}")
+    """Read any format, write the one that is named `kind` in `formats.FORMATS`; returns what was read.
+
+    Raises SettingsError for a name that cannot be written, LoRAFileError, OutputError.
+    """
+    write = format_named(kind).writer()
     report = load_any(source, unet)
-    writers[kind](target, report.lora, dtype=dtype, metadata=metadata, overwrite=overwrite)
+    write(target, report.lora, dtype=dtype, metadata=metadata, overwrite=overwrite)
     return report
 
 
-def _write(
+def write_proved(
     path: Path,
     stored: LoRA,
     tensors: Mapping[str, Tensor],
@@ -84,7 +85,11 @@ def _write(
     metadata: bool,
     overwrite: bool,
 ) -> Path:
-    """With everything the LoRA's metadata says, but for the keys that would make it a file of the own format."""
+    """Write tensors in a foreign format, read them back with `load_any`, and only then give the file its name.
+
+    The LoRA's metadata goes with them, but for the keys that would make it a file of the own format; `entries` are the
+    format's own. Raises LoRAFileError where reading back gives another change of any weight, OutputError.
+    """
     said = described(path, stored, tensors) if metadata else {}
     for key in (VERSION_KEY, KIND_KEY, SCALE_KEY, FINGERPRINT_KEY):
         said.pop(key, None)

@@ -10,7 +10,6 @@ DTYPES = ("auto", "fp32", "fp16", "bf16")
 SCHEDULERS = ("ddim", "dpmpp-2m-karras", "euler", "euler-ancestral", "unipc")
 HIGHWAY_PRESETS = ("code", "all")
 MAX_HIGHWAY_SCALE = 4.0
-LORA_FORMATS = ("motion-lora", "kohya", "peft")
 TEMPORAL_TARGETS = ("temporal-attention", "temporal-all", "tap-k", "tap-k-out", "tap-qk")
 SPATIAL_TARGETS = ("spatial-attention", "spatial-self-ff")
 LR_SCHEDULERS = ("constant", "cosine")
