@@ -90,7 +90,8 @@ def anchors(text: str) -> set[str]:
 
 
 def links(text: str) -> list[str]:
-    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("http")]
+    found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    return [link for link in found if not link.startswith("http")]
 
 
 def link_fault(path: Path, link: str) -> str:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ..core.errors import ModelError, SettingsError
 from ..core.lora import LoRA, LoRALayer
-from .fit import CONVOLUTIONS, check_modules, find_module, weight_of
+from .fit import CONVOLUTIONS, check_modules, find_module, max_rank, weight_of
 
 _Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -108,27 +108,45 @@ class Adapter:
         return LoRA(layers)
 
 
+@torch.no_grad()
+def sum_to_zero(down: Tensor) -> None:
+    """Take the mean over time from kernels over frames, down (r, in, k, ...), in place; other factors stay."""
+    if down.ndim == 5:
+        down -= down.mean(dim=2, keepdim=True)
+
+
 def add_adapter(
-    unet: nn.Module, name: str, modules: Sequence[str], *, rank: int, alpha: float, dropout: float = 0.0, seed: int
+    unet: nn.Module,
+    name: str,
+    modules: Sequence[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    zero_sum: bool = False,
+    seed: int,
 ) -> None:
     """Add an adapter that changes nothing yet: up is 0, down ~ N(0, 1/rank) (the reference codes' initialisation).
 
     `alpha` multiplies the product directly, delta = alpha * up @ down (Customize-A-Video Eq. 2); PEFT's and kohya's
     lora_alpha would be alpha * rank. `dropout` acts on the adapter's output, as in MotionDirector's code, and not on
     its input as in PEFT. The factors are fp32, on the device of the module, frozen until `Adapter.set_trainable`.
-    Raises ModelError when `unet` lacks a module, SettingsError for a rank that does not fit.
+    `zero_sum`: kernels over frames begin as `sum_to_zero` leaves them; whoever trains them keeps them so.
+    Of a convolution down (rank, in, *kernel) is a convolution of its kind and up (out, rank, 1, ...) a pointwise one.
+    Raises ModelError when `unet` lacks a module or it takes no LoRA, SettingsError for a rank that does not fit.
     """
     generator = torch.Generator().manual_seed(seed)
     layers: dict[str, LoRALayer] = {}
     for module in modules:
-        linear = find_module(unet, module)
-        if not isinstance(linear, nn.Linear):
-            raise ModelError(f"{module} is a {type(linear).__name__}; a new adapter fits linear modules only.")
-        limit = min(linear.in_features, linear.out_features)
+        weight = _weight(unet, module)
+        limit = max_rank(weight)
         if not 1 <= rank <= limit:
             raise SettingsError(f"rank is {rank}; {module} takes 1 to {limit}.")
-        down = torch.randn(rank, linear.in_features, generator=generator) / rank
-        layers[module] = LoRALayer(down, torch.zeros(linear.out_features, rank), alpha)
+        down = torch.randn(rank, *weight.shape[1:], generator=generator) / rank
+        if zero_sum:
+            sum_to_zero(down)
+        ones = (1,) * (weight.ndim - 2)
+        layers[module] = LoRALayer(down, torch.zeros(weight.shape[0], rank, *ones), alpha)
     _install(unet, name, layers, dropout)
 
 
@@ -207,6 +225,14 @@ def merge(unet: nn.Module, lora: LoRA, strength_of: Callable[[str], float]) -> N
 
 def _hosts(unet: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     return ((module, host) for module, host in unet.named_modules() if isinstance(host, LoraLayer))
+
+
+def _weight(unet: nn.Module, module: str) -> Tensor:
+    found = find_module(unet, module)
+    try:
+        return weight_of(found)
+    except ModelError as error:
+        raise ModelError(f"{module} cannot be adapted: {error}") from error
 
 
 def _copy(weight: Tensor) -> Tensor:
