@@ -157,16 +157,6 @@ def load_adapter(unet: nn.Module, name: str, lora: LoRA, *, trainable: bool = Fa
     Adapter(unet, name).set_trainable(trainable)
 
 
-def read_adapter(unet: nn.Module, name: str) -> LoRA:
-    """The adapter as a value, see `Adapter.read`."""
-    return Adapter(unet, name).read()
-
-
-def adapter_parameters(unet: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """The factors by "<module>.down" and "<module>.up": (rank, in...) and (out, rank...)."""
-    return Adapter(unet, name).parameters
-
-
 def adapter_names(unet: nn.Module) -> tuple[str, ...]:
     """Names of all adapters on `unet`, sorted."""
     return tuple(sorted({name for _, host in _hosts(unet) for name in host.lora_A}))
@@ -175,52 +165,6 @@ def adapter_names(unet: nn.Module) -> tuple[str, ...]:
 def set_strength(unet: nn.Module, name: str, value: float) -> None:
     """Set an adapter's strength, see `Adapter.set_strength`."""
     Adapter(unet, name).set_strength(value)
-
-
-@contextmanager
-def adapter_strengths(unet: nn.Module, strengths: Mapping[str, float]) -> Iterator[None]:
-    """Inside the context the named adapters have these strengths; the former ones come back even after an error."""
-    with switched({Adapter(unet, name): value for name, value in strengths.items()}):
-        yield
-
-
-@contextmanager
-def switched(strengths: Mapping[Adapter, float]) -> Iterator[None]:
-    """`adapter_strengths` for handles that the caller keeps."""
-    former = {adapter: adapter.strength for adapter in strengths}
-    try:
-        for adapter, value in strengths.items():
-            adapter.set_strength(value)
-        yield
-    finally:
-        for adapter, value in former.items():
-            adapter.set_strength(value)
-
-
-def remove_adapters(unet: nn.Module) -> None:
-    """Take every adapter off and leave the network's own modules where they were."""
-    for module, host in list(_hosts(unet)):
-        parent, _, child = module.rpartition(".")
-        setattr(unet.get_submodule(parent), child, host.get_base_layer())
-
-
-@torch.no_grad()
-def merge(unet: nn.Module, lora: LoRA, strength_of: Callable[[str], float]) -> None:
-    """Add `strength_of(module) * delta` to the weights of `unet`, a replica.
-
-    Touched modules get new parameters, summed in fp32 and rounded once; the storage they shared with the base is never
-    written. Modules of strength 0 stay as they are. Raises LoRAFileError for a module or a shape that does not fit.
-    """
-    check_modules(unet, lora)
-    for module, layer in lora.layers.items():
-        strength = strength_of(module)
-        if strength == 0.0:
-            continue
-        owner = find_module(unet, module)
-        weight = weight_of(owner)
-        delta = LoRALayer(layer.down.to(weight.device), layer.up.to(weight.device), layer.scale).delta()
-        merged = torch.add(weight.float(), delta, alpha=strength).to(weight.dtype)
-        owner.weight = nn.Parameter(merged, requires_grad=False)
 
 
 def _hosts(unet: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
