@@ -100,7 +100,7 @@ def test_row_is_the_pass_of_its_method(row: drawing.Row) -> None:
     (strip, *_) = row.strips
     assert (len(strip.faded) == len(strip.order) - 1) is (a_pass.frames == "one")
     assert strip.patches is (stage.batch == "frames")
-    assert any("L_{ad}" in line for line in row.result) is a_pass.debiased
+    assert any("L_{ad}" in line for line in row.result) is (a_pass.loss == "debiased")
     fates = " ".join(words for state, words in row.fate if state == "kept")
     keeps = set(METHODS[method].keeps) & set(level.trains)
     assert bool(fates) is bool(keeps), "what is kept is in the file"

@@ -62,7 +62,7 @@ def test_customize_a_video():
         assert stage.batch == "frames" and absorbing.bypass and absorbing.caption == "appearance"
     (learning,) = main_stage("customize-a-video").passes
     assert learning.trains == ("temporal",) and learning.frames == "all" and not learning.bypass
-    assert learning.caption == "full" and not learning.debiased and row.keeps == ("temporal",)
+    assert learning.caption == "full" and learning.loss == "denoising" and row.keeps == ("temporal",)
     assert TrainSettings.for_method("customize-a-video") == TrainSettings(), "the plain defaults are this paper's"
     chosen = TrainSettings()
     assert (chosen.rank, chosen.alpha, chosen.learning_rate) == (4, 1.0, 5e-4)
@@ -74,7 +74,7 @@ def test_motiondirector():
     """Eq. 4 to 7 and its code: dual path, spatial LoRA per clip, held while the motion is learned."""
     spatial, temporal = main_stage("motiondirector").passes
     assert spatial.trains == ("spatial",) and spatial.bypass and spatial.frames == "one" and spatial.optional
-    assert temporal.trains == ("temporal",) and temporal.holds == ("spatial",) and temporal.debiased
+    assert temporal.trains == ("temporal",) and temporal.holds == ("spatial",) and temporal.loss == "debiased"
     assert not temporal.bypass and temporal.frames == "all"
     per_clip = {part.name: part.per_clip for part in main_stage("motiondirector").parts}
     assert per_clip == {"spatial": True, "temporal": False}

@@ -15,7 +15,6 @@ from tiny import write_tiny_folder
 from motion_lora.adapters.targets import TARGETS
 from motion_lora.core.lora import SPATIAL, LoRA, LoRALayer, layer_of
 from motion_lora.training import RANGES, TrainSettings
-from motion_lora.training.settings import LR_SCHEDULERS
 
 TRAIN, SAMPLE, INVERT = "MotionLoRA_TrainMotionLoRA", "MotionLoRA_SampleVideo", "MotionLoRA_InvertClip"
 OPTIONS, BY_LORA, BY_MODEL = (f"MotionLoRA_{n}" for n in ("TrainingOptions", "AbsorberFromLoRA", "AbsorberFromModel"))
@@ -253,6 +252,7 @@ def test_every_setting_arrives_by_its_name(host: Host, base) -> None:
         "warmup_steps": 5,
         "weight_decay": 0.0,
         "gradient_accumulation": 2,
+        "loss": "debiased",
     }
     assert set(widgets) == {i.id for i in host.nodes[OPTIONS].define_schema().inputs}
     assert set(widgets) <= {field.name for field in dataclasses.fields(TrainSettings)}
@@ -291,7 +291,7 @@ ABOVE_ZERO = ("timestep_high", "look_strength")
 def test_choices_are_those_of_the_library(host: Host) -> None:
     choices = host.module("widgets.enums")
     spatial = tuple(name for name, preset in TARGETS.items() if preset.layer == SPATIAL)
-    assert (spatial, LR_SCHEDULERS) == (choices.SPATIAL_TARGETS, choices.LR_SCHEDULERS)
+    assert spatial == choices.SPATIAL_TARGETS
     assert {name: RANGES[name][1] for name in choices.SHARES} == choices.SHARES
     assert all(RANGES[name][0] <= 0.0 for name in choices.SHARES if name not in ABOVE_ZERO)
 

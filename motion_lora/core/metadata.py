@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from .lora import SPATIAL, TEMPORAL, LoRA, layer_of
+from .lora import ALL_NOISE, SPATIAL, TEMPORAL, LoRA, NoiseRange, layer_of
 
 if TYPE_CHECKING:
     from .identity import BaseIdentity
 
 OWN = "motion_lora."
+ACTS_IN_KEY = f"{OWN}acts_in"
 MODELSPEC_VERSION = "1.0.1"
 _LIBRARIES = ("motion-lora", "torch", "diffusers", "transformers", "peft")
 # Two or more path parts after a slash that does not belong to a word, a URL or a fraction.
@@ -109,6 +110,27 @@ def layers_text(lora: LoRA) -> str:
     """ "temporal", "spatial" or "temporal+spatial": which paths the LoRA changes."""
     paths = {layer_of(module) for module in lora}
     return "+".join(path for path in (TEMPORAL, SPATIAL) if path in paths)
+
+
+def acts_in_of(metadata: Mapping[str, str]) -> NoiseRange:
+    """The part of the noise that a file's LoRA acts in; all of it where the file says nothing that makes sense.
+
+    Files of before the entry say it among the settings of their training.
+    """
+    try:
+        if ACTS_IN_KEY in metadata:
+            low, high = (float(bound) for bound in json.loads(metadata[ACTS_IN_KEY]))
+        else:
+            settings = json.loads(metadata.get(f"{OWN}settings", "{}"))
+            low, high = float(settings.get("timestep_low", 0.0)), float(settings.get("timestep_high", 1.0))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return ALL_NOISE
+    return (low, high) if 0.0 <= low < high <= 1.0 else ALL_NOISE
+
+
+def acts_in_entry(lora: LoRA) -> dict[str, str]:
+    """The entry that `acts_in_of` reads."""
+    return {ACTS_IN_KEY: json.dumps(list(lora.acts_in))}
 
 
 def _own_keys(source: Provenance) -> dict[str, str]:

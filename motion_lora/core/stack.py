@@ -15,8 +15,7 @@ from typing import Any
 from .curves import FrameCurve, Schedule
 from .errors import SettingsError
 from .highway import Highway
-from .lora import TEMPORAL, LoRA, layer_of
-from .metadata import OWN
+from .lora import ALL_NOISE, TEMPORAL, LoRA, layer_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +25,7 @@ class StackEntry:
     A layer's strength is strength * (temporal_strength or spatial_strength) * block_strengths of its block (1 where
     the block is not named; names as in `block_of`), times `steps`, times `frames` where the layer is temporal.
     `text_encoder` is the text part of an imported image LoRA, if it is wanted; its strength is `strength`.
-    Without `steps`, a LoRA whose file says that it was trained on a part of the noise acts in that part of the steps;
+    Without `steps`, a LoRA that was trained on a part of the noise (`LoRA.acts_in`) acts in that part of the steps;
     `Schedule()` makes it act in all of them.
     """
 
@@ -56,7 +55,7 @@ class StackEntry:
     @property
     def schedule(self) -> Schedule | None:
         """The strength over steps: `steps`, or what the LoRA was trained for; None where it is the same in all."""
-        return trained_schedule(self.lora.metadata) if self.steps is None else self.steps
+        return trained_schedule(self.lora) if self.steps is None else self.steps
 
     def strength_of(self, module: str) -> float:
         """The strength of one layer before the curves over steps and frames."""
@@ -114,20 +113,14 @@ def block_of(module: str) -> str:
     return ".".join(parts[:2]) if parts[0] in ("down_blocks", "up_blocks") else parts[0]
 
 
-def trained_schedule(metadata: Mapping[str, str]) -> Schedule | None:
-    """The steps that a LoRA was trained for, by the timesteps in its metadata; None for all, or where nothing is said.
+def trained_schedule(lora: LoRA) -> Schedule | None:
+    """The steps that a LoRA was trained for, by the part of the noise it acts in; None for all.
 
     Sampling runs from noise to the clip in about equal parts of the timesteps, so the part of the noise above
     `timestep_low` is the first 1 - timestep_low of the steps.
     """
-    try:
-        settings = json.loads(metadata.get(f"{OWN}settings", "{}"))
-        low, high = float(settings.get("timestep_low", 0.0)), float(settings.get("timestep_high", 1.0))
-    except (ValueError, TypeError, AttributeError):
-        return None
-    if not 0.0 <= low < high <= 1.0 or (low, high) == (0.0, 1.0):
-        return None
-    return Schedule(start=1.0 - high, end=1.0 - low)
+    low, high = lora.acts_in
+    return None if lora.acts_in == ALL_NOISE else Schedule(start=1.0 - high, end=1.0 - low)
 
 
 def title_of(metadata: Mapping[str, str]) -> str:

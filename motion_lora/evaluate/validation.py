@@ -31,7 +31,6 @@ from ..sampling.settings import SampleSettings, resolve
 from ..training import Callback, StepReport, TrainResult, TrainSettings
 from ..training.batches import derived_seed
 from ..training.settings import main_stages
-from ..training.stage import learns_motion
 from ..training.stops import train_with_visits
 from .checkpoints import Checkpoint, Choice, Limits, choose, has_settled
 from .judge import Judge, motion_fault
@@ -115,7 +114,7 @@ def check_validation(
     `reference` is the first clip (f, h, w, 3). Where its motion cannot be measured there is no best checkpoint and no
     time to stop, so neither `keep_best` nor `plan.early_stop` can be followed; scores of the look alone still can.
     """
-    if not any(learns_motion(stage) for stage in main_stages(settings)):
+    if not any(stage.learns_motion for stage in main_stages(settings)):
         raise SettingsError(
             f"validate_every is {plan.every}, and method {settings.method!r} learns a look, which no validation of "
             "motion can judge; do without validate_every (0)."

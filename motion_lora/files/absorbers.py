@@ -77,7 +77,7 @@ def scaled(lora: LoRA, strength: float) -> LoRA:
     if strength == 1.0:
         return lora
     layers = {name: replace(layer, scale=layer.scale * strength) for name, layer in lora.layers.items()}
-    return LoRA(layers, lora.metadata)
+    return replace(lora, layers=layers)
 
 
 def network_files(path: Path) -> list[Path]:

@@ -13,6 +13,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from ..core.disk import write_atomically
 from ..core.errors import LoRAFileError
 from ..core.lora import LoRA, LoRALayer
-from ..core.metadata import MODELSPEC_VERSION, OWN, derived_keys, without_paths
+from ..core.metadata import ACTS_IN_KEY, MODELSPEC_VERSION, OWN, acts_in_entry, acts_in_of, derived_keys, without_paths
 from .container import Header, read_header, read_tensors, serialize
 
 FORMAT_VERSION = 1
@@ -66,7 +67,15 @@ def load_lora(path: str | Path) -> LoRA:
     header = read_header(path)
     require_kind(path.name, header, LORA_KIND)
     tensors, metadata = contents(path, header)
-    return LoRA(layers_from(path.name, tensors, metadata), metadata)
+    return lora_from(path.name, tensors, metadata)
+
+
+def lora_from(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoRA:
+    """The LoRA of what `contents` gave. Raises LoRAFileError for a damaged entry or damaged layers."""
+    acts_in = acts_in_of(metadata)
+    if ACTS_IN_KEY in metadata and json.dumps(list(acts_in)) != metadata[ACTS_IN_KEY]:
+        raise LoRAFileError(f"{name} does not say in which part of the noise it acts: {ACTS_IN_KEY} is damaged")
+    return LoRA(layers_from(name, tensors, metadata), metadata, acts_in)
 
 
 def is_own(header: Header) -> bool:
@@ -84,7 +93,7 @@ def as_stored(lora: LoRA, dtype: torch.dtype | None) -> LoRA:
         down, up = (tensor.detach().to("cpu", dtype or tensor.dtype) for tensor in (layer.down, layer.up))
         layers[module] = LoRALayer(down, up, float(layer.scale))
     require_finite("the LoRA to be saved", layers)
-    return LoRA(layers, lora.metadata)
+    return replace(lora, layers=layers)
 
 
 def factor_tensors(lora: LoRA) -> dict[str, Tensor]:
@@ -99,6 +108,8 @@ def own_entries(lora: LoRA, kind: str) -> dict[str, str]:
     scales = {module: layer.scale for module, layer in lora.layers.items()}
     distinct = set(scales.values()) or {1.0}
     entries[SCALE_KEY] = json.dumps(distinct.pop() if len(distinct) == 1 else scales, sort_keys=True)
+    if kind == LORA_KIND:
+        entries |= acts_in_entry(lora)
     if any(scale != 1.0 for scale in scales.values()):
         entries[PEFT_KEY] = peft_config(lora)  # for readers that know PEFT and not us
     return entries
@@ -147,7 +158,9 @@ def write_checked(
 
 
 def same_lora(found: LoRA, expected: LoRA, name: str) -> None:
-    """Raise LoRAFileError unless both change every weight by the same bits."""
+    """Raise LoRAFileError unless both change every weight by the same bits, in the same part of the noise."""
+    if found.acts_in != expected.acts_in:
+        raise LoRAFileError(f"{name} was not written: reading it back gave another part of the noise to act in")
     for module in {**found.layers, **expected.layers}:
         a, b = found.layers.get(module), expected.layers.get(module)
         same = a is not None and b is not None and a.scale == b.scale

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..adapters.fit import require_fit
 from ..core.errors import LoRAFileError
 from ..core.lora import LoRA, LoRALayer
-from ..core.metadata import OWN
+from ..core.metadata import OWN, acts_in_of
 from .formats import ImportReport, ReadFor, recognised
 from .lists import read_list
 from .names import LINEAR, TEXT, UNET, Key, dialect_of, parse_key
@@ -26,7 +26,7 @@ from .own import (
     LORA_KIND,
     PEFT_KEY,
     contents,
-    layers_from,
+    lora_from,
     require_finite,
     require_kind,
     require_pairs,
@@ -61,7 +61,7 @@ def read_own(source: Source, read_for: ReadFor) -> ImportReport:
     assert source.header is not None
     require_kind(source.name, source.header, LORA_KIND)
     tensors, metadata = contents(source.path, source.header)
-    lora = LoRA(layers_from(source.name, tensors, metadata), metadata)
+    lora = lora_from(source.name, tensors, metadata)
     return ImportReport(lora, "motion-lora", len(lora), len(lora))
 
 
@@ -94,7 +94,8 @@ def read_named(source: Source, read_for: ReadFor) -> ImportReport:
     layers = {part: _assemble(source.name, part, keys, tensors, config) for part in (UNET, TEXT)}
     if not layers[UNET]:
         raise LoRAFileError(f"{source.name} changes only a text encoder: it has no layers for the video network")
-    lora = LoRA(_shaped(layers[UNET], unet), {**_carried(source), **_origin(source, dialect)})
+    about = {**_carried(source), **_origin(source, dialect)}
+    lora = LoRA(_shaped(layers[UNET], unet), about, acts_in_of(about))
     text, notes = _text_part(source.name, layers[TEXT], text_encoder)
     return ImportReport(lora, dialect, len(lora), len(lora), notes, text)
 

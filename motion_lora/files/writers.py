@@ -5,6 +5,7 @@ In fp32 every change of a weight comes back bit for bit; in fp16 each factor is 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import LoRAFileError
-from ..core.lora import LoRA
+from ..core.lora import ALL_NOISE, LoRA
+from ..core.metadata import acts_in_entry
 from .formats import ImportReport, format_named
 from .names import dotted
 from .own import (
@@ -29,6 +31,8 @@ from .own import (
     write_checked,
 )
 from .reader import load_any
+
+_log = logging.getLogger(__name__)
 
 
 def export_kohya(
@@ -77,6 +81,17 @@ def convert(
     return report
 
 
+def not_carried(lora: LoRA, kind: str, *, metadata: bool) -> str:
+    """What a file of that format will not say of the LoRA, in a sentence; "" where it says everything."""
+    if kind == "motion-lora" or metadata or lora.acts_in == ALL_NOISE:
+        return ""
+    low, high = lora.acts_in
+    return (
+        f"a {kind} file without metadata cannot say that this LoRA acts in the noise from {low:g} to {high:g} only: it "
+        "will act in every sampling step; write it with metadata, or in the motion-lora format"
+    )
+
+
 def write_proved(
     path: Path,
     stored: LoRA,
@@ -90,7 +105,9 @@ def write_proved(
     The LoRA's metadata goes with them, but for the keys that would make it a file of the own format; `entries` are the
     format's own. Raises LoRAFileError where reading back gives another change of any weight, OutputError.
     """
-    said = described(path, stored, tensors) if metadata else {}
+    said = {**described(path, stored, tensors), **acts_in_entry(stored)} if metadata else {}
+    if lost := not_carried(stored, "foreign", metadata=metadata):
+        _log.warning("%s: %s", path.name, lost)
     for key in (VERSION_KEY, KIND_KEY, SCALE_KEY, FINGERPRINT_KEY):
         said.pop(key, None)
     needed = {key: value for key, value in entries.items() if metadata or key == PEFT_KEY}

@@ -198,7 +198,7 @@ class _Stops:
 def _run_motion(
     spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter, find_metric: Callable[[str, str], Path]
 ) -> Outcome:
-    settings, stops = TrainSettings(**spec.settings), _Stops(spec, inputs, folder, reporter, find_metric)
+    settings, stops = TrainSettings.from_json(spec.settings), _Stops(spec, inputs, folder, reporter, find_metric)
 
     def run(callback: Callback) -> TrainResult:
         return train(
@@ -241,7 +241,7 @@ class _Asked:
 
 
 def _run_absorber(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> Outcome:
-    asked, settings = _Asked(reporter), TrainSettings(**spec.settings)
+    asked, settings = _Asked(reporter), TrainSettings.from_json(spec.settings)
     try:
         absorber = train_absorber(
             inputs.pipeline, inputs.clips, settings, callback=asked, checkpoint=folder / CHECKPOINT

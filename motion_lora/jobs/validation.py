@@ -71,7 +71,7 @@ class JobValidation:
         self._validation = Validation(
             Validator(inputs.pipeline, judge, self._plan),
             folder / VALIDATION,
-            TrainSettings(**spec.settings),
+            TrainSettings.from_json(spec.settings),
             heard=lambda point, base: self._show(point),
         )
         self.fault = ""

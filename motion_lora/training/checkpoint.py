@@ -200,9 +200,11 @@ class Keeper:
         remove_files(path for path in self.folder.glob(_STATES) if path.name != other_than)
 
     def _require_same_run(self, index: Mapping[str, Any]) -> None:
-        if all(index[key] == value for key, value in self._identity.items()):
-            return
         before, now = index.get("settings", {}), self._run
+        # The fingerprint stands for the settings, whose names may have changed since.
+        alike = all(index[key] == self._identity[key] for key in ("format", "fingerprint"))
+        if alike and all(before.get(key) == now[key] for key in ("stages", "dtype")):
+            return
         differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
         what = ", ".join(f"{name} {before.get(name)!r} there and {now.get(name)!r} here" for name in differing)
         raise SettingsError(

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,12 @@ from ..base.pipeline import VideoPipeline
 from ..core.absorber import Absorber
 from ..core.errors import SettingsError, TrainingError, is_out_of_memory
 from ..methods.stages import Stage
+from ..methods.table import ABSORBERS
 from .checkpoint import Keeper, OptimiserState, Progress, results_of
 from .checks import check_run, fingerprint
+from .legal import check_settings
+from .recipe import Recipe, make_recipe, setting_name
+from .repeatable import repeatable_kernels
 from .reports import (
     COMMANDS,
     Callback,
@@ -39,8 +43,8 @@ from .reports import (
     TrainResult,
 )
 from .results import absorber_from, kept_lora, spatial_loras
-from .settings import TrainSettings, absorber_stages, all_stages, check_settings, main_stages
-from .stage import StageRun, rate_setting
+from .settings import TrainSettings
+from .stage import StageRun
 
 if TYPE_CHECKING:
     from ..core.clip import Clip
@@ -70,9 +74,9 @@ def train(
     memory runs out (the checkpoint stays); TrainingAbortedError when the callback asked for it (nothing stays).
     """
     check_settings(settings)
-    stages = all_stages(settings, absorber_given=absorber is not None)
+    recipe = make_recipe(clips, settings, absorber)
     with _session(pipeline, settings):
-        run = _Run(pipeline, clips, settings, stages, absorber, callback, checkpoint)
+        run = _Run(pipeline, recipe, callback, checkpoint)
         ending = run.through_all_stages()
         return run.result(ending)
 
@@ -91,10 +95,11 @@ def train_absorber(
     "stop" the absorber is what was trained so far.
     """
     check_settings(settings)
-    if not (stages := absorber_stages(settings)):
-        raise SettingsError("absorber is 'none', so none is trained; use 'dual', 'spatial' or 'textual-inversion'.")
+    recipe = make_recipe(clips, settings, absorber_only=True)
+    if not recipe.absorbing:
+        raise SettingsError(f"absorber is 'none', so none is trained; use {_either()}.")
     with _session(pipeline, settings):
-        run = _Run(pipeline, clips, settings, stages, None, callback, checkpoint)
+        run = _Run(pipeline, recipe, callback, checkpoint)
         if run.through_all_stages() == "paused":
             raise TrainingPausedError(f"Paused; call again with the checkpoint {checkpoint} to go on.")
         absorber = run.absorber()
@@ -158,25 +163,22 @@ class _Run:
     def __init__(
         self,
         pipeline: VideoPipeline,
-        clips: Sequence[Clip],
-        settings: TrainSettings,
-        stages: Sequence[Stage],
-        given: Absorber | None,
+        recipe: Recipe,
         callback: Callback | None,
         checkpoint: str | Path | None,
     ) -> None:
-        check_run(pipeline, clips, settings, stages, given)
-        self._pipeline, self._clips, self._settings = pipeline, clips, settings.resolved()
-        self._stages, self._given, self._callback = stages, given, callback
-        self._mark = fingerprint(pipeline.identity, clips, settings, given)
-        names = [stage.name for stage in stages]
+        check_run(pipeline, recipe)
+        self._pipeline, self._recipe, self._callback = pipeline, recipe.with_new_tokens(pipeline), callback
+        settings = recipe.settings
+        self._mark = fingerprint(pipeline.identity, recipe.clips, settings, recipe.given)
+        names = [stage.name for stage in recipe.stages]
         folder = Path(checkpoint) if checkpoint is not None else None
         self._keeper = Keeper(folder, self._mark, settings.with_effect(), names, pipeline.dtype)
         self._progress = self._keeper.open()
 
     def through_all_stages(self) -> Ending:
         """Run what is not done yet; the results are in the progress."""
-        for stage in self._stages:
+        for stage in self._recipe.stages:
             if stage.name in self._progress.results:
                 continue
             if self._progress.stage != stage.name:
@@ -188,12 +190,12 @@ class _Run:
 
     def _through(self, stage: Stage) -> Ending:
         # The parts of a dual absorber are trained apart, each on the bare network.
-        held = None if stage in absorber_stages(self._settings) else self.absorber()
-        run = StageRun(self._pipeline, stage, self._settings, self._clips, held, self._keeper.remember)
-        idle = self._settings.offload_encoders and not run.trains_tokens and run.device.type != "cpu"
+        held = None if stage in self._recipe.absorbing else self.absorber()
+        run = StageRun(self._pipeline, stage, self._recipe, held, self._keeper.remember)
+        idle = self._recipe.settings.offload_encoders and not run.trains_tokens and run.device.type != "cpu"
         with run.prepared(), self._pipeline.offload_encoders() if idle else nullcontext():
             ending = fit(run, self._keeper, self._progress, self._callback)
-        if ending == "stopped" and stage is self._stages[-1] and self._progress.step == run.steps:
+        if ending == "stopped" and stage is self._recipe.stages[-1] and self._progress.step == run.steps:
             # Stopped when there was nothing left to do.
             ending = "completed"
         if ending == "completed" or self._progress.step > 0:
@@ -204,19 +206,18 @@ class _Run:
 
     def absorber(self) -> Absorber | None:
         """The one that was given, or what the absorber stages have made so far."""
-        return self._given or absorber_from(self._progress.results, self._pipeline, self._clips, self._settings)
+        return self._recipe.given or absorber_from(self._progress.results, self._pipeline, self._recipe)
 
     def result(self, ending: Ending) -> TrainResult:
-        method_stages = main_stages(self._settings)
-        results, steps = self._progress.results, self._progress.step
-        about = (self._settings, self._pipeline, self._clips, steps, self._mark)
+        results = self._progress.results
+        about = (self._recipe, self._pipeline, self._progress.step, self._mark)
         return TrainResult(
-            lora=kept_lora(results, method_stages, *about),
+            lora=kept_lora(results, *about),
             absorber=self.absorber(),
-            spatial=spatial_loras(results, method_stages, *about),
+            spatial=spatial_loras(results, *about),
             losses=tuple(self._progress.reports),
             ending=ending,
-            settings=self._settings.with_effect(),
+            settings=self._recipe.settings.with_effect(),
         )
 
 
@@ -282,7 +283,7 @@ class _Journal:
                 "delete it or take another folder for others."
             )
         precision = " or train in bf16 or fp32" if self._run.dtype is torch.float16 else ""
-        names = dict.fromkeys(rate_setting(part) for part in self._run.stage.parts)
+        names = dict.fromkeys(setting_name(part, "learning_rate") for part in self._run.stage.parts)
         rates = " or ".join(f"{name} (here {getattr(self._run.settings, name):g})" for name in names)
         return f"The loss of step {step} in {self._run.stage.name} is not finite; lower {rates}{precision}.{kept}"
 
@@ -291,7 +292,7 @@ class _Journal:
 def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]:
     """Gradients on whatever mode the host is in, repeatable kernels, and memory errors that say what to do."""
     repeatable = settings.deterministic and pipeline.device.type != "cpu"
-    with torch.inference_mode(False), torch.enable_grad(), _repeatable_kernels() if repeatable else nullcontext():
+    with torch.inference_mode(False), torch.enable_grad(), repeatable_kernels() if repeatable else nullcontext():
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -302,28 +303,16 @@ def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]
             raise TrainingError(_memory_advice(pipeline, settings)) from None
 
 
-@contextmanager
-def _repeatable_kernels() -> Iterator[None]:
-    """The switches are torch's, for the whole process; on CPUs every kernel in use is repeatable anyway."""
-    former = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filling: Any = torch.utils.deterministic
-    benchmark, fills = torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
-    try:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-        filling.fill_uninitialized_memory = False
-        yield
-    finally:
-        torch.use_deterministic_algorithms(former[0], warn_only=former[1])
-        torch.backends.cudnn.benchmark = benchmark
-        filling.fill_uninitialized_memory = fills
-
-
 def _memory_advice(pipeline: VideoPipeline, settings: TrainSettings) -> str:
     ways = [] if settings.gradient_checkpointing else ["switch gradient_checkpointing on"]
     ways += ["use fewer frames", "use a smaller height and width", "lower frames_per_step"]
     ways += ["load the base in bf16"] if pipeline.dtype is torch.float32 else []
     return f"{pipeline.device} ran out of memory; {', '.join(ways[:-1])} or {ways[-1]}."
+
+
+def _either() -> str:
+    kinds = [repr(name) for name, kind in ABSORBERS.items() if kind.stages]
+    return f"{', '.join(kinds[:-1])} or {kinds[-1]}"
 
 
 def _foreach(run: StageRun) -> bool | None:

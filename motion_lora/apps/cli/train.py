@@ -188,7 +188,7 @@ def _check_results(values: Mapping[str, Any], settings: TrainSettings, clips: Se
     if "save_absorber" in values and "load_absorber" not in values and not absorber_stages(settings):
         raise SettingsError(
             f"--save-absorber names {values['save_absorber']}, and method {settings.method} with absorber "
-            f"{settings.resolved().absorber} trains none; leave it out, or name an --absorber."
+            f"{settings.absorber_kind} trains none; leave it out, or name an --absorber."
         )
     if any(part.per_clip for stage in main_stages(settings) for part in stage.parts):
         for number in range(1, len(clips) + 1):
