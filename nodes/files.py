@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 from ..motion_lora.core.errors import SettingsError
 from ..motion_lora.core.lora import LoRA
+from ..motion_lora.files import formats
 from .comfy import folders, server
 from .comfy.sockets import CATEGORY, Base, MotionLoRA, TextPart, io
 from .widgets import files, previews
-from .widgets.enums import COUNTS, LORA_FORMATS
+from .widgets.enums import COUNTS
 
 if TYPE_CHECKING:
     from ..motion_lora.adapters.arithmetic import Resized
     from ..motion_lora.base.pipeline import VideoPipeline
-    from ..motion_lora.files.reader import ImportReport
+    from ..motion_lora.files.formats import ImportReport
 
 _MAX_STRENGTH = 10.0
 _MAX_CLIPS = 64  # of an N-clip list; the library refuses longer ones
@@ -106,10 +107,10 @@ def read(
             raise SettingsError(
                 "the text-encoder part is read against a base model: connect base_model, or leave it out"
             )
-        report = load_any(path, clip=clip)
+        report = load_any(path, list_index=clip)
         notes = [*report.notes, "connect base_model to see whether they fit"]
         return report, "; ".join([f"{report.total} layers read ({report.format})", *notes])
-    report = load_any(path, base.unet, text_encoder=base.text_encoder if text_encoder else None, clip=clip)
+    report = load_any(path, base.unet, text_encoder=base.text_encoder if text_encoder else None, list_index=clip)
     warning = base_warning(report.lora.metadata, base.identity)
     return report, f"{report.text}; {warning}" if warning else report.text
 
@@ -165,10 +166,9 @@ class ConvertLoRA(io.ComfyNode):
                 MotionLoRA.Input("motion_lora", tooltip="What to write, such as from Load LoRA (any format)."),
                 io.Combo.Input(
                     "format",
-                    options=list(LORA_FORMATS),
+                    options=list(formats.written()),
                     default="motion-lora",
-                    tooltip="motion-lora: this project's own. kohya: lora_unet_* keys with alpha. peft: what diffusers "
-                    "and PEFT read.",
+                    tooltip=f"{formats.words()}.",
                 ),
                 files.filename("motion/converted"),
                 files.precision(),
@@ -178,14 +178,13 @@ class ConvertLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, motion_lora: LoRA, format: str, filename: str, precision: str) -> io.NodeOutput:
-        from ..motion_lora.files.own import save_lora
-        from ..motion_lora.files.writers import export_kohya, export_peft, not_carried
+        from ..motion_lora.files.writers import not_carried
 
-        path = folders.new_file(folders.lora_folder(), filename)
-        write = {"motion-lora": save_lora, "kohya": export_kohya, "peft": export_peft}[format]
+        row = formats.format_named(format)
+        path = folders.new_file(folders.lora_folder(), filename, row.extension)
         dtype = files.PRECISIONS[precision]
         described = server.metadata_allowed()
-        write(path, motion_lora, metadata=described, dtype=dtype, overwrite=False)
+        row.writer()(path, motion_lora, metadata=described, dtype=dtype, overwrite=False)
         name = folders.listed_name(path)
         lost = not_carried(motion_lora, format, metadata=described)
         text = f"{name}: {len(motion_lora)} layers written ({format})" + (f"; {lost}" if lost else "")

@@ -275,6 +275,10 @@ class Host:
         self.pack = self._load()
         # ComfyUI 0.12 does not call on_load.
         self.extension = asyncio.run(self.pack.comfy_entrypoint())
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Ask the extension for its nodes, as ComfyUI does when it starts."""
         self.nodes = {node.define_schema().node_id: node for node in asyncio.run(self.extension.get_node_list())}
 
     def library(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The README's pictures of the methods: drawn by tools/draw_methods.py, shown, and true to the methods' rows."""
+"""The pictures of docs/METHODS.md: drawn by tools/draw_methods.py, shown, and true to the methods' rows."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def training_rows() -> list[drawing.Row]:
 
 def sections() -> dict[str, str]:
     """The subsections of "The methods" by their headings."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    methods = readme.split("\n## The methods\n")[1].split("\n## ")[0]
+    page = (ROOT / "docs" / "METHODS.md").read_text(encoding="utf-8")
+    methods = page.split("\n## The methods\n")[1].split("\n## ")[0]
     return {part.split("\n", 1)[0]: part for part in methods.split("\n### ")[1:]}
 
 
@@ -65,7 +65,7 @@ def test_picture_is_readable_without_eyes_and_without_the_web(name: str) -> None
 
 def test_every_section_shows_its_picture() -> None:
     shown = {
-        heading: re.findall(r"!\[(.*?)\]\(docs/images/methods/(.*?)\.svg\)", text)
+        heading: re.findall(r"!\[(.*?)\]\(images/methods/(.*?)\.svg\)", text)
         for heading, text in sections().items()
     }
     assert sorted(name for found in shown.values() for _, name in found) == NAMES

@@ -38,11 +38,12 @@ from motion_lora.core.errors import LoRAFileError, SettingsError
 from motion_lora.core.lora import LoRA, LoRALayer
 from motion_lora.core.stack import AdapterStack, StackEntry
 from motion_lora.files.container import read_header
+from motion_lora.files.formats import written
 from motion_lora.files.names import dotted as dots
 from motion_lora.files.names import parse_key
 from motion_lora.files.own import load_lora, save_lora
 from motion_lora.files.reader import load_any
-from motion_lora.files.writers import FORMATS, convert, export_kohya, export_peft
+from motion_lora.files.writers import convert, export_kohya, export_peft
 
 
 @pytest.fixture(scope="module")
@@ -282,13 +283,13 @@ def test_spatial_lists_of_several_clips_are_split(tmp_path, unet):
     loras = [random_lora(unet, modules, 2, seed) for seed in range(3)]
     path = list_file(tmp_path / "x.pt", *loras)
     for clip, lora in enumerate(loras):
-        report = load_any(path, unet, clip=clip)
+        report = load_any(path, unet, list_index=clip)
         assert_same_change(report.lora, lora)
         assert f"clip {clip} of 3" in report.text
         assert len(report.clips) == 3
         assert_same_change(report.clips[clip], lora)
     with pytest.raises(LoRAFileError, match="3 clips"):
-        load_any(path, unet, clip=3)
+        load_any(path, unet, list_index=3)
 
 
 def test_a_list_is_checked_pair_by_pair(tmp_path, unet):
@@ -420,7 +421,7 @@ def test_without_metadata_exports_say_nothing(tmp_path, unet):
     assert set(found) == {"format", "lora_adapter_metadata"}
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", written())
 def test_convert_from_every_kind_to_every_kind(tmp_path, unet, kind):
     lora = everything_sample(unet)
     sources = [

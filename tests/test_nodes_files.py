@@ -18,8 +18,8 @@ from motion_lora.adapters.apply import applied
 from motion_lora.backbones.unet3d import UNET3D
 from motion_lora.core.curves import CURVES
 from motion_lora.core.lora import LoRA
+from motion_lora.files.formats import written
 from motion_lora.files.reader import load_any
-from motion_lora.files.writers import FORMATS
 
 TINY = {"num_frames": 2, "width": 32, "height": 32, "num_inference_steps": 2, "prompt": "a red circle", "decode": False}
 
@@ -73,7 +73,7 @@ def said(host: Host) -> str:
 
 
 def test_choices_are_those_of_the_library(host: Host) -> None:
-    assert host.module("widgets.enums").LORA_FORMATS == FORMATS
+    assert host.nodes["MotionLoRA_ConvertLoRA"].info()["input"]["required"]["format"][1]["options"] == list(written())
     offered = host.nodes["MotionLoRA_StrengthSchedule"].info()["input"]["required"]["curve"][1]["options"]
     assert offered == [*CURVES, "points"]
 
@@ -179,7 +179,7 @@ def test_a_changed_file_is_read_again(host: Host, motion: LoRA, loras: Path, nod
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", written())
 def test_a_lora_goes_out_and_comes_back(host: Host, base, motion: LoRA, kind: str) -> None:
     name = host.run("MotionLoRA_ConvertLoRA", motion_lora=motion, format=kind, filename=f"for_friends/{kind}").args[0]
     assert name == f"for_friends/{kind}.safetensors" and name in said(host)

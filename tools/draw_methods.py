@@ -1,4 +1,4 @@
-"""The pictures of the README's section "The methods": one SVG per method, all in the visual language of drawing.py.
+"""The pictures of docs/METHODS.md: one SVG per method, all in the visual language of drawing.py.
 
     python tools/draw_methods.py        writes docs/images/methods/*.svg
 
@@ -53,7 +53,7 @@ SKIPS = 12
 # Of Many Looks.
 LOOK_STRENGTH, LOOK_SIMILARITY, TIMESTEP_LOW = 0.45, 0.6, 0.6
 SPATIAL_PATH_PROBABILITY = 0.8
-# Of the README's example of a strength schedule.
+# Of an example of a strength schedule.
 SCHEDULE_END = 0.7
 
 NEW_PROMPT = ('"a blue square circling', 'around over snow"')

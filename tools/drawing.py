@@ -1,4 +1,4 @@
-"""The visual language of the README's pictures of methods, as SVG; draw_methods.py says what is in each picture.
+"""The visual language of the pictures of methods, as SVG; draw_methods.py says what is in each picture.
 
 A picture is a list of rows. Most rows are one pass of a training step or of sampling: frames go in, one level of the
 UNet is drawn as its four alternating blocks, and what comes out is a loss and what becomes of the LoRA, or a video.
@@ -380,7 +380,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """A method's picture; `title` is also its alt text in the README."""
+    """A method's picture; `title` is also its alt text in docs/METHODS.md."""
 
     heading: str
     source: str

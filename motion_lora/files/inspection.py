@@ -20,8 +20,9 @@ from ..core.lora import SPATIAL, TEMPORAL, LoRA, LoRALayer
 from ..core.metadata import OWN
 from ..media.tables import aligned
 from .absorber_file import load_absorber
+from .formats import ImportReport
 from .own import ABSORBER_KIND, FINGERPRINT_KEY, KIND_KEY, is_own
-from .reader import ImportReport, load_any
+from .reader import load_any
 from .source import Source, open_source
 
 if TYPE_CHECKING:

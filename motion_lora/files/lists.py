@@ -29,6 +29,11 @@ _SPATIAL = ("spatial-self-ff", "spatial-attention")
 MAX_CLIPS = 64
 
 
+def recognise(source: Source) -> bool:
+    """Whether a file is a list without names."""
+    return source.positional
+
+
 def read_list(source: Source, unet: nn.Module | None) -> tuple[str, tuple[LoRA, ...]]:
     """The target preset of a list file, and one LoRA (several for an N-clip spatial file). Raises LoRAFileError."""
     network = reference_network() if unet is None else unet

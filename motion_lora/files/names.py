@@ -14,11 +14,17 @@ with the words that these networks are made of.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .source import Source
 
 from ..backbones.registry import BACKBONES
 
 UNET, TEXT = "unet", "text"
+# Of several in one file the first names it: alphas of any trainer read like those of diffusers.
+DIALECTS = ("kohya", "peft", "diffusers", "loralib")
 
 _TEXT_WORDS = "text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2"
 _NETWORK_WORDS = {word for backbone in BACKBONES.values() for word in backbone.key_words}
@@ -58,6 +64,36 @@ def parse_key(key: str) -> Key | None:
         part = UNET if found["part"] == "unet" else TEXT
         return None if module is None else Key(part, _bare(part, module), found["role"] or "alpha", "kohya")
     return _parse_dotted(key)
+
+
+def dialect_of(keys: Iterable[Key]) -> str:
+    """The dialect of a file with these keys; empty where there are none."""
+    found = {key.dialect for key in keys}
+    return next((name for name in DIALECTS if name in found), "")
+
+
+def is_kohya(source: Source) -> bool:
+    """Whether a file has keys in kohya's spelling."""
+    return _dialect_in(source) == "kohya"
+
+
+def is_peft(source: Source) -> bool:
+    """Whether a file has PEFT's keys."""
+    return _dialect_in(source) == "peft"
+
+
+def is_diffusers(source: Source) -> bool:
+    """Whether a file has the keys of diffusers or ComfyUI."""
+    return _dialect_in(source) == "diffusers"
+
+
+def is_loralib(source: Source) -> bool:
+    """Whether a file has the keys of diffusers or ComfyUI."""
+    return _dialect_in(source) == "loralib"
+
+
+def _dialect_in(source: Source) -> str:
+    return dialect_of(parsed for key in source.shapes if (parsed := parse_key(key)) is not None)
 
 
 def _parse_dotted(key: str) -> Key | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ from ..backbones.registry import of_keys, of_network
 from ..core.errors import LoRAFileError
 from ..core.lora import LoRA, LoRALayer
 from ..core.metadata import OWN, acts_in_of
+from .formats import ImportReport, ReadFor, recognised
 from .lists import read_list, reference_network
 from .loralib import unfolded
-from .names import TEXT, UNET, Key, parse_key
+from .names import TEXT, UNET, Key, dialect_of, parse_key
 from .own import (
     LORA_KIND,
     PEFT_KEY,
     contents,
-    is_own,
     lora_from,
     require_finite,
     require_kind,
@@ -39,55 +39,29 @@ from .own import (
 from .refusals import refuse_foreign
 from .source import ADAPTER_CONFIG, Source, json_object, open_source
 
-_DIALECTS = ("kohya", "peft", "diffusers", "loralib")
-
-
-@dataclass(frozen=True, eq=False)
-class ImportReport:
-    """What was read. `matched` of `total` UNet layers have their place; without a network nothing was there to match.
-
-    `format` is "motion-lora", "kohya", "peft", "diffusers", "loralib" or "list". `text_encoder` is the text part, if
-    it was asked for. `clips` holds all LoRAs of an N-clip spatial file, of which `lora` is one. `notes` are for the
-    user's eyes.
-    """
-
-    lora: LoRA
-    format: str
-    matched: int
-    total: int
-    notes: tuple[str, ...] = ()
-    text_encoder: LoRA | None = None
-    clips: tuple[LoRA, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """One line: "128 of 128 layers matched (kohya); ..."."""
-        return "; ".join([f"{self.matched} of {self.total} layers matched ({self.format})", *self.notes])
-
 
 def load_any(
-    path: str | Path, unet: nn.Module | None = None, *, text_encoder: nn.Module | None = None, clip: int = 0
+    path: str | Path, unet: nn.Module | None = None, *, text_encoder: nn.Module | None = None, list_index: int = 0
 ) -> ImportReport:
-    """Read a LoRA file (or a folder of diffusers or PEFT) of any supported format.
+    """Read a LoRA file (or a folder of diffusers or PEFT) of any format of `formats.FORMATS`.
 
     `unet` is the network it is for: every layer must exist there with its shape, or the file is refused. Without one,
     only the file itself is checked. `text_encoder` asks for the text part of an image LoRA, and is what it is checked
-    against; without one that part is left out with a note. `clip` picks from an N-clip spatial list.
+    against; without one that part is left out with a note. `list_index` picks from an N-clip spatial list.
     Raises LoRAFileError in one line that names the keys and the likely reason; never runs anything from the file.
     """
     source = open_source(path)
-    if source.header is not None and is_own(source.header):
-        report = _own_report(source)
-    elif source.positional:
-        report = _list_report(source, unet, clip)
-    else:
-        report = _named_report(source, unet, text_encoder)
+    row = recognised(source)
+    # What no format recognises is read as names: that refuses it with what it is instead, or with its keys.
+    read = row.reader() if row else read_named
+    report = read(source, ReadFor(unet, text_encoder, list_index))
     if unet is not None:
         require_fit(unet, report.lora, source.name)
     return report
 
 
-def _own_report(source: Source) -> ImportReport:
+def read_own(source: Source, read_for: ReadFor) -> ImportReport:
+    """The own format; docs/FORMAT.md. Raises LoRAFileError."""
     assert source.header is not None
     require_kind(source.name, source.header, LORA_KIND)
     tensors, metadata = contents(source.path, source.header)
@@ -95,8 +69,10 @@ def _own_report(source: Source) -> ImportReport:
     return ImportReport(lora, "motion-lora", len(lora), len(lora))
 
 
-def _list_report(source: Source, unet: nn.Module | None, clip: int) -> ImportReport:
-    preset, loras = read_list(source, unet)
+def read_positional(source: Source, read_for: ReadFor) -> ImportReport:
+    """A list of tensors without names. Raises LoRAFileError."""
+    clip = read_for.list_index
+    preset, loras = read_list(source, read_for.unet)
     if not 0 <= clip < len(loras):
         raise LoRAFileError(f"{source.name} holds the LoRAs of {len(loras)} clips: there is no clip {clip}")
     for lora in loras:
@@ -109,11 +85,13 @@ def _list_report(source: Source, unet: nn.Module | None, clip: int) -> ImportRep
     return ImportReport(lora, "list", len(lora), len(lora), tuple(notes), clips=loras)
 
 
-def _named_report(source: Source, unet: nn.Module | None, text_encoder: nn.Module | None) -> ImportReport:
+def read_named(source: Source, read_for: ReadFor) -> ImportReport:
+    """Tensors with names, in the dialects of `names.parse_key`. Raises LoRAFileError."""
+    unet, text_encoder = read_for.unet, read_for.text_encoder
     backbone = of_network(unet) if unet is not None else of_keys(source.shapes)
     refuse_foreign(source, unet, backbone)
     keys = _parsed_keys(source, backbone)
-    dialect = next(name for name in _DIALECTS if any(key.dialect == name for key in keys.values()))
+    dialect = dialect_of(keys.values())
     for key, shape in source.shapes.items():
         if keys[key].role != "alpha":
             require_plausible(source.name, key, shape)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..core.errors import LoRAFileError
 from .container import MAX_DATA_BYTES, Header, read_header, read_tensors
-from .own import require_plausible
+from .own import is_own, require_plausible
 
 ADAPTER_CONFIG = "adapter_config.json"
 # Names under which diffusers and PEFT put a LoRA into a folder, the preferred one first.
@@ -160,6 +160,11 @@ def _kinds(content: Any) -> str:
 def _require_short(name: str, tensor: Tensor) -> None:
     if tensor.numel() > 2**20:
         raise LoRAFileError(f"{name} holds a tensor of {tensor.numel()} numbers in a row: no LoRA does")
+
+
+def is_own_source(source: Source) -> bool:
+    """Whether an opened file is of the own format, of any version and kind."""
+    return source.header is not None and is_own(source.header)
 
 
 def json_object(name: str, what: str, text: str) -> dict[str, Any]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.registry import named
-from ..core.errors import LoRAFileError, SettingsError
+from ..core.errors import LoRAFileError
 from ..core.lora import ALL_NOISE, LoRA, LoRALayer
 from ..core.metadata import acts_in_entry
+from .formats import ImportReport, format_named
 from .names import dotted
 from .own import (
     FINGERPRINT_KEY,
@@ -29,12 +30,10 @@ from .own import (
     described,
     factor_tensors,
     peft_config,
-    save_lora,
     write_checked,
 )
-from .reader import ImportReport, load_any
+from .reader import load_any
 
-FORMATS = ("motion-lora", "kohya", "peft")
 _log = logging.getLogger(__name__)
 
 
@@ -51,7 +50,7 @@ def export_kohya(
         tensors[f"{key}.lora_down.weight"] = layer.down
         tensors[f"{key}.lora_up.weight"] = layer.up
         tensors[f"{key}.alpha"] = _alpha(layer.scale, layer.rank)
-    return _write(Path(path), stored, tensors, {"ss_network_module": "networks.lora"}, metadata, overwrite)
+    return write_proved(Path(path), stored, tensors, {"ss_network_module": "networks.lora"}, metadata, overwrite)
 
 
 def export_peft(
@@ -59,7 +58,9 @@ def export_peft(
 ) -> Path:
     """Write `unet.<module>.lora_A/B.weight` with the adapter's configuration, as diffusers does."""
     stored = as_stored(lora, dtype)
-    return _write(Path(path), stored, factor_tensors(stored), {PEFT_KEY: peft_config(stored)}, metadata, overwrite)
+    return write_proved(
+        Path(path), stored, factor_tensors(stored), {PEFT_KEY: peft_config(stored)}, metadata, overwrite
+    )
 
 
 def export_native(
@@ -72,7 +73,7 @@ def export_native(
     """
     plain = {m: LoRALayer(layer.down, layer.up * layer.scale) for m, layer in lora.layers.items()}
     stored = as_stored(replace(lora, layers=plain), dtype)
-    return _write(Path(path), stored, native_tensors(stored), {}, metadata, overwrite)
+    return write_proved(Path(path), stored, native_tensors(stored), {}, metadata, overwrite)
 
 
 def native_tensors(lora: LoRA) -> dict[str, Tensor]:
@@ -91,25 +92,26 @@ def native_tensors(lora: LoRA) -> dict[str, Tensor]:
 def convert(
     source: str | Path,
     target: str | Path,
-    kind: str = FORMATS[0],
+    kind: str = "motion-lora",
     unet: nn.Module | None = None,
     *,
     dtype: torch.dtype | None = None,
     metadata: bool = True,
     overwrite: bool = True,
 ) -> ImportReport:
-    """Read any format, write `kind` ("motion-lora", "kohya" or "peft"); returns what was read. Raises SettingsError."""
-    writers = {"motion-lora": save_lora, "kohya": export_kohya, "peft": export_peft}
-    if kind not in writers:
-        raise SettingsError(f"unknown LoRA format {kind!r}: use one of {', '.join(FORMATS)}")
+    """Read any format, write the one that is named `kind` in `formats.FORMATS`; returns what was read.
+
+    Raises SettingsError for a name that cannot be written, LoRAFileError, OutputError.
+    """
+    write = format_named(kind).writer()
     report = load_any(source, unet)
-    writers[kind](target, report.lora, dtype=dtype, metadata=metadata, overwrite=overwrite)
+    write(target, report.lora, dtype=dtype, metadata=metadata, overwrite=overwrite)
     return report
 
 
 def not_carried(lora: LoRA, kind: str, *, metadata: bool) -> str:
     """What a file of that format will not say of the LoRA, in a sentence; "" where it says everything."""
-    if kind == FORMATS[0] or metadata or lora.acts_in == ALL_NOISE:
+    if kind == "motion-lora" or metadata or lora.acts_in == ALL_NOISE:
         return ""
     low, high = lora.acts_in
     return (
@@ -118,7 +120,7 @@ def not_carried(lora: LoRA, kind: str, *, metadata: bool) -> str:
     )
 
 
-def _write(
+def write_proved(
     path: Path,
     stored: LoRA,
     tensors: Mapping[str, Tensor],
@@ -126,7 +128,11 @@ def _write(
     metadata: bool,
     overwrite: bool,
 ) -> Path:
-    """With everything the LoRA's metadata says, but for the keys that would make it a file of the own format."""
+    """Write tensors in a foreign format, read them back with `load_any`, and only then give the file its name.
+
+    The LoRA's metadata goes with them, but for the keys that would make it a file of the own format; `entries` are the
+    format's own. Raises LoRAFileError where reading back gives another change of any weight, OutputError.
+    """
     said = {**described(path, stored, tensors), **acts_in_entry(stored)} if metadata else {}
     if lost := not_carried(stored, "foreign", metadata=metadata):
         _log.warning("%s: %s", path.name, lost)

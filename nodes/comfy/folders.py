@@ -94,9 +94,9 @@ def absorber_path(name: str) -> Path:
     return _find(ABSORBERS, name)
 
 
-def new_file(folder: Path, name: str) -> Path:
+def new_file(folder: Path, name: str, extension: str = ".safetensors") -> Path:
     """A file in `folder` that does not exist yet: `name`, or with a number. Raises OutputError for a way out of it."""
-    return free_path(path_inside(folder, name))
+    return free_path(path_inside(folder, name, extension))
 
 
 def listed_name(path: Path) -> str:

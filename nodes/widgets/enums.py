@@ -13,7 +13,6 @@ DTYPES = ("auto", "fp32", "fp16", "bf16")
 SCHEDULERS = ("ddim", "dpmpp-2m-karras", "euler", "euler-ancestral", "unipc")
 HIGHWAY_PRESETS = tuple(name for name in HIGHWAYS if name != "none")
 MAX_HIGHWAY_SCALE = SETTINGS["highway_scale"].high
-LORA_FORMATS = ("motion-lora", "kohya", "peft")
 TEMPORAL_TARGETS = (
     "temporal-attention", "temporal-all", "temporal-conv", "temporal-difference", "temporal-full", "tap-k",
     "tap-k-out", "tap-qk",

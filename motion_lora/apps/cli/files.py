@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import SettingsError
+from ...files.formats import format_named, words
 from .bases import BASE_HELP, PLAYGROUND, add_json_flag, empty_network, wants_json
 from .console import note, write, write_json
 from .options import file_and_strength
@@ -52,7 +53,12 @@ def add(commands: Any) -> None:
     """Add the parsers of the four commands."""
     convert = _parser(commands, "convert", "read a LoRA of any format, write another", _CONVERT_EXAMPLES, run_convert)
     convert.add_argument("file", type=Path, help="LoRA file of any format that motion-lora inspect knows")
-    convert.add_argument("--format", default="motion-lora", metavar="NAME", help="motion-lora (default), kohya or peft")
+    convert.add_argument(
+        "--format",
+        default="motion-lora",
+        metavar="NAME",
+        help=f"format of the output (default: motion-lora); {words()}",
+    )
     convert.add_argument("--base", metavar="BASE", help=f"the network that it is for: {BASE_HELP}")
     merge = _parser(commands, "merge", "several LoRAs into one", _MERGE_EXAMPLES, run_merge)
     merge.add_argument("first", nargs="+", metavar="FILE [STRENGTH]", help="the first LoRA and its strength")
@@ -95,7 +101,7 @@ def run_convert(options: argparse.Namespace) -> int:
     """Read, write, prove."""
     from ...files.writers import convert, not_carried
 
-    _check(options)
+    _check(options, format_named(options.format).extension)
     report = convert(
         options.file,
         options.output,
@@ -160,9 +166,9 @@ def run_extract(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check(options: argparse.Namespace) -> None:
-    if options.output.suffix != ".safetensors":
-        raise SettingsError(f"The output {options.output} must end in .safetensors.")
+def _check(options: argparse.Namespace, extension: str = ".safetensors") -> None:
+    if options.output.suffix != extension:
+        raise SettingsError(f"The output {options.output} must end in {extension}.")
     check_output(options.output, overwrite=options.overwrite)
 
 
