@@ -166,7 +166,7 @@ def test_object_info_is_that_of_the_double(server: RealComfyUI, tmp_path: Path) 
     with hosted(tmp_path) as double:
         expected = {node_id: node.info() for node_id, node in double.nodes.items()}
     assert set(real) == set(expected)
-    depends_on_files = {"model", "lora_name", "absorber_name"}
+    depends_on_files = {"model", "lora_name", "absorber_name", "file"}
     for node_id, info in expected.items():
         found = {key: real[node_id][key] for key in info}
         for kind in ("required", "optional"):

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 CORE = {"MarkdownNote", "LoadVideo", "SaveVideo", "PreviewImage", "PreviewAny"}
 # Combos whose values are files of a user's machine.
-FILES = {"model", "lora_name", "absorber_name"}
+FILES = {"model", "lora_name", "absorber_name", "file"}
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ from ..training.settings import absorber_stages
 from ..training.stops import train_with_visits
 from .inputs import TrainingInputs, keep_absorber, keep_clips, kept_absorber, kept_clips
 from .job import APPEARANCE_ABSORBER, LAST, JobSpec, PreviewPlan
+from .pictures import draw_cover, publish_pictures
 from .previews import draw_preview
 from .store import CHECKPOINT, INPUTS, PREVIEWS, RESULT
 from .validation import JobValidation, decides, rule_of
@@ -147,6 +148,7 @@ class TrainingWork:
         name = spec.name if step >= planned else f"{spec.name}-{step:06d}"
         target = free_path(path_inside(root, f"{subfolder}/{name}" if subfolder else name))
         write_atomically(target, (folder / RESULT).read_bytes())
+        publish_pictures(folder, target)
         return target.relative_to(root).as_posix()
 
 
@@ -226,6 +228,7 @@ def _run_motion(
     title = {"motion_lora.title": spec.name, "modelspec.title": spec.name}
     kept = stops.validation.kept(lora, title) if stops.validation else lora
     save_lora(folder / RESULT, kept.with_metadata(**title))
+    draw_cover(folder, inputs.pipeline, kept, spec.preview, inputs.clips[0])
     return Outcome(finished=finished, saved=True, note=stops.fault or (_EARLY if early else ""))
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 WAIT, BACKGROUND = "wait", "background"
 EVENT = "motion_lora.jobs"
 CONTINUATION = "continuation"
+# Repeats `motion_lora.jobs.pictures.WORKFLOW_NOTE`, whose module imports diffusers.
+WORKFLOW_NOTE = "workflow"
 _POLL = 0.2
 
 _making = threading.Lock()
@@ -120,11 +122,13 @@ async def run_job(
     run: str,
     retrain: bool,
     continuation: Mapping[str, Any] | None,
+    made_by: Mapping[str, Any] | None = None,
 ) -> Job | None:
     """The finished (or stopped and saved) job of this spec; None when it was handed to the background.
 
     In the meantime the server's other work goes on. A waiting job is interrupted with ComfyUI's Cancel: it keeps a
-    checkpoint, and the same node goes on from there. Raises TrainingError when the job failed.
+    checkpoint, and the same node goes on from there. `made_by` is the prompt and the workflow for the LoRA's picture.
+    Raises TrainingError when the job failed.
     """
     known = runner().find(spec.fingerprint)
     if retrain or known is None or known.state not in WITH_RESULT:
@@ -132,6 +136,8 @@ async def run_job(
     background = run == BACKGROUND
     job = await asyncio.to_thread(runner().submit, spec, inputs, retrain=retrain, background=background)
     _nodes.setdefault(job.id, {})[node_id] = workflow_id
+    if made_by is not None:
+        runner().store.put_note(job.id, WORKFLOW_NOTE, made_by)
     if job.state in WITH_RESULT:
         return job
     if background:
