@@ -55,10 +55,10 @@ class ForKSampler(io.ComfyNode):
         batch_size: int,
         stack: AdapterStack | None = None,
     ) -> io.NodeOutput:
-        from .comfy import native
-
         height, width = height or base_model.default_height, width or base_model.default_width
         base_model.check_size(height, width)
+        from .comfy import native
+
         stack, factor = stack or AdapterStack(), base_model.vae_factor
         channels, frames = int(base_model.unet.config["in_channels"]), num_frames or base_model.default_num_frames
         empty = torch.zeros(batch_size, channels, frames, height // factor, width // factor)

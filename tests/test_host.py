@@ -23,7 +23,7 @@ import pytest
 import torch
 from build_workflows import WORKFLOWS
 from comfy_double import hosted
-from real_host import PACK, ROOT, Browser, RealComfyUI, lacks_requirements, until
+from real_host import PACK, ROOT, Browser, RealComfyUI, lacks_requirements, shipped, until
 from tiny import write_tiny_folder
 
 from motion_lora.media.read import read_frames
@@ -326,10 +326,6 @@ def differences(shipped: dict[str, Any], saved: dict[str, Any]) -> list[str]:
     if len(shipped["links"]) != len(saved["links"]):
         found.append("links are lost")
     return found
-
-
-def shipped(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def load_on_test_base(browser: Browser, name: str, **sample: Any) -> None:

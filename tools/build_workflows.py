@@ -644,6 +644,105 @@ Take the strength at which the motion is there and the look is not.
         Node("table", "PreviewAny", (960, 520), {}, {"source": ("compare", "table")}, (420, 300)),
         save("save", (1940, 0), "compare", "video/motion_lora_compare_and_choose"),
     ],
+    "14_ksampler": [
+        note(
+            "note",
+            (0, 0),
+            (420, 420),
+            """
+# KSampler too
+
+Press Run. **For KSampler** turns a base with its stack into ComfyUI's MODEL, CLIP and VAE: samplers, schedulers,
+guiders, latent tools, previews and Cancel work as with any model, and the stack acts in every step.
+
+* Left **Sample Video**, for comparison.
+* Middle **SamplerCustom** on **Base Sigmas**: the same seed, steps and guidance give the same video.
+* Right **KSampler** with one of ComfyUI's own schedulers: other steps, so a slightly other video.
+
+Size, frames and batch are set in For KSampler, whose latents are (b, c, f, h, w). Words in brackets have no weights.
+""",
+        ),
+        base((0, 480)),
+        Node("lora", "MotionLoRA_LoadMotionLoRA", (0, 670), {"lora_name": ORBIT}),
+        stack("stack", (480, 0), "lora"),
+        Node(
+            "bridge",
+            "MotionLoRA_ForKSampler",
+            (480, 280),
+            {},
+            {"base_model": ("base", "base_model"), "stack": ("stack", "stack")},
+            (400, 220),
+        ),
+        Node("positive", "CLIPTextEncode", (480, 560), {"text": PROMPT}, {"clip": ("bridge", "clip")}, (400, 140)),
+        Node("negative", "CLIPTextEncode", (480, 760), {"text": ""}, {"clip": ("bridge", "clip")}, (400, 120)),
+        play("own", (940, 0), PROMPT, "stack", scheduler="euler", num_inference_steps=20),
+        Node("euler", "KSamplerSelect", (1400, 0), {"sampler_name": "euler"}, size=(360, 60)),
+        Node(
+            "sigmas",
+            "MotionLoRA_BaseSigmas",
+            (1400, 120),
+            {"scheduler": "euler", "num_inference_steps": 20},
+            {"base_model": ("base", "base_model")},
+            (360, 100),
+        ),
+        Node(
+            "custom",
+            "SamplerCustom",
+            (1400, 280),
+            {"add_noise": True, "noise_seed": 7, "cfg": 2.5},
+            {
+                "model": ("bridge", "model"),
+                "positive": ("positive", "CONDITIONING"),
+                "negative": ("negative", "CONDITIONING"),
+                "sampler": ("euler", "SAMPLER"),
+                "sigmas": ("sigmas", "sigmas"),
+                "latent_image": ("bridge", "latents"),
+            },
+            (360, 400),
+        ),
+        Node(
+            "ksampler",
+            "KSampler",
+            (1400, 740),
+            {"seed": 7, "steps": 20, "cfg": 2.5, "sampler_name": "dpmpp_2m", "scheduler": "normal", "denoise": 1.0},
+            {
+                "model": ("bridge", "model"),
+                "positive": ("positive", "CONDITIONING"),
+                "negative": ("negative", "CONDITIONING"),
+                "latent_image": ("bridge", "latents"),
+            },
+            (360, 400),
+        ),
+        Node(
+            "custom_frames",
+            "VAEDecode",
+            (1820, 0),
+            {},
+            {"samples": ("custom", "output"), "vae": ("bridge", "vae")},
+            (240, 60),
+        ),
+        Node(
+            "frames",
+            "VAEDecode",
+            (1820, 120),
+            {},
+            {"samples": ("ksampler", "LATENT"), "vae": ("bridge", "vae")},
+            (240, 60),
+        ),
+        Node(
+            "beside",
+            "MotionLoRA_SideBySide",
+            (1820, 240),
+            {"left_label": "SamplerCustom", "right_label": "KSampler"},
+            {
+                "left": ("custom_frames", "IMAGE"),
+                "right": ("frames", "IMAGE"),
+                "reference": ("own", "images"),
+            },
+            (400, 420),
+        ),
+        save("save", (2280, 0), "beside", "video/motion_lora_ksampler"),
+    ],
 }
 
 _BUILD = """async (nodes) => {

@@ -146,12 +146,15 @@ def write_clip(name: str, scene: world.Scene) -> None:
 def main() -> int:
     """Write all of them; 1 where they are more than may be shipped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="only these, such as motion/orbit; without any: all")
     parser.add_argument("--steps", type=int, help="of each training, without other looks; to try things out")
     options = parser.parse_args()
     for name, scene in EXAMPLE_CLIPS.items():
         write_clip(name, scene)
     base = load_playground()
     for example in EXAMPLE_LORAS:
+        if options.names and example.name not in options.names:
+            continue
         start = time.monotonic()
         write_example(base, example, options.steps)
         size = (EXAMPLES / f"{example.name}.safetensors").stat().st_size
