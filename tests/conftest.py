@@ -8,13 +8,62 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tiny import tiny_pipeline
+
+from motion_lora.base.pipeline import VideoPipeline
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+# Files whose tests train, sample many videos, or start other programs: `make check` leaves them to `make test`.
+SLOW_FILES = {
+    f"test_{name}.py"
+    for name in [
+        "bench",
+        "choice",
+        "cli",
+        "cli_errors",
+        "cli_loras",
+        "cli_train",
+        "clips",
+        "compare",
+        "demo",
+        "full_size",
+        "highway",
+        "host",
+        "inversion",
+        "jobs",
+        "jobs_training",
+        "jobs_validation",
+        "metrics_networks",
+        "metrics_video",
+        "nodes_files",
+        "nodes_methods",
+        "nodes_training",
+        "older_files",
+        "pretrain",
+        "real_clips",
+        "restyle",
+        "scoring",
+        "storage",
+        "threads",
+        "training",
+        "training_checkpointing",
+        "training_loop",
+        "training_resume",
+        "transfer",
+        "web",
+        "workflows",
+    ]
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, or one worker is still busy with them when the other has nothing left."""
+    """Mark what is slow; files with slow tests first, or one worker is busy with them when the other has none left."""
+    for item in items:
+        if item.path.name in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -26,3 +75,16 @@ def levels_as_found() -> Iterator[None]:
     found = ours.level
     yield
     ours.setLevel(found)
+
+
+# Networks are built once: a training or a stack leaves its base as it was, and a test that changes one builds its own.
+@pytest.fixture(scope="session")
+def tiny_base() -> VideoPipeline:
+    """The tiny base in ModelScope's layout."""
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="session")
+def tiny_small() -> VideoPipeline:
+    """The tiny base in the playground's layout, two levels."""
+    return tiny_pipeline(levels=2)

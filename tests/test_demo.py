@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,18 @@ from motion_lora.apps.demo import (
     NEW_LOOKS,
     REFERENCE_LOOK,
     DemoSettings,
-    mean_score,
     new_scenes,
     reference_clip,
     reference_scene,
     run_demo,
     sample_videos,
-    scorer,
+    scores_of,
     summary,
 )
 from motion_lora.core.errors import SettingsError
 from motion_lora.core.stack import AdapterStack, StackEntry
+from motion_lora.evaluate.playground_judge import playground_judge
+from motion_lora.evaluate.scores import ALIGNMENT, LEAKAGE, MOTION, SCORES
 from motion_lora.files.absorber_file import load_absorber
 from motion_lora.files.own import load_lora
 from motion_lora.media.write import write_video
@@ -121,28 +123,27 @@ def test_new_looks_share_nothing_with_the_reference() -> None:
     assert TINY.motion in world.HELD_OUT_MOTIONS
 
 
+def test_scores_are_the_judges(made) -> None:
+    _, report, _ = made
+    for scores in (report.base, report.customised, *report.base_videos, *report.customised_videos):
+        assert set(scores) <= set(SCORES) and {MOTION, LEAKAGE, ALIGNMENT} <= set(scores)
+
+
 @pytest.mark.parametrize("motion", ["orbit", "zigzag"])
-def test_score_of_known_videos(motion: str) -> None:
-    settings = DemoSettings(motion=motion)
-    reference = reference_scene(settings)
-    score = scorer(world.render(reference, 16))
+def test_scores_of_known_videos(motion: str) -> None:
+    reference = world.render(reference_scene(DemoSettings(motion=motion)), 16)
     wanted = world.Scene(motion=motion, radius=0.17, scale=0.2, phase=0.0, **NEW_LOOKS[0])
-    perfect = score(wanted, world.render(wanted, 16))
-    assert (perfect.text_alignment, perfect.appearance_leakage) == (1.0, 0.0)
-    assert perfect.motion_fidelity > 0.95
-    copied = score(wanted, world.render(reference, 16))
-    assert (copied.text_alignment, copied.appearance_leakage) == (0.0, 1.0)
-    still = score(wanted, world.render(world.Scene(motion="still", **NEW_LOOKS[0]), 16))
-    assert still.motion_fidelity < 0.2 and still.text_alignment == 1.0
-    mean = mean_score([perfect, copied])
-    assert (mean.text_alignment, mean.appearance_leakage) == (0.5, 0.5)
+    videos = [world.render(wanted, 16), reference, world.render(world.Scene(motion="still", **NEW_LOOKS[0]), 16)]
+    perfect, copied, still = scores_of(playground_judge(reference), [wanted] * 3, videos)
+    assert (perfect[ALIGNMENT], perfect[LEAKAGE]) == (1.0, 0.0) and perfect[MOTION] > 0.95
+    assert (copied[ALIGNMENT], copied[LEAKAGE]) == (0.0, 1.0)
+    assert still[MOTION] < 0.2 and still[ALIGNMENT] == 1.0
 
 
-def test_score_without_an_object() -> None:
-    settings = DemoSettings()
-    score = scorer(world.render(reference_scene(settings), 8))
-    empty = world.background("snow").expand(8, -1, -1, -1)
-    assert score(new_scenes(settings)[0], empty).motion_fidelity == 0.0
+def test_the_panels_chart_knows_the_scores_by_their_names() -> None:
+    chart = (Path(__file__).resolve().parents[1] / "web" / "lib" / "chart.js").read_text(encoding="utf-8")
+    (table,) = re.findall(r"export const SCORES = \{(.*?)\}", chart, flags=re.DOTALL)
+    assert tuple(re.findall(r"(\w+): '", table)) == SCORES
 
 
 def test_unknown_motion_is_refused(tmp_path: Path) -> None:

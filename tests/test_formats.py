@@ -30,7 +30,7 @@ from lora_samples import (
     run,
 )
 from safetensors.torch import load_file, save_file
-from tiny import TEXT_WIDTH, tiny_text_encoder, tiny_unet
+from tiny import tiny_text_encoder, tiny_unet
 
 from motion_lora.adapters.apply import applied, applied_to_text_encoder
 from motion_lora.adapters.targets import target_modules
@@ -38,7 +38,6 @@ from motion_lora.core.errors import LoRAFileError, SettingsError
 from motion_lora.core.lora import LoRA, LoRALayer
 from motion_lora.core.stack import AdapterStack, StackEntry
 from motion_lora.files.container import read_header
-from motion_lora.files.embeddings import load_textual_inversion
 from motion_lora.files.names import dotted as dots
 from motion_lora.files.names import parse_key
 from motion_lora.files.own import load_lora, save_lora
@@ -452,25 +451,3 @@ def test_unknown_kinds_and_names_without_a_kohya_spelling(tmp_path, unet):
 def test_keys_of_no_dialect_have_no_meaning():
     for key in ("a", "weight", "x.weight", "lora_unet_x.lora_down.weight", "x.lora_C.weight", "lora_te3_x.alpha", ""):
         assert parse_key(key) is None, key
-
-
-@pytest.mark.parametrize("kind", ["diffusers", "a1111", "safetensors"])
-def test_textual_inversions_become_placeholder_tokens(tmp_path, kind):
-    rows = torch.randn(3, TEXT_WIDTH if kind != "diffusers" else 1024, generator=torch.Generator().manual_seed(0))
-    path = tmp_path / "fluffy cat.pt"
-    if kind == "diffusers":
-        torch.save({"<cat>": rows}, path)
-    elif kind == "a1111":
-        torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.nn.Parameter(rows)}, "step": 5}, path)
-    else:
-        save_file({"emb_params": rows}, path)
-    tokens = load_textual_inversion(path, rows.shape[1])
-    assert torch.equal(tokens.rows, rows)
-    assert len(set(tokens.names)) == 3
-    with pytest.raises(LoRAFileError, match=f"width {rows.shape[1]}"):
-        load_textual_inversion(path, 768)
-
-
-def test_a_lora_is_no_textual_inversion(tmp_path, unet):
-    with pytest.raises(LoRAFileError, match="no textual inversion"):
-        load_textual_inversion(kohya(tmp_path / "x.safetensors", attention(unet)))

@@ -46,7 +46,7 @@ def test_backward_pass_costs_as_much_again(bench: ModuleType) -> None:
 def test_runs_on_a_toy_and_writes_its_rows(
     bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results = tmp_path / "RESULTS.md"
+    results = tmp_path / "full-size.md"
     words = ["--config", "tiny", "--num-frames", "2", "--height", "64", "--width", "64", "--device", "cpu", "--json"]
     for extra in ([], ["--gradient-checkpointing", "--repeat", "2"]):
         assert bench.main([*words, *extra, "--write", "--results", str(results)]) == 0

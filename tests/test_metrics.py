@@ -16,7 +16,7 @@ from torch import Tensor
 from motion_lora.core.errors import ClipError, SettingsError
 from motion_lora.core.trajectories import STILL, match_motion, motion_fidelity, path_speed
 from motion_lora.evaluate.metrics.optional import require
-from motion_lora.evaluate.statistics import bootstrap_interval, mean_interval, share_interval, student_quantile
+from motion_lora.evaluate.statistics import Interval, bootstrap_interval
 from motion_lora.playground import world
 
 # Motion of one object -----------------------------------------------------------------------------------------------
@@ -184,47 +184,16 @@ def test_paths_that_cannot_be_compared(reference: Tensor, path: Tensor, message:
 # Intervals ----------------------------------------------------------------------------------------------------------
 
 
-def test_student_quantiles_are_those_of_the_tables() -> None:
-    table = {(0.975, 1): 12.706, (0.975, 4): 2.776, (0.975, 30): 2.042, (0.995, 2): 9.925, (0.95, 9): 1.833}
-    for (probability, freedom), value in table.items():
-        assert student_quantile(probability, freedom) == pytest.approx(value, abs=1e-3)
-
-
-def test_mean_interval() -> None:
-    interval = mean_interval([1, 2, 3, 4, 5])
-    assert interval.estimate == 3 and interval.count == 5
-    assert (interval.high - interval.low) / 2 == pytest.approx(2.776 * math.sqrt(2.5 / 5), abs=1e-3)
-    assert mean_interval([0.5]).low == -math.inf
-    for nothing in ([], [1.0, math.nan]):
-        with pytest.raises(SettingsError):
-            mean_interval(nothing)
-
-
-def test_mean_intervals_cover_the_truth_as_often_as_they_say() -> None:
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randn(1000, 4, generator=generator, dtype=torch.float64)
-    quantile = student_quantile(0.975, 3)
-    reach = quantile * draws.std(dim=1) / 2
-    assert 0.93 < float((draws.mean(dim=1).abs() <= reach).double().mean()) < 0.97
-    first = mean_interval(draws[0].tolist())
-    assert (first.high - first.low) / 2 == pytest.approx(float(reach[0]))
-
-
-def test_share_interval_is_wilsons() -> None:
-    interval = share_interval(9, 10)
-    assert (interval.low, interval.high) == pytest.approx((0.5958, 0.9821), abs=1e-4)
-    assert share_interval(0, 10).low == 0 and share_interval(10, 10).high == 1
-    with pytest.raises(SettingsError):
-        share_interval(3, 2)
-
-
 def test_bootstrap_interval() -> None:
-    values = torch.randn(200, generator=torch.Generator().manual_seed(0)).tolist()
-    boot, student = bootstrap_interval(values, resamples=500), mean_interval(values)
-    assert (boot.low, boot.high) == pytest.approx((student.low, student.high), abs=0.03)
-    assert bootstrap_interval(values, resamples=50) == bootstrap_interval(values, resamples=50)
-    skewed = [0.0] * 15 + [1.0] * 5
-    assert bootstrap_interval(skewed, max, resamples=100).high == 1.0
+    values = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    boot, reach = bootstrap_interval(values.tolist()), 1.96 * float(values.std()) / 200**0.5
+    middle = float(values.mean())
+    assert boot.estimate == pytest.approx(middle) and boot.count == 200
+    assert (boot.low, boot.high) == pytest.approx((middle - reach, middle + reach), abs=0.02)
+    assert bootstrap_interval([0.5]) == Interval(0.5, 0.5, 0.5, 1)
+    for nothing in ([], [math.nan]):
+        with pytest.raises(SettingsError, match="at least one value"):
+            bootstrap_interval(nothing)
 
 
 # Libraries ------------------------------------------------------------------------------------------------------------

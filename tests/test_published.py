@@ -1,12 +1,13 @@
-"""The published figures that reports print: whole tables, what is said of each, what the papers conclude from them."""
+"""The published figures of bench/published.md: whole tables, their words, what the papers conclude."""
 
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
-from motion_lora.apps.bench.published import PUBLISHED
+PUBLISHED = (Path(__file__).resolve().parents[1] / "bench" / "published.md").read_text(encoding="utf-8")
 
 # First column -> the rest, per table, in the order of printing.
 Table = dict[str, list[float | None]]

@@ -22,12 +22,18 @@ from motion_lora.apps.cli import score as command
 from motion_lora.core.errors import SettingsError
 from motion_lora.evaluate.metrics import ClipScorer, MetricModels
 from motion_lora.evaluate.playground_judge import playground_judge
-from motion_lora.evaluate.scores import ALIGNMENT, CONSISTENCY, LEAKAGE, MOTION, SCORES
-from motion_lora.evaluate.sheet import (
+from motion_lora.evaluate.scores import (
+    ALIGNMENT,
+    CONSISTENCY,
     DIVERSITY,
+    LEAKAGE,
+    MOTION,
     PLACE,
+    SCORES,
     SIZE,
     SPEED,
+)
+from motion_lora.evaluate.sheet import (
     Video,
     csv_of,
     markdown_of,

@@ -25,7 +25,7 @@ from motion_lora.core.curves import FrameCurve, Schedule
 from motion_lora.core.errors import LoRAFileError, SettingsError
 from motion_lora.core.highway import Highway
 from motion_lora.core.lora import LoRA, LoRALayer, layer_of
-from motion_lora.core.stack import AdapterStack, StackEntry, block_of, replay
+from motion_lora.core.stack import AdapterStack, StackEntry, block_of
 
 
 @pytest.fixture(scope="module")
@@ -364,27 +364,22 @@ def test_positions_and_frames_out_of_range_are_refused(unet):
 # The stack as a value
 
 
-def test_description_is_json_and_replays(unet):
-    loras = {lora.fingerprint(): lora for lora in (motion_sample(unet, seed=1), everything_sample(unet, seed=2))}
-    motion, both = loras.values()
+def test_description_is_json(unet):
+    motion, both = motion_sample(unet, seed=1), everything_sample(unet, seed=2)
     stack = stack_of(
         StackEntry(motion, 0.5, frames=FrameCurve(0.1, 1.0, "cosine"), name="walk"),
         StackEntry(both, -0.3, 1.1, 0.9, {"mid_block": 0.2}, Schedule(curve=((0.0, 1.0), (1.0, 0.0))), name="look"),
     )
-    text = json.dumps(stack.describe())
-    again = replay(json.loads(text), lambda fingerprint, name: loras[fingerprint])
-    assert again.describe() == stack.describe()
-    assert again.fingerprint() == stack.fingerprint()
-    assert torch.equal(output(unet, again, at=0.5), output(unet, stack, at=0.5))
+    found = json.loads(json.dumps(stack.describe()))
+    assert [entry["name"] for entry in found["entries"]] == ["walk", "look"] and found["highway"] is None
+    assert [entry["lora"] for entry in found["entries"]] == [motion.fingerprint(), both.fingerprint()]
 
 
 def test_the_highway_is_part_of_the_value(unet):
     plain = stack_of(StackEntry(motion_sample(unet)))
     routed = plain.with_highway(Highway("all", 1.2))
-    lora = plain.entries[0].lora
-    again = replay(json.loads(json.dumps(routed.describe())), lambda fingerprint, name: lora)
-    assert again.highway == routed.highway
-    assert again.fingerprint() == routed.fingerprint() != plain.fingerprint()
+    assert json.loads(json.dumps(routed.describe()))["highway"]["preset"] == "all"
+    assert routed.fingerprint() != plain.fingerprint()
 
 
 def test_fingerprint_sees_what_changes_the_result_and_nothing_else(unet):

@@ -29,6 +29,10 @@ COUNTS = [
     ("tap-k-out", 68, 1, 103_936),
     ("tap-k", 34, 1, 51_968),
     ("tap-qk", 68, 1, 103_936),
+    ("temporal-conv", 88, 1, 322_560),  # 22 layers of four (3, 1, 1) convolutions, 4 * width each
+    ("temporal-full", 258, 1, 712_320),
+    ("spatial-conv", 58, 1, 524_160),
+    ("spatial-full", 218, 1, 906_368),
 ]
 
 
@@ -86,8 +90,8 @@ def test_small_networks_have_every_preset(levels: int) -> None:
     unet = tiny_unet(levels=levels)
     for preset in TARGETS:
         names = target_modules(unet, preset)
-        widths = [tuple(unet.get_submodule(name).weight.shape) for name in names]
-        assert parameter_count(unet, preset, 3) == 3 * sum(a + b for a, b in widths)
+        weights = [unet.get_submodule(name).weight for name in names]
+        assert parameter_count(unet, preset, 3) == 3 * sum(len(weight) + weight[0].numel() for weight in weights)
 
 
 def test_wrong_requests_are_refused(modelscope: UNet3DConditionModel) -> None:

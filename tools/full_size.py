@@ -2,7 +2,7 @@
 
     python tools/full_size.py                 the real network at 16 x 256 x 256
     python tools/full_size.py --config tiny   the same code path on a toy, in seconds
-    python tools/full_size.py --write         also add a row per measurement to bench/RESULTS.md
+    python tools/full_size.py --write         also add a row per measurement to bench/full-size.md
 
 Measured are the library's own `train` and `sample`: a step of the temporal LoRA, a step of the spatial-LoRA absorber
 with the temporal layers bypassed, and two sampling steps without guidance. The floor is what the counted arithmetic
@@ -45,7 +45,7 @@ from motion_lora.sampling.settings import SampleSettings
 from motion_lora.training import Command, StepReport, TrainSettings, train, train_absorber
 
 logger = logging.getLogger("full_size")
-RESULTS = Path(__file__).resolve().parents[1] / "bench" / "RESULTS.md"
+RESULTS = Path(__file__).resolve().parents[1] / "bench" / "full-size.md"
 TITLE = "# Full size, measured\n\nRows are added by `python tools/full_size.py --write`.\n\n"
 HEADER = (
     "| machine | torch | device | dtype | network | size | checkpointing | what | seconds | floor | peak GiB |\n"

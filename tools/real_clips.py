@@ -1,4 +1,4 @@
-"""What every metric of natural video says of copies of real clips: writes bench/real-clips/RESULTS.md.
+"""What every metric of natural video says of copies of real clips: writes bench/real-clips.md.
 
     python tools/real_clips.py                           clips of ../shared/data/clips
     MOTION_LORA_TEST_CLIPS=DIR python tools/real_clips.py
@@ -21,8 +21,9 @@ from real_copies import COLUMNS, FPS, NUM_FRAMES, SIDE, VARIABLE, clips_folder, 
 from tiny import tiny_pipeline  # noqa: E402
 
 from motion_lora.apps.bench.report import machine_facts  # noqa: E402
+from motion_lora.media.tables import Table  # noqa: E402
 
-RESULTS = ROOT / "bench" / "real-clips" / "RESULTS.md"
+RESULTS = ROOT / "bench" / "real-clips.md"
 COMMAND = f"{VARIABLE}=shared/data/clips python tools/real_clips.py"
 # What the library's own list of versions leaves out: the trackers' and ffmpeg's packages.
 _OTHERS = ("opencv-python-headless", "imageio-ffmpeg")
@@ -38,7 +39,6 @@ def main() -> int:
         began = time.monotonic()
         parts.append(f"## {path.stem}\n\n{_table(scores_of(copies_of(path)))}")
         sys.stdout.write(f"{path.stem}: {time.monotonic() - began:.0f} s\n")
-    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return 0
 
@@ -61,9 +61,9 @@ def _conditions() -> str:
 
 
 def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    lines = [["copy", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
-    lines += [[copy, *(f"{row[name]:.3f}" for name in COLUMNS)] for copy, row in rows.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return Table(
+        ("copy", *COLUMNS), [(copy, *(row[name] for name in COLUMNS)) for copy, row in rows.items()]
+    ).markdown()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""The varying part of a stack: a branch beside each module whose strength changes over steps or frames."""
+"""The varying part of a stack: a branch beside each module whose strength changes over steps or frames.
+
+The strength of a frame is that of the change of the module's output in that frame, for a projection as for a temporal
+convolution, which reads the frames beside it: what a neighbour adds to a frame counts with the frame's own strength.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,14 @@ def weight_of(module: nn.Module) -> Tensor:
     weight = getattr(module, "weight", None)
     if not isinstance(module, (nn.Linear, *CONVOLUTIONS)) or not isinstance(weight, Tensor):
         raise ModelError(f"a {type(module).__name__} takes no LoRA.")
+    if getattr(module, "groups", 1) != 1:
+        raise ModelError("a grouped convolution takes no LoRA.")
     return weight
+
+
+def max_rank(weight: Tensor) -> int:
+    """The rank beyond which a LoRA of this weight (out, in, *kernel) gains nothing: min(out, in * kernel)."""
+    return min(int(weight.shape[0]), weight[0].numel())
 
 
 def delta_shape(layer: LoRALayer) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ..core.errors import ModelError, SettingsError
 from ..core.lora import LoRA, LoRALayer
-from .fit import CONVOLUTIONS, check_modules, find_module, weight_of
+from .fit import CONVOLUTIONS, check_modules, find_module, max_rank, weight_of
 
 _Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -108,27 +108,45 @@ class Adapter:
         return LoRA(layers)
 
 
+@torch.no_grad()
+def sum_to_zero(down: Tensor) -> None:
+    """Take the mean over time from kernels over frames, down (r, in, k, ...), in place; other factors stay."""
+    if down.ndim == 5:
+        down -= down.mean(dim=2, keepdim=True)
+
+
 def add_adapter(
-    unet: nn.Module, name: str, modules: Sequence[str], *, rank: int, alpha: float, dropout: float = 0.0, seed: int
+    unet: nn.Module,
+    name: str,
+    modules: Sequence[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    zero_sum: bool = False,
+    seed: int,
 ) -> None:
     """Add an adapter that changes nothing yet: up is 0, down ~ N(0, 1/rank) (the reference codes' initialisation).
 
     `alpha` multiplies the product directly, delta = alpha * up @ down (Customize-A-Video Eq. 2); PEFT's and kohya's
     lora_alpha would be alpha * rank. `dropout` acts on the adapter's output, as in MotionDirector's code, and not on
     its input as in PEFT. The factors are fp32, on the device of the module, frozen until `Adapter.set_trainable`.
-    Raises ModelError when `unet` lacks a module, SettingsError for a rank that does not fit.
+    `zero_sum`: kernels over frames begin as `sum_to_zero` leaves them; whoever trains them keeps them so.
+    Of a convolution down (rank, in, *kernel) is a convolution of its kind and up (out, rank, 1, ...) a pointwise one.
+    Raises ModelError when `unet` lacks a module or it takes no LoRA, SettingsError for a rank that does not fit.
     """
     generator = torch.Generator().manual_seed(seed)
     layers: dict[str, LoRALayer] = {}
     for module in modules:
-        linear = find_module(unet, module)
-        if not isinstance(linear, nn.Linear):
-            raise ModelError(f"{module} is a {type(linear).__name__}; a new adapter fits linear modules only.")
-        limit = min(linear.in_features, linear.out_features)
+        weight = _weight(unet, module)
+        limit = max_rank(weight)
         if not 1 <= rank <= limit:
             raise SettingsError(f"rank is {rank}; {module} takes 1 to {limit}.")
-        down = torch.randn(rank, linear.in_features, generator=generator) / rank
-        layers[module] = LoRALayer(down, torch.zeros(linear.out_features, rank), alpha)
+        down = torch.randn(rank, *weight.shape[1:], generator=generator) / rank
+        if zero_sum:
+            sum_to_zero(down)
+        ones = (1,) * (weight.ndim - 2)
+        layers[module] = LoRALayer(down, torch.zeros(weight.shape[0], rank, *ones), alpha)
     _install(unet, name, layers, dropout)
 
 
@@ -137,16 +155,6 @@ def load_adapter(unet: nn.Module, name: str, lora: LoRA, *, trainable: bool = Fa
     check_modules(unet, lora)
     _install(unet, name, lora.layers, 0.0)
     Adapter(unet, name).set_trainable(trainable)
-
-
-def read_adapter(unet: nn.Module, name: str) -> LoRA:
-    """The adapter as a value, see `Adapter.read`."""
-    return Adapter(unet, name).read()
-
-
-def adapter_parameters(unet: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """The factors by "<module>.down" and "<module>.up": (rank, in...) and (out, rank...)."""
-    return Adapter(unet, name).parameters
 
 
 def adapter_names(unet: nn.Module) -> tuple[str, ...]:
@@ -159,54 +167,16 @@ def set_strength(unet: nn.Module, name: str, value: float) -> None:
     Adapter(unet, name).set_strength(value)
 
 
-@contextmanager
-def adapter_strengths(unet: nn.Module, strengths: Mapping[str, float]) -> Iterator[None]:
-    """Inside the context the named adapters have these strengths; the former ones come back even after an error."""
-    with switched({Adapter(unet, name): value for name, value in strengths.items()}):
-        yield
-
-
-@contextmanager
-def switched(strengths: Mapping[Adapter, float]) -> Iterator[None]:
-    """`adapter_strengths` for handles that the caller keeps."""
-    former = {adapter: adapter.strength for adapter in strengths}
-    try:
-        for adapter, value in strengths.items():
-            adapter.set_strength(value)
-        yield
-    finally:
-        for adapter, value in former.items():
-            adapter.set_strength(value)
-
-
-def remove_adapters(unet: nn.Module) -> None:
-    """Take every adapter off and leave the network's own modules where they were."""
-    for module, host in list(_hosts(unet)):
-        parent, _, child = module.rpartition(".")
-        setattr(unet.get_submodule(parent), child, host.get_base_layer())
-
-
-@torch.no_grad()
-def merge(unet: nn.Module, lora: LoRA, strength_of: Callable[[str], float]) -> None:
-    """Add `strength_of(module) * delta` to the weights of `unet`, a replica.
-
-    Touched modules get new parameters, summed in fp32 and rounded once; the storage they shared with the base is never
-    written. Modules of strength 0 stay as they are. Raises LoRAFileError for a module or a shape that does not fit.
-    """
-    check_modules(unet, lora)
-    for module, layer in lora.layers.items():
-        strength = strength_of(module)
-        if strength == 0.0:
-            continue
-        owner = find_module(unet, module)
-        weight = weight_of(owner)
-        delta = LoRALayer(layer.down.to(weight.device), layer.up.to(weight.device), layer.scale).delta()
-        merged = torch.add(weight.float(), delta, alpha=strength).to(weight.dtype)
-        owner.weight = nn.Parameter(merged, requires_grad=False)
-
-
 def _hosts(unet: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     return ((module, host) for module, host in unet.named_modules() if isinstance(host, LoraLayer))
+
+
+def _weight(unet: nn.Module, module: str) -> Tensor:
+    found = find_module(unet, module)
+    try:
+        return weight_of(found)
+    except ModelError as error:
+        raise ModelError(f"{module} cannot be adapted: {error}") from error
 
 
 def _copy(weight: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 The hosts are the spatial or the temporal transformers (`transformer_in` among the latter); in a host a preset takes
 projections of its attentions and, or not, its feed-forward. On ModelScope's network the parameter counts equal those
-that the papers print. On temporal hosts attn1 and attn2 are both self-attention over frames.
+that the papers print. On temporal hosts attn1 and attn2 are both self-attention over frames. Convolutions are those of
+the temporal convolution layers, (3, 1, 1) over frames, or those of the residual blocks inside a frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -15,6 +15,7 @@ from torch import nn
 from ..backbones.unet3d import describe
 from ..core.errors import ModelError, SettingsError
 from ..core.lora import SPATIAL, TEMPORAL, Layer
+from .fit import weight_of
 
 _ALL = ("to_q", "to_k", "to_v", "to_out.0")
 _BOTH = ("attn1", "attn2")
@@ -23,14 +24,20 @@ _FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 
 @dataclass(frozen=True)
 class TargetPreset:
-    """A row of the table: which transformers (`layer`), which projections of which attentions, feed-forward or not."""
+    """A row of the table: on which layers, which projections of which attentions, feed-forward, convolutions or not.
+
+    `zero_sum`: the kernels of the LoRA's convolutions over frames sum to zero over time, so that what stands still
+    passes unchanged and only what changes from frame to frame can be changed.
+    """
 
     name: str
     layer: Layer
     attentions: tuple[str, ...]
     projections: tuple[str, ...]
     feed_forward: bool
+    convolutions: bool
     source: str
+    zero_sum: bool = False
 
     @property
     def endings(self) -> frozenset[str]:
@@ -40,17 +47,32 @@ class TargetPreset:
 
 
 _CAV, _MD, _SM = "Customize-A-Video", "MotionDirector", "Separate Motion from Appearance"
+_OWN = "this project"
 
 _PRESETS = (
-    TargetPreset("temporal-attention", TEMPORAL, _BOTH, _ALL, False, f"{_CAV}: T-LoRA, Table 3"),
-    TargetPreset("temporal-all", TEMPORAL, _BOTH, _ALL, True, f"{_MD}: temporal path, reference code"),
-    TargetPreset("tap-k", TEMPORAL, _BOTH, ("to_k",), False, f"{_SM}: TAP as the paper is reported"),
-    TargetPreset("tap-k-out", TEMPORAL, _BOTH, ("to_k", "to_out.0"), False, f"{_SM}: TAP as in its code"),
+    TargetPreset("temporal-attention", TEMPORAL, _BOTH, _ALL, False, False, f"{_CAV}: T-LoRA, Table 3"),
+    TargetPreset("temporal-all", TEMPORAL, _BOTH, _ALL, True, False, f"{_MD}: temporal path, reference code"),
+    TargetPreset("temporal-conv", TEMPORAL, (), (), False, True, f"{_OWN}: the convolutions over frames alone"),
     TargetPreset(
-        "tap-qk", TEMPORAL, _BOTH, ("to_q", "to_k"), False, f"{_SM}: TAP as its abstract says, Value untouched"
+        "temporal-difference",
+        TEMPORAL,
+        (),
+        (),
+        False,
+        True,
+        f"{_OWN}: the convolutions over frames, blind to what stands still",
+        zero_sum=True,
     ),
-    TargetPreset("spatial-attention", SPATIAL, _BOTH, _ALL, False, f"{_CAV}: S-LoRA absorber, Table 3"),
-    TargetPreset("spatial-self-ff", SPATIAL, ("attn1",), _ALL, True, f"{_MD}: spatial path, reference code"),
+    TargetPreset("temporal-full", TEMPORAL, _BOTH, _ALL, True, True, f"{_OWN}: attention, feed-forward, convolutions"),
+    TargetPreset("tap-k", TEMPORAL, _BOTH, ("to_k",), False, False, f"{_SM}: TAP as the paper is reported"),
+    TargetPreset("tap-k-out", TEMPORAL, _BOTH, ("to_k", "to_out.0"), False, False, f"{_SM}: TAP as in its code"),
+    TargetPreset(
+        "tap-qk", TEMPORAL, _BOTH, ("to_q", "to_k"), False, False, f"{_SM}: TAP as its abstract says, Value untouched"
+    ),
+    TargetPreset("spatial-attention", SPATIAL, _BOTH, _ALL, False, False, f"{_CAV}: S-LoRA absorber, Table 3"),
+    TargetPreset("spatial-self-ff", SPATIAL, ("attn1",), _ALL, True, False, f"{_MD}: spatial path, reference code"),
+    TargetPreset("spatial-conv", SPATIAL, (), (), False, True, "LoCon: the residual blocks' convolutions alone"),
+    TargetPreset("spatial-full", SPATIAL, _BOTH, _ALL, True, True, "LoCon: attention, feed-forward, convolutions"),
 )
 
 TARGETS: dict[str, TargetPreset] = {preset.name: preset for preset in _PRESETS}
@@ -64,38 +86,43 @@ def find_preset(name: str) -> TargetPreset:
 
 
 def target_modules(unet: nn.Module, preset: str) -> tuple[str, ...]:
-    """Dotted names of the linear modules that the preset adapts on `unet`, in `named_modules` order.
+    """Dotted names of the modules that the preset adapts on `unet`, in `named_modules` order.
 
     Raises SettingsError for an unknown preset, ModelError for a network that is not supported or lacks such layers.
     """
     row = find_preset(preset)
-    names = tuple(_matching(unet, row))
-    if not names:
-        raise ModelError(
-            f"The network has no {row.layer} transformer, so target preset {preset!r} adapts nothing on it."
-        )
-    return names
+    matching = _matching(unet, row)
+    if not matching:
+        kind = "transformer" if row.endings else "convolution"
+        raise ModelError(f"The network has no {row.layer} {kind}, so target preset {preset!r} adapts nothing on it.")
+    return tuple(name for name, _ in unet.named_modules() if name in matching)
 
 
 def parameter_count(unet: nn.Module, preset: str, rank: int) -> int:
-    """Trainable parameters of a LoRA of that rank: rank * (in + out) over the preset's modules."""
+    """Trainable parameters of a LoRA of that rank: rank * (in * kernel + out) over the preset's modules."""
     if rank < 1:
         raise SettingsError(f"rank is {rank}; it must be at least 1.")
-    modules = (unet.get_submodule(name) for name in target_modules(unet, preset))
-    return rank * sum(_width(module) for module in modules)
+    weights = (weight_of(unet.get_submodule(name)) for name in target_modules(unet, preset))
+    return rank * sum(weight.shape[0] + weight[0].numel() for weight in weights)
 
 
-def _matching(unet: nn.Module, preset: TargetPreset) -> Iterator[str]:
+def _matching(unet: nn.Module, preset: TargetPreset) -> set[str]:
     backbone = describe(unet)
-    hosts = backbone.temporal_transformers if preset.layer == TEMPORAL else backbone.spatial_transformers
-    for host in hosts:
-        for name, module in unet.get_submodule(host).named_modules():
-            # name: transformer_blocks.<number>.<ending>
-            ending = name.split(".", 2)[2:]
-            if isinstance(module, nn.Linear) and ending and ending[0] in preset.endings:
-                yield f"{host}.{name}"
+    temporal = preset.layer == TEMPORAL
+    transformers = backbone.temporal_transformers if temporal else backbone.spatial_transformers
+    blocks = backbone.temporal_convolutions if temporal else backbone.residual_blocks
+    names = {name for host in transformers for name in _projections(unet, host, preset.endings)}
+    if preset.convolutions:
+        names |= {name for host in blocks for name in _convolutions(unet, host)}
+    return names
 
 
-def _width(module: nn.Module) -> int:
-    assert isinstance(module, nn.Linear)
-    return module.in_features + module.out_features
+def _projections(unet: nn.Module, host: str, endings: frozenset[str]) -> list[str]:
+    """Linear modules of a transformer whose name after transformer_blocks.<number> is one of `endings`."""
+    linear = [name for name, module in unet.get_submodule(host).named_modules() if isinstance(module, nn.Linear)]
+    return [f"{host}.{name}" for name in linear if name.split(".", 2)[2:] and name.split(".", 2)[2] in endings]
+
+
+def _convolutions(unet: nn.Module, host: str) -> list[str]:
+    kinds = (nn.Conv2d, nn.Conv3d)
+    return [f"{host}.{name}" for name, module in unet.get_submodule(host).named_modules() if isinstance(module, kinds)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,9 @@ from ..core.disk import write_atomically
 from ..core.errors import SettingsError
 from ..core.lora import LoRA
 from ..core.stack import AdapterStack, StackEntry
+from ..evaluate.judge import Judge
+from ..evaluate.playground_judge import playground_judge
+from ..evaluate.scores import Scores, mean_scores, plain_name
 from ..files.absorber_file import save_absorber
 from ..files.own import load_lora, save_lora
 from ..media.plots import plot_losses
@@ -31,9 +33,8 @@ from ..media.read import read_clip
 from ..media.sheets import contact_sheet
 from ..media.write import write_png, write_video
 from ..methods.table import METHODS
-from ..playground import probe, world
+from ..playground import world
 from ..playground.defaults import PLAYGROUND_LOOKS
-from ..playground.scores import score_clip
 from ..sampling.loop import sample
 from ..sampling.settings import SampleSettings, resolve
 from ..training import Callback, StepReport, TrainResult, TrainSettings, check_settings, train
@@ -78,32 +79,15 @@ class DemoSettings:
 
 
 @dataclass(frozen=True)
-class Score:
-    """How one video, or the mean of several, did; `playground.scores` defines each in full.
-
-    motion_fidelity     with the reference clip, up to phase, shift and scale, in [-1, 1]
-    text_alignment      share of background, colour, shape and fill that are as prompted
-    appearance_leakage  share of frames that show the reference's look where the prompt asks for another
-    """
-
-    motion_fidelity: float
-    text_alignment: float
-    appearance_leakage: float
-
-
-_SCORES = tuple(entry.name for entry in dataclasses.fields(Score))
-
-
-@dataclass(frozen=True)
 class DemoReport:
     """What came out: scores without and with the LoRA, mean and by video, seconds by phase, files by what they are."""
 
     motion: str
     prompts: tuple[str, ...]
-    base: Score
-    customised: Score
-    base_videos: tuple[Score, ...]
-    customised_videos: tuple[Score, ...]
+    base: Scores
+    customised: Scores
+    base_videos: tuple[Scores, ...]
+    customised_videos: tuple[Scores, ...]
     seconds: Mapping[str, float]
     files: Mapping[str, str]
     settings: Mapping[str, Any]
@@ -154,14 +138,15 @@ def run_demo(
             for name, stack in stacks.items()
         }
     with clock.phase("measuring"):
-        scores = {name: tuple(map(scorer(clip.frames), scenes, made)) for name, made in videos.items()}
+        judge = playground_judge(clip.frames)
+        scores = {name: scores_of(judge, scenes, made) for name, made in videos.items()}
     with clock.phase("writing"):
         files = _write_pictures(output, clip, result, scenes, videos)
     report = DemoReport(
         motion=settings.motion,
         prompts=tuple(world.caption(scene) for scene in scenes),
-        base=mean_score(scores["base"]),
-        customised=mean_score(scores["customised"]),
+        base=mean_scores(scores["base"]),
+        customised=mean_scores(scores["customised"]),
         base_videos=scores["base"],
         customised_videos=scores["customised"],
         seconds=clock.seconds,
@@ -247,28 +232,16 @@ def _requests(scenes: Sequence[world.Scene], settings: DemoSettings) -> list[Sam
     ]
 
 
-def scorer(reference: Tensor) -> Callable[[world.Scene, Tensor], Score]:
-    """The measure of videos against a reference clip (f, h, w, 3): (scene that was prompted, video) -> Score."""
-    reading = probe.read_clip(reference)
-
-    def score(scene: world.Scene, frames: Tensor) -> Score:
-        measured = score_clip(frames, scene, reading)
-        return Score(measured.fidelity, measured.alignment, measured.mean_leakage)
-
-    return score
-
-
-def mean_score(scores: Sequence[Score]) -> Score:
-    """The mean of each measure."""
-    return Score(**{name: statistics.fmean(getattr(score, name) for score in scores) for name in _SCORES})
+def scores_of(judge: Judge, scenes: Sequence[world.Scene], videos: Sequence[Tensor]) -> tuple[Scores, ...]:
+    """The scores (`evaluate.scores`) of videos (f, h, w, 3), each of the scene that was prompted."""
+    return tuple(judge.score(world.caption(scene), frames) for scene, frames in zip(scenes, videos, strict=True))
 
 
 def summary(report: DemoReport, output: Path) -> list[str]:
     """Lines to show when the demo is done."""
     lines = [f"{'':22}{'base':>10}{'customised':>12}"]
-    for name in _SCORES:
-        before, after = getattr(report.base, name), getattr(report.customised, name)
-        lines.append(f"{name.replace('_', ' '):22}{before:10.2f}{after:12.2f}")
+    for name, before in report.base.items():
+        lines.append(f"{plain_name(name):22}{before:10.2f}{report.customised[name]:12.2f}")
     lines += ["", f"{sum(report.seconds.values()):.0f} seconds; everything is in {output}:"]
     return [*lines, *(f"  {name}: {output / file}" for name, file in report.files.items())]
 

@@ -28,6 +28,7 @@ class Backbone:
     spatial_transformers: tuple[str, ...]
     temporal_transformers: tuple[str, ...]
     temporal_convolutions: tuple[str, ...]
+    residual_blocks: tuple[str, ...]
     skips: tuple[Skip, ...]
     cross_attention_dim: int
     in_channels: int

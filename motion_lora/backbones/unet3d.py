@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.resnet import TemporalConvLayer
+from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
@@ -51,6 +51,7 @@ def describe(unet: nn.Module) -> Backbone:
         spatial_transformers=_names(unet, Transformer2DModel),
         temporal_transformers=_names(unet, TransformerTemporalModel),
         temporal_convolutions=_names(unet, TemporalConvLayer),
+        residual_blocks=_names(unet, ResnetBlock2D),
         skips=_skips(unet),
         cross_attention_dim=int(unet.config["cross_attention_dim"]),
         in_channels=int(unet.config["in_channels"]),

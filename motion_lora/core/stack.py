@@ -1,6 +1,6 @@
 """The adapter stack as a value: a small frozen list of (LoRA, strengths, curves) plus the appearance highway.
 
-It can be hashed, written into the metadata of an output, and replayed. `adapters.apply` puts it to work.
+It can be hashed and written into the metadata of an output. `adapters.apply` puts it to work.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -64,7 +64,7 @@ class StackEntry:
         return self.strength * path * self.block_strengths.get(block_of(module), 1.0)
 
     def describe(self) -> dict[str, Any]:
-        """Json-able; the LoRAs by fingerprint, so the entry can be replayed from files that are found by it."""
+        """Json-able; the LoRAs by fingerprint, by which their files are found."""
         return {
             "name": self.name,
             "lora": self.lora.fingerprint(),
@@ -96,7 +96,7 @@ class AdapterStack:
         return AdapterStack(self.entries, highway)
 
     def describe(self) -> dict[str, Any]:
-        """Json-able: everything that determines what the stack does, LoRAs by name and fingerprint. See `replay`."""
+        """Json-able: everything that determines what the stack does, LoRAs by name and fingerprint."""
         highway = None if self.highway is None else asdict(self.highway)
         return {"entries": [entry.describe() for entry in self.entries], "highway": highway}
 
@@ -106,14 +106,6 @@ class AdapterStack:
         entries = sorted(json.dumps({**entry, "name": ""}, sort_keys=True) for entry in description["entries"])
         text = json.dumps({"entries": entries, "highway": description["highway"]}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def replay(description: Mapping[str, Any], find: Callable[[str, str], LoRA]) -> AdapterStack:
-    """The stack that `describe` described; `find(fingerprint, name)` looks the LoRAs up. Raises LoRAFileError."""
-    entries = tuple(_replay_entry(entry, find) for entry in description["entries"])
-    if description.get("highway") is None:
-        return AdapterStack(entries)
-    return AdapterStack(entries, Highway(**description["highway"]))
 
 
 def block_of(module: str) -> str:
@@ -141,19 +133,3 @@ def trained_schedule(metadata: Mapping[str, str]) -> Schedule | None:
 def title_of(metadata: Mapping[str, str]) -> str:
     """What to call a LoRA in a message: its title, on one line, or "this LoRA"."""
     return " ".join(metadata.get("modelspec.title", "").split())[:80] or "this LoRA"
-
-
-def _replay_entry(entry: Mapping[str, Any], find: Callable[[str, str], LoRA]) -> StackEntry:
-    name = str(entry["name"])
-    text = entry.get("text_encoder")
-    return StackEntry(
-        find(str(entry["lora"]), name),
-        strength=entry["strength"],
-        temporal_strength=entry["temporal_strength"],
-        spatial_strength=entry["spatial_strength"],
-        block_strengths=entry["block_strengths"],
-        steps=Schedule(**entry["steps"]) if entry["steps"] else None,
-        frames=FrameCurve(**entry["frames"]) if entry["frames"] else None,
-        name=name,
-        text_encoder=find(str(text), name) if text else None,
-    )

@@ -24,6 +24,7 @@ from pathlib import Path
 from ..core.disk import write_atomically
 from ..core.errors import SettingsError
 from ..media.plots import Line, plot_lines
+from ..media.tables import Table
 from ..media.write import write_png
 from .scores import ALIGNMENT, LEAKAGE, MOTION, SCORES, Scores
 
@@ -104,17 +105,15 @@ def _fidelity(point: Checkpoint) -> float:
     return point.scores.get(MOTION, 0.0)
 
 
-# What is left of it ---------------------------------------------------------------------------------------------------
+# Curve and table ------------------------------------------------------------------------------------------------------
 
 
 def curve_csv(points: Sequence[Checkpoint], base: Scores, chosen: int | None = None) -> str:
     """The curve as comma-separated lines; step 0 is the base, the last column marks the chosen checkpoint."""
     names = [name for name in SCORES if name in base or any(name in point.scores for point in points)]
-    lines = [",".join(["step", *names, "best"])]
-    for point in (Checkpoint(0, base), *points):
-        values = [f"{point.scores[name]:.6g}" if name in point.scores else "" for name in names]
-        lines.append(",".join([str(point.step), *values, "1" if point.step == chosen else "0"]))
-    return "\n".join(lines) + "\n"
+    every = (Checkpoint(0, base), *points)
+    rows = [(point.step, *(point.scores.get(name) for name in names), int(point.step == chosen)) for point in every]
+    return Table(("step", *names, "best"), rows).csv()
 
 
 def write_curve(path: Path, points: Sequence[Checkpoint], base: Scores, chosen: int | None = None) -> tuple[Path, Path]:

@@ -6,8 +6,6 @@ a LoRA is always the first: leakage and every other figure mean something only b
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,11 +19,12 @@ from ..core.disk import write_atomically
 from ..core.errors import SettingsError
 from ..core.stack import AdapterStack
 from ..media.sheets import contact_sheet, grid_frames
+from ..media.tables import Table
 from ..media.write import write_png, write_video
 from ..sampling.loop import sample
 from ..sampling.settings import SampleSettings, resolve
 from .judge import Judge, notes_for
-from .scores import SCORES, Form, mean_scores
+from .scores import SCORES, Form, mean_scores, plain_name
 
 BASE_LABEL = "base"
 MOST_TILES = 64
@@ -144,22 +143,22 @@ def _row_label(comparison: Comparison, place: int) -> str:
 def markdown_of(comparison: Comparison) -> str:
     """The mean scores by candidate as a markdown table, the notes below it."""
     names = comparison.measured
-    lines = [["candidate", *(name.replace("_", " ") for name in names)], ["---"] * (len(names) + 1)]
-    for label, means in zip(comparison.labels, comparison.means(), strict=True):
-        lines.append([label.replace("|", "/"), *(f"{means[name]:.3f}" if name in means else "-" for name in names)])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return table + "\n" + "".join(f"\n- {note}" for note in comparison.notes) + "\n"
+    rows = [
+        (label, *(means.get(name) for name in names))
+        for label, means in zip(comparison.labels, comparison.means(), strict=True)
+    ]
+    table = Table(("candidate", *map(plain_name, names)), rows)
+    return table.markdown() + "\n" + "".join(f"\n- {note}" for note in comparison.notes) + "\n"
 
 
 def csv_of(comparison: Comparison) -> str:
     """One line per video: candidate, prompt, scores."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["candidate", "prompt", *comparison.measured])
-    for label, row in zip(comparison.labels, comparison.scores, strict=True):
-        for prompt, scores in zip(comparison.prompts, row, strict=True):
-            writer.writerow([label, prompt, *(scores.get(name, "") for name in comparison.measured)])
-    return buffer.getvalue()
+    rows = [
+        (label, prompt, *(scores.get(name) for name in comparison.measured))
+        for label, row in zip(comparison.labels, comparison.scores, strict=True)
+        for prompt, scores in zip(comparison.prompts, row, strict=True)
+    ]
+    return Table(("candidate", "prompt", *comparison.measured), rows).csv()
 
 
 def plain_of(comparison: Comparison) -> dict[str, Any]:

@@ -16,15 +16,16 @@ from torch import Tensor
 from ..base.pipeline import VideoPipeline
 from ..playground.model import is_playground
 from .metrics import ClipScorer, MetricModels, Perceptual
-from .playground_judge import PlaygroundJudge, playground_judge
+from .playground_judge import playground_judge
 from .scores import MOTION, Form, Shape, plain_name, shape_of
-from .video_judge import VideoJudge, video_judge
+from .video_judge import video_judge
 
 
 class Judge(Protocol):
     """Scores a video. `forms` say what each score is that it can give, `notes` the same in sentences.
 
     `identity` is the same for judges whose figures can be compared: the same metrics, models and reference.
+    `diversity_forms` are those of several videos of one prompt.
     """
 
     @property
@@ -36,12 +37,23 @@ class Judge(Protocol):
     @property
     def identity(self) -> str: ...
 
+    @property
+    def diversity_forms(self) -> Mapping[str, Form]: ...
+
     def gaps(self, prompt: str, shape: Shape, *, neutral: bool) -> dict[str, str]:
         """Which scores a video cannot have, and why; asked before it is made. `neutral`: whether there will be one."""
         ...
 
     def score(self, prompt: str, frames: Tensor, neutral: Tensor | None = None) -> dict[str, float]:
         """Frames (f, h, w, 3) sampled for `prompt`; `neutral` is the base model's own video of it."""
+        ...
+
+    def diversity(self, videos: Sequence[Tensor]) -> tuple[dict[str, float], dict[str, str]]:
+        """How videos (f, h, w, 3) of one prompt differ: the scores, and the reason for each that cannot be had."""
+        ...
+
+    def doubts(self, videos: Mapping[str, Tensor], *, neutral: bool) -> tuple[str, ...]:
+        """What is to be known of scores of these videos, by label. `neutral`: whether videos of the base were given."""
         ...
 
 
@@ -52,7 +64,7 @@ def make_judge(
     *,
     clip_scorer: ClipScorer | None = None,
     perceptual: Perceptual | None = None,
-) -> PlaygroundJudge | VideoJudge:
+) -> Judge:
     """The judge for this base: the probe on the playground, else whatever metrics of natural video there are.
 
     `reference` is the clip (f, h, w, 3) whose motion was learned. A reference that cannot be read or whose points
@@ -69,7 +81,7 @@ def load_judge(
     *,
     clip_model: Path | None = None,
     lpips_weights: Path | None = None,
-) -> PlaygroundJudge | VideoJudge:
+) -> Judge:
     """`make_judge` with a CLIP folder and LPIPS weights from disk, loaded where they are used: not on the playground.
 
     Raises ModelError or SettingsError where one cannot be loaded.

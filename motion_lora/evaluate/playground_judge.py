@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..core.errors import ClipError
 from ..playground import world
-from ..playground.probe import ATTRIBUTES, Reading, read_clip
+from ..playground.probe import ATTRIBUTES, Reading, path_of, read_clip
 from ..playground.prompts import asked_scene
-from ..playground.scores import reading_fault, score_reading
+from ..playground.scores import diversity, reading_fault, score_reading
 from .scores import (
     ALIGNMENT,
     CONSISTENCY,
@@ -20,7 +20,10 @@ from .scores import (
     MOTION,
     NO_REFERENCE,
     ONE_FRAME,
+    PLACE,
     SCORES,
+    SIZE,
+    SPEED,
     Form,
     Shape,
     described,
@@ -97,6 +100,35 @@ class PlaygroundJudge:
             CONSISTENCY: found.consistency,
         }
         return {name: value for name, value in all_of_them.items() if name not in gaps}
+
+    @property
+    def diversity_forms(self) -> Mapping[str, Form]:
+        """See `Judge`."""
+        return {
+            PLACE: Form("exact, spread of the mean places in canvas sides, read by the playground's probe", "place"),
+            SIZE: Form("exact, spread of the logarithms of the mean sizes, read by the playground's probe", "size"),
+            SPEED: Form("exact, spread of the logarithms of the mean speeds, read by the playground's probe", "speed"),
+        }
+
+    def diversity(self, videos: Sequence[Tensor]) -> tuple[dict[str, float], dict[str, str]]:
+        """See `Judge`."""
+        readings = [read_clip(frames) for frames in videos if frames.shape[1] == frames.shape[2]]
+        seen = [reading for reading in readings if path_of(reading) is not None]
+        if len(seen) < 2:
+            why = (
+                f"the playground's probe finds an object in {len(seen)} of the {len(videos)} videos, and two are needed"
+            )
+            return {}, dict.fromkeys(self.diversity_forms, why)
+        found = diversity(seen)
+        return {PLACE: found.position, SIZE: found.size, SPEED: found.speed}, {}
+
+    def doubts(self, videos: Mapping[str, Tensor], *, neutral: bool) -> tuple[str, ...]:
+        """See `Judge`: which videos the probe may have misread."""
+        square = {label: frames for label, frames in videos.items() if frames.shape[1] == frames.shape[2]}
+        faults = {label: reading_fault(read_clip(frames)) for label, frames in square.items()}
+        misread = tuple(f"{label} may be misread: {fault}" for label, fault in faults.items() if fault)
+        unused = ("neutral is not used: the probe knows what the prompt asked for",) if neutral else ()
+        return (*self.remarks, *unused, *misread)
 
     @property
     def _against(self) -> str:

@@ -1,9 +1,15 @@
-"""The scores of a video: one vocabulary for every judge.
+"""The scores of videos: one vocabulary for every judge, the demo, the benchmark, validations and the web charts.
+
+Of one video:
 
 motion_fidelity      to the reference clip; higher is better
 appearance_leakage   of the reference's look beyond what the prompt explains; lower is better
 text_alignment       how well the prompt is shown; higher is better
 consistency          of neighbouring frames; its `Form` says by what, and which way is better
+
+Of several videos of one prompt: `diversity`, on the playground `diversity_of_place`, `_of_size` and `_of_speed`.
+Of a whole method, by the benchmark: `own_motion_fidelity` under the reference's own caption, and `unnamed_leakage`,
+how often the reference's look shows where the prompt leaves the look open.
 """
 
 from __future__ import annotations
@@ -17,6 +23,9 @@ from torch import Tensor
 
 MOTION, LEAKAGE, ALIGNMENT, CONSISTENCY = "motion_fidelity", "appearance_leakage", "text_alignment", "consistency"
 SCORES = (MOTION, LEAKAGE, ALIGNMENT, CONSISTENCY)
+PLACE, SIZE, SPEED, DIVERSITY = "diversity_of_place", "diversity_of_size", "diversity_of_speed", "diversity"
+DIVERSITIES = (DIVERSITY, PLACE, SIZE, SPEED)
+OWN_MOTION, UNNAMED_LEAKAGE = "own_motion_fidelity", "unnamed_leakage"
 Scores = Mapping[str, float]
 Shape = tuple[int, int, int]
 """Frames, height and width of a video."""

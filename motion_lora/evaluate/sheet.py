@@ -9,8 +9,6 @@ place, size and speed (`playground.scores`). A score that cannot be had stands i
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +18,10 @@ from torch import Tensor
 
 from ..core.disk import write_atomically
 from ..core.errors import SettingsError
-from ..playground.probe import path_of, read_clip
-from ..playground.scores import diversity, reading_fault
-from .metrics import lpips_diversity
-from .metrics.perceptual import SMALLEST_SIDE
-from .playground_judge import PlaygroundJudge
-from .scores import SCORES, Form, mean_scores, plain_name
-from .video_judge import VideoJudge
+from ..media.tables import Table
+from .judge import Judge
+from .scores import DIVERSITIES, SCORES, Form, Scores, mean_scores, plain_name
 
-PLACE, SIZE, SPEED, DIVERSITY = "diversity_of_place", "diversity_of_size", "diversity_of_speed", "diversity"
 SHEET_ENDINGS = (".csv", ".md")
 
 
@@ -69,7 +62,7 @@ class Sheet:
         return mean_scores([line.scores for line in self.videos])
 
 
-def score_videos(judge: PlaygroundJudge | VideoJudge, videos: Sequence[Video]) -> Sheet:
+def score_videos(judge: Judge, videos: Sequence[Video]) -> Sheet:
     """Score every video, and the diversity of those that share a prompt. Raises SettingsError for no or equal labels.
 
     Videos without a prompt are taken to be of one and the same.
@@ -78,71 +71,24 @@ def score_videos(judge: PlaygroundJudge | VideoJudge, videos: Sequence[Video]) -
     lines = tuple(_line(judge, video) for video in videos)
     together = [[video for video in videos if video.prompt == prompt] for prompt in dict.fromkeys(_prompts(videos))]
     groups = tuple(_group(judge, group) for group in together if len(group) > 1)
-    forms = {**judge.forms, **(_diversity_forms(judge) if groups else {})}
-    return Sheet(lines, groups, forms, _remarks(judge, videos))
-
-
-def _remarks(judge: PlaygroundJudge | VideoJudge, videos: Sequence[Video]) -> tuple[str, ...]:
-    """The judge's own, and which videos the probe may have misread."""
-    if isinstance(judge, VideoJudge):
-        return ()
-    square = [video for video in videos if video.frames.shape[1] == video.frames.shape[2]]
-    faults = [(video.label, reading_fault(read_clip(video.frames))) for video in square]
-    doubts = tuple(f"{label} may be misread: {fault}" for label, fault in faults if fault)
-    unused = any(video.neutral is not None for video in videos)
-    return (*judge.remarks, *(["neutral is not used: the probe knows what the prompt asked for"] * unused), *doubts)
+    forms = {**judge.forms, **(judge.diversity_forms if groups else {})}
+    given = any(video.neutral is not None for video in videos)
+    remarks = judge.doubts({video.label: video.frames for video in videos}, neutral=given)
+    return Sheet(lines, groups, forms, remarks)
 
 
 def _prompts(videos: Sequence[Video]) -> list[str]:
     return [video.prompt for video in videos]
 
 
-def _line(judge: PlaygroundJudge | VideoJudge, video: Video) -> Line:
+def _line(judge: Judge, video: Video) -> Line:
     frames, height, width, _ = video.frames.shape
     gaps = judge.gaps(video.prompt, (frames, height, width), neutral=video.neutral is not None)
     return Line(video.label, video.prompt, judge.score(video.prompt, video.frames, video.neutral), gaps)
 
 
-# Diversity ------------------------------------------------------------------------------------------------------------
-
-
-def _diversity_forms(judge: PlaygroundJudge | VideoJudge) -> dict[str, Form]:
-    if isinstance(judge, PlaygroundJudge):
-        return {
-            PLACE: Form("exact, spread of the mean places in canvas sides, read by the playground's probe", "place"),
-            SIZE: Form("exact, spread of the logarithms of the mean sizes, read by the playground's probe", "size"),
-            SPEED: Form("exact, spread of the logarithms of the mean speeds, read by the playground's probe", "speed"),
-        }
-    if judge.perceptual is None:
-        return {}
-    how = f"LPIPS ({judge.perceptual.backbone}) of frames at the same time, over all pairs of videos of the prompt"
-    return {DIVERSITY: Form(how, "diversity")}
-
-
-def _group(judge: PlaygroundJudge | VideoJudge, videos: Sequence[Video]) -> Line:
-    label, prompt = f"{len(videos)} videos", videos[0].prompt
-    clips = [video.frames for video in videos]
-    if isinstance(judge, VideoJudge):
-        if judge.perceptual is None or (fault := _lpips_fault(clips)):
-            why = "there are no LPIPS weights; name them (lpips_weights)" if judge.perceptual is None else fault
-            return Line(label, prompt, {}, {DIVERSITY: why})
-        return Line(label, prompt, {DIVERSITY: lpips_diversity(clips, judge.perceptual)}, {})
-    square = [read_clip(clip) for clip in clips if clip.shape[1] == clip.shape[2]]
-    seen = [reading for reading in square if path_of(reading) is not None]
-    if len(seen) < 2:
-        why = f"the playground's probe finds an object in {len(seen)} of the {len(videos)} videos, and two are needed"
-        return Line(label, prompt, {}, dict.fromkeys((PLACE, SIZE, SPEED), why))
-    found = diversity(seen)
-    return Line(label, prompt, {PLACE: found.position, SIZE: found.size, SPEED: found.speed}, {})
-
-
-def _lpips_fault(clips: Sequence[Tensor]) -> str:
-    shapes = {tuple(clip.shape) for clip in clips}
-    if len(shapes) > 1:
-        said = ", ".join(sorted(f"{f} frames of {w} x {h}" for f, h, w, _ in shapes))
-        return f"the videos differ ({said}); read them alike (num_frames, fps, height, width)"
-    smallest = min(clips[0].shape[1:3])
-    return "" if smallest >= SMALLEST_SIDE else f"LPIPS needs sides of {SMALLEST_SIDE} pixels, and one is {smallest}"
+def _group(judge: Judge, videos: Sequence[Video]) -> Line:
+    return Line(f"{len(videos)} videos", videos[0].prompt, *judge.diversity([video.frames for video in videos]))
 
 
 # Sheets ---------------------------------------------------------------------------------------------------------------
@@ -150,18 +96,14 @@ def _lpips_fault(clips: Sequence[Tensor]) -> str:
 
 def markdown_of(sheet: Sheet) -> str:
     """The scores as a markdown table, their mean where there are several; below it what each is, and why not."""
-    names = [name for name in SCORES if any(name in line.scores for line in sheet.videos)]
     rows = [(line.label, line.prompt, line.scores) for line in sheet.videos]
     if len(rows) > 1:
         rows.append(("mean", "", sheet.means()))
-    table = _table(["video", "prompt", *(_heading(sheet, name) for name in names)], names, rows)
-    found = list(dict.fromkeys(name for line in sheet.groups for name in line.scores))
-    if found:
+    tables = [_table(sheet, "video", SCORES, rows).markdown()]
+    if any(line.scores for line in sheet.groups):
         several = [(line.label, line.prompt, line.scores) for line in sheet.groups]
-        table += "\n\n" + _table(
-            ["of one prompt", "prompt", *(_heading(sheet, name) for name in found)], found, several
-        )
-    return table + "\n\n" + "".join(f"- {note}\n" for note in notes_of(sheet))
+        tables.append(_table(sheet, "of one prompt", DIVERSITIES, several).markdown())
+    return "\n\n".join(tables) + "\n\n" + "".join(f"- {note}\n" for note in notes_of(sheet))
 
 
 def notes_of(sheet: Sheet) -> list[str]:
@@ -187,12 +129,9 @@ def notes_of(sheet: Sheet) -> list[str]:
 def csv_of(sheet: Sheet) -> str:
     """One line per video and per group of videos of a prompt: what it is, its prompt, its scores."""
     lines = (*sheet.videos, *sheet.groups)
-    names = [name for name in (*SCORES, DIVERSITY, PLACE, SIZE, SPEED) if any(name in one.scores for one in lines)]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["video", "prompt", *names])
-    writer.writerows([line.label, line.prompt, *(line.scores.get(name, "") for name in names)] for line in lines)
-    return buffer.getvalue()
+    names = [name for name in (*SCORES, *DIVERSITIES) if any(name in one.scores for one in lines)]
+    rows = [(line.label, line.prompt, *(line.scores.get(name) for name in names)) for line in lines]
+    return Table(("video", "prompt", *names), rows).csv()
 
 
 def plain_of(sheet: Sheet) -> dict[str, Any]:
@@ -244,9 +183,7 @@ def _heading(sheet: Sheet, name: str) -> str:
     return f"{plain_name(name)} ({sheet.forms[name].better} is better)"
 
 
-def _table(header: Sequence[str], names: Sequence[str], rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> str:
-    lines = [header, ["---"] * len(header)]
-    for label, prompt, scores in rows:
-        cells = [f"{scores[name]:.3f}" if name in scores else "-" for name in names]
-        lines.append([label.replace("|", "/"), prompt.replace("|", "/").replace("\n", " "), *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _table(sheet: Sheet, what: str, order: Sequence[str], rows: Sequence[tuple[str, str, Scores]]) -> Table:
+    names = [name for name in order if any(name in scores for _, _, scores in rows)]
+    head = (what, "prompt", *(_heading(sheet, name) for name in names))
+    return Table(head, [(label, prompt, *(scores.get(name) for name in names)) for label, prompt, scores in rows])

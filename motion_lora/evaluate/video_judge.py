@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from .metrics import (
     Perceptual,
     appearance_leakage,
     clip_temporal_consistency,
+    lpips_diversity,
     lpips_temporal_consistency,
     text_alignment,
     track_fidelity,
@@ -22,6 +23,7 @@ from .metrics.perceptual import SMALLEST_SIDE
 from .scores import (
     ALIGNMENT,
     CONSISTENCY,
+    DIVERSITY,
     LEAKAGE,
     MOTION,
     NO_REFERENCE,
@@ -114,6 +116,26 @@ class VideoJudge:
             scores[CONSISTENCY] = self._consistency(frames)
         return scores
 
+    @property
+    def diversity_forms(self) -> Mapping[str, Form]:
+        """See `Judge`."""
+        if self.perceptual is None:
+            return {}
+        how = f"LPIPS ({self.perceptual.backbone}) of frames at the same time, over all pairs of videos of the prompt"
+        return {DIVERSITY: Form(how, "diversity")}
+
+    def diversity(self, videos: Sequence[Tensor]) -> tuple[dict[str, float], dict[str, str]]:
+        """See `Judge`."""
+        if self.perceptual is None:
+            return {}, {DIVERSITY: "there are no LPIPS weights; name them (lpips_weights)"}
+        if fault := _lpips_fault(videos):
+            return {}, {DIVERSITY: fault}
+        return {DIVERSITY: lpips_diversity(videos, self.perceptual)}, {}
+
+    def doubts(self, videos: Mapping[str, Tensor], *, neutral: bool) -> tuple[str, ...]:
+        """See `Judge`: none, `gaps` says all there is."""
+        return ()
+
     def _consistency(self, frames: Tensor) -> float:
         if self.perceptual is not None:
             return lpips_temporal_consistency(frames, self.perceptual)
@@ -136,3 +158,12 @@ def _untracked(reference: Tensor) -> str:
     except (ClipError, SettingsError) as error:
         return str(error)
     return ""
+
+
+def _lpips_fault(videos: Sequence[Tensor]) -> str:
+    shapes = {tuple(frames.shape) for frames in videos}
+    if len(shapes) > 1:
+        said = ", ".join(sorted(f"{f} frames of {w} x {h}" for f, h, w, _ in shapes))
+        return f"the videos differ ({said}); read them alike (num_frames, fps, height, width)"
+    smallest = min(videos[0].shape[1:3])
+    return "" if smallest >= SMALLEST_SIDE else f"LPIPS needs sides of {SMALLEST_SIDE} pixels, and one is {smallest}"

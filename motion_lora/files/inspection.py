@@ -37,8 +37,8 @@ _LIST_FIELDS = ("captions", "appearance_captions", "trigger_words")
 def inspect(path: str | Path, unet: nn.Module | None = None, identity: BaseIdentity | None = None) -> dict[str, Any]:
     """Everything about a file that a person asks, json-able; raises LoRAFileError with the reason for what it is not.
 
-    Keys: file, size, format, kind, layers, temporal, spatial, ranks, parameters, dtypes, blocks (a list of block,
-    layers, ranks, norm), norm, metadata (readable entries only), notes, warnings, and `fits` where `unet` is given.
+    Keys: file, size, format, kind, layers, temporal, spatial, convolutions, ranks, parameters, dtypes, blocks (a list
+    of block, layers, ranks, norm), norm, metadata (readable entries), notes, warnings, `fits` where `unet` is given.
     """
     source = open_source(path)
     if source.header is not None and is_own(source.header) and source.metadata.get(KIND_KEY) == ABSORBER_KIND:
@@ -80,10 +80,11 @@ def verify(path: str | Path, unet: nn.Module | None = None, identity: BaseIdenti
 
 def summary(facts: Mapping[str, Any]) -> dict[str, str]:
     """The report of `inspect` as one line per fact, by its name; what the file does not say is left out."""
+    convolutions = f", {facts['convolutions']} of them convolutions" if facts["convolutions"] else ""
     lines = {
         "file": f"{facts['file']} ({facts['size']:,} bytes)",
         "kind": f"{facts['kind']}, {facts['format']} format",
-        "layers": f"{facts['layers']} ({facts['temporal']} temporal, {facts['spatial']} spatial)",
+        "layers": f"{facts['layers']} ({facts['temporal']} temporal, {facts['spatial']} spatial{convolutions})",
         "rank": _joined(facts["ranks"]),
         "parameters": f"{facts['parameters']:,} ({_joined(facts['dtypes'])})",
         "norm": f"{facts['norm']:.4f}",
@@ -147,6 +148,7 @@ def _common(source: Source, lora: LoRA) -> dict[str, Any]:
         "layers": len(lora),
         "temporal": paths[TEMPORAL],
         "spatial": paths[SPATIAL],
+        "convolutions": sum(layer.down.ndim > 2 for layer in lora.layers.values()),
         "ranks": list(lora.ranks),
         "parameters": lora.num_parameters,
         "dtypes": sorted(dtypes),

@@ -4,7 +4,9 @@
 
 Which modules they belong to follows from length and shapes: 340 tensors are MotionDirector's temporal path, 136 and 68
 those of Separate Motion from Appearance, 192 a spatial path, 192 * N the spatial paths of N clips, interleaved layer by
-layer. Every pair is checked against its module; the reference code checks none.
+layer. ModelScope trainers of 2023 (Text-To-Video-Finetuning, by its default target UNet3DConditionModel) wrote every
+linear and convolution layer of the network, (out, r, 1, 1, 1) and (r, in, 3, 1, 1) for those over frames, with the rank
+cut to a layer's channels. Every pair is checked against its module; the reference code checks none.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import nn
 
+from ..adapters.fit import weights_of
 from ..adapters.targets import target_modules
 from ..backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
 from ..core.errors import LoRAFileError, ModelError
@@ -23,7 +26,11 @@ from ..core.lora import LoRA, LoRALayer
 from .source import Source
 
 # The most likely first; for equal lengths the shapes decide.
-PRESETS = ("temporal-all", "tap-k-out", "tap-k", "spatial-self-ff", "temporal-attention", "spatial-attention", "tap-qk")
+PRESETS = (
+    "temporal-all", "tap-k-out", "tap-k", "spatial-self-ff", "temporal-attention", "spatial-attention", "tap-qk",
+    "temporal-conv",
+)  # fmt: skip
+WHOLE = "all-layers"  # no preset: every linear and convolution layer, in the order of the modules
 _SPATIAL = ("spatial-self-ff", "spatial-attention")
 MAX_CLIPS = 64
 
@@ -32,7 +39,7 @@ def read_list(source: Source, unet: nn.Module | None) -> tuple[str, tuple[LoRA, 
     """The target preset of a list file, and one LoRA (several for an N-clip spatial file). Raises LoRAFileError."""
     network = unet or modelscope()
     shapes = list(source.shapes.values())
-    known = {preset: _modules(network, preset) for preset in PRESETS}
+    known = {preset: _modules(network, preset) for preset in (*PRESETS, WHOLE)}
     refused = ""
     for preset, modules in known.items():
         clips = len(shapes) // (2 * len(modules)) if modules else 0
@@ -55,6 +62,8 @@ def modelscope() -> UNet3DConditionModel:
 
 
 def _modules(network: nn.Module, preset: str) -> tuple[str, ...]:
+    if preset == WHOLE:
+        return tuple(weights_of(network))
     try:
         return target_modules(network, preset)
     except ModelError:
@@ -62,16 +71,18 @@ def _modules(network: nn.Module, preset: str) -> tuple[str, ...]:
 
 
 def _first_fault(network: nn.Module, modules: Sequence[str], shapes: Sequence[tuple[int, ...]], clips: int) -> str:
-    """What is wrong with the first pair that does not fit; empty where all fit and have one rank."""
-    rank = shapes[1][0] if len(shapes[1]) == 2 else 0
+    """What is wrong with the first pair that does not fit; empty where all fit and have one rank, cut to channels."""
+    common = max(shape[0] if shape else 0 for shape in shapes[1::2])
     for place, module in enumerate(modules):
         weight = network.get_submodule(module).weight
         assert isinstance(weight, torch.Tensor)
-        wanted_out, wanted_in = weight.shape
+        rank = min(common, *weight.shape[:2])
+        wanted_up = (weight.shape[0], rank, *[1] * (weight.ndim - 2))
+        wanted_down = (rank, *weight.shape[1:])
         for clip in range(clips):
             start = 2 * (place * clips + clip)
             up, down = shapes[start], shapes[start + 1]
-            if up != (wanted_out, rank) or down != (rank, wanted_in) or rank < 1:
+            if up != wanted_up or down != wanted_down or rank < 1:
                 return (
                     f"tensors {start} and {start + 1} (up {up}, down {down}) do not fit {module} {tuple(weight.shape)}"
                 )

@@ -127,7 +127,7 @@ _IMAGE_PATH: Mapping[str, Any] = {**_MOTION_DIRECTOR, "steps": 300, "weight_deca
 # Its configs are MotionDirector's but for the number of steps.
 _SEPARATE: Mapping[str, Any] = {**_MOTION_DIRECTOR, "steps": 1000}
 
-# Found on the playground (bench/equal-time) and not tried on a real base: only where motion is decided, at high noise.
+# Found on the playground (bench/) and not tried on a real base: only where motion is decided, at high noise.
 _MANY_LOOKS: Mapping[str, Any] = {
     "steps": 800,
     "rank": 32,

@@ -74,7 +74,7 @@ PLAYGROUND_DEFAULTS: dict[str, Mapping[str, Any]] = {
 }
 """What the playground's size asks for, over each method's own defaults."""
 
-# The recommended one is this project's recipe, best on the playground under equal time (bench/equal-time) and measured
+# The recommended one is this project's recipe, best on the playground under equal time (bench/) and measured
 # nowhere else.
 PLAYGROUND_TUNING = Tuning("many-looks", PLAYGROUND_DEFAULTS)
 register_tuning(PLAYGROUND_NAME, PLAYGROUND_TUNING)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..adapters.fit import check_modules
+from ..adapters.fit import check_modules, max_rank, weight_of
 from ..adapters.highway import plan_highway
 from ..adapters.targets import target_modules
 from ..base.noise import NoiseSchedule
@@ -126,17 +126,12 @@ def _check_targets(pipeline: VideoPipeline, settings: TrainSettings, stages: Seq
     for part in (part for stage in stages for part in stage.parts if part.name != TOKENS):
         chosen = part_settings(part, settings)
         modules = target_modules(pipeline.unet, chosen.targets)
-        limit = min(_smaller_side(pipeline.unet.get_submodule(module)) for module in modules)
+        limit = min(max_rank(weight_of(pipeline.unet.get_submodule(module))) for module in modules)
         if chosen.rank > limit:
             name = {"temporal": "rank", "spatial": "spatial_rank"}.get(part.name, "absorber_rank")
             faults.append(f"{name} is {chosen.rank}, this base takes 1 to {limit} with targets {chosen.targets!r}")
     if faults:
         raise SettingsError("; ".join(faults) + ".")
-
-
-def _smaller_side(module: nn.Module) -> int:
-    assert isinstance(module, nn.Linear)
-    return min(module.in_features, module.out_features)
 
 
 def _clip_faults(

@@ -133,6 +133,7 @@ def fit(run: StageRun, keeper: Keeper, progress: Progress, callback: Callback | 
             group["lr"] = group["base_rate"] * factor
         scaler.step(optimiser)
         scaler.update()
+        run.constrain()
         progress.step += 1
 
         command = journal.step_done(total, optimiser.param_groups[0]["lr"], time.perf_counter() - began)

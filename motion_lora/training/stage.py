@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.highway import appearance_highway
-from ..adapters.peft import Adapter, add_adapter, load_adapter, set_strength
-from ..adapters.targets import target_modules
+from ..adapters.peft import Adapter, add_adapter, load_adapter, set_strength, sum_to_zero
+from ..adapters.targets import find_preset, target_modules
 from ..adapters.weights import install_weights
 from ..backbones.bypass import temporal_bypass
 from ..backbones.checkpointing import gradient_checkpointing
@@ -108,6 +108,7 @@ class StageRun:
         self.adapters: dict[str, Adapter] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         self._rates: dict[str, float] = {}
+        self._zero_sum: list[nn.Parameter] = []
         self._mode: tuple[Any, ...] = ()
         self._holds_look = absorber is not None and absorber.spatial is not None
         if absorber is not None:
@@ -130,6 +131,7 @@ class StageRun:
         chosen = part_settings(part, self.settings)
         # On the base's UNet, whose modules have their own names still.
         modules = target_modules(pipeline.unet, chosen.targets)
+        zero_sum = find_preset(chosen.targets).zero_sum
         for name in adapter_names_of(part, num_clips):
             add_adapter(
                 self.unet,
@@ -138,11 +140,14 @@ class StageRun:
                 rank=chosen.rank,
                 alpha=chosen.alpha,
                 dropout=self.settings.dropout,
+                zero_sum=zero_sum,
                 seed=derived_seed(self.settings.seed, "adapter", name),
             )
             self.adapters[name] = adapter = Adapter(self.unet, name)
             self._rates[name] = chosen.learning_rate
             self.parameters.update({f"{name}|{key}": weight for key, weight in adapter.parameters.items()})
+            if zero_sum:
+                self._zero_sum += [weight for key, weight in adapter.parameters.items() if key.endswith(".down")]
 
     def _read_clips(
         self, pipeline: VideoPipeline, clips: Sequence[Clip], absorber: Absorber | None, remember: Remember
@@ -176,6 +181,11 @@ class StageRun:
         for name, parameter in self.parameters.items():
             groups.setdefault(self._rates[name.split("|", 1)[0]], []).append(parameter)
         return [{"params": weights, "lr": rate, "base_rate": rate} for rate, weights in groups.items()]
+
+    def constrain(self) -> None:
+        """What a step of the optimiser may not change: kernels of zero sum over time stay so (projected descent)."""
+        for down in self._zero_sum:
+            sum_to_zero(down)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:

@@ -11,8 +11,10 @@ SCHEDULERS = ("ddim", "dpmpp-2m-karras", "euler", "euler-ancestral", "unipc")
 HIGHWAY_PRESETS = ("code", "all")
 MAX_HIGHWAY_SCALE = 4.0
 LORA_FORMATS = ("motion-lora", "kohya", "peft")
-TEMPORAL_TARGETS = ("temporal-attention", "temporal-all", "tap-k", "tap-k-out", "tap-qk")
-SPATIAL_TARGETS = ("spatial-attention", "spatial-self-ff")
+TEMPORAL_TARGETS = (
+    "temporal-attention", "temporal-all", "temporal-conv", "temporal-full", "tap-k", "tap-k-out", "tap-qk",
+)  # fmt: skip
+SPATIAL_TARGETS = ("spatial-attention", "spatial-self-ff", "spatial-conv", "spatial-full")
 LR_SCHEDULERS = ("constant", "cosine")
 
 # Highest legal value of the training settings that widgets set; 0 in a widget stands for the method's default.

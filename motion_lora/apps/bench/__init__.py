@@ -1,35 +1,19 @@
-"""The benchmark: does a method separate motion from appearance? Measured on the playground, for anyone to rerun.
+"""The benchmark: which method takes the motion along and leaves the look behind, measured for anyone to rerun.
 
-variants   what is compared, one row each
-settings   motions, references, seeds, budget
-trainings  every training once, resumable
-measure    sampling and scoring by the probe
-run        the cells, one file each
-table      means, intervals, paired differences, calibration
-report     results.csv, RESULTS.md, plots
+rows       what is compared, one row each
+plan       motions, references, budget: the cells that follow from them
+cells      trains, samples and scores one cell; a finished cell is a file
+results    means and intervals over motions, and the calibration of the instrument
+report     results.md, results.csv and one plot
+real_base  methods side by side on a base of the user's, by proxies
 """
 
 from __future__ import annotations
 
-from .choosing import ChoiceSettings, run_choices, write_choices
-from .report import SUMMARY_HEADER, summary, write_report
-from .run import run_cells
-from .settings import TEST_MOTIONS, TUNING_MOTIONS, BenchSettings, cells, check_bench
-from .variants import VARIANTS, Variant
+from .cells import run_cells
+from .plan import BenchPlan, cells
+from .real_base import BasePlan, bench_base
+from .report import write_report
+from .rows import ROWS, Row
 
-__all__ = [
-    "SUMMARY_HEADER",
-    "TEST_MOTIONS",
-    "TUNING_MOTIONS",
-    "VARIANTS",
-    "BenchSettings",
-    "ChoiceSettings",
-    "Variant",
-    "cells",
-    "check_bench",
-    "run_cells",
-    "run_choices",
-    "summary",
-    "write_choices",
-    "write_report",
-]
+__all__ = ["ROWS", "BasePlan", "BenchPlan", "Row", "bench_base", "cells", "run_cells", "write_report"]

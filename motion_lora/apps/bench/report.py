@@ -1,12 +1,11 @@
-"""Writes what a benchmark found: results.csv, RESULTS.md, and plots."""
+"""Writes what a benchmark found: results.md, results.csv and one plot, and says what it was measured on."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,62 +14,39 @@ import torch
 from ...base.pipeline import VideoPipeline
 from ...core.disk import write_atomically
 from ...core.metadata import library_versions
+from ...evaluate.scores import MOTION, UNNAMED_LEAKAGE, plain_name
 from ...evaluate.statistics import Interval
-from ...media.plots import Line, Point, plot_lines, plot_points
+from ...media.plots import Point, plot_points
+from ...media.tables import Cell, Table
 from ...media.write import write_png
-from .measure import MEASURES
-from .published import PUBLISHED
-from .settings import TEST_MOTIONS, TUNING_MOTIONS, BenchSettings, what_captions_name
-from .table import COMPARED, CellData, Check, Row, calibration, curves, noise_floor, over_clips, rows_of
-from .variants import VARIANTS
-
-_SHOWN = (
-    "fidelity",
-    "own_fidelity",
-    "performs",
-    "leakage",
-    "free_leakage",
-    "alignment",
-    "found",
-    "consistency",
-)
-# Between videos of one prompt, from other start noise.
-_DIVERSITY = ("diversity", "size_diversity", "speed_diversity")
-_FEW = 2
-_AGAINST = ("leakage", "free_leakage")
-_PLOTTED = {"fidelity": "motion fidelity", "leakage": "appearance leakage", "alignment": "text alignment"}
+from .plan import BenchPlan, cells
+from .results import SCORED, CellData, Check, RowResult, calibration, results_of
 
 
 def write_report(
-    output: Path,
-    pipeline: VideoPipeline,
-    settings: BenchSettings,
-    found: Sequence[CellData],
-    command: str,
-    planned: int,
+    output: Path, pipeline: VideoPipeline, plan: BenchPlan, found: Sequence[CellData], command: str
 ) -> dict[str, Any]:
-    """Write every file into `output`; returns the same as plain values, for --json."""
-    rows, checks = rows_of(found), calibration(found)
-    machine = machine_facts(pipeline)
-    write_atomically(output / "results.csv", _csv(rows).encode())
-    write_atomically(output / "cells.csv", _cells_csv(found).encode())
-    text = _markdown(rows, checks, settings, found, command, planned, machine)
-    write_atomically(output / "RESULTS.md", text.encode())
-    files = ["results.csv", "cells.csv", "RESULTS.md", *_plots(output, rows, found)]
+    """Write every file into `output`; returns the same as plain values."""
+    results, machine = results_of(found), machine_facts(pipeline)
+    checks = calibration(results)
+    files = [
+        write_atomically(output / "results.csv", cells_table(found).csv().encode()),
+        write_atomically(output / "results.md", _page(results, checks, plan, len(found), machine, command).encode()),
+    ]
+    if any({MOTION, UNNAMED_LEAKAGE} <= set(row.scores) for row in results):
+        files.append(write_png(output / "results.png", _plot(results)))
     return {
-        "files": [str(output / name) for name in files],
+        "files": [str(path) for path in files],
         "cells": len(found),
-        "planned": planned,
-        "command": command,
+        "planned": len(cells(plan)),
         "machine": machine,
-        "settings": settings.to_json(),
-        "rows": [_plain(row) for row in rows],
-        "calibration": [{"name": check.name, "status": check.status, "text": check.text} for check in checks],
+        "calibration": [asdict(check) for check in checks],
+        "rows": [asdict(row) for row in results],
     }
 
 
 def machine_facts(pipeline: VideoPipeline) -> dict[str, str]:
-    """What the figures were measured on: base, device, processor, versions."""
+    """What figures were measured on: base, device, processor, versions."""
     return {
         "base": f"{pipeline.identity.name} {pipeline.identity.weights_hash[:12]}",
         "device": _device(pipeline.device),
@@ -80,271 +56,71 @@ def machine_facts(pipeline: VideoPipeline) -> dict[str, str]:
     }
 
 
-def summary(report: Mapping[str, Any]) -> list[list[str]]:
-    """Rows for a console: variant, cells, and the measures that are shown, with intervals."""
-    return [
-        [row["variant"], str(row["cells"]), *(short_interval(row["measures"].get(name)) for name in _SHOWN)]
-        for row in report["rows"]
+def results_table(results: Sequence[RowResult]) -> Table:
+    """A line per row: every score with its interval over motions, seconds and steps."""
+    head = ("row", *map(plain_name, SCORED), "seconds", "steps")
+    rows = [
+        (row.title, *(_interval(row.scores.get(name)) for name in SCORED), round(row.seconds), round(row.steps))
+        for row in results
     ]
+    return Table(head, rows)
 
 
-SUMMARY_HEADER = ("variant", "cells", *(MEASURES[name][0] for name in _SHOWN))
+def motions_table(results: Sequence[RowResult]) -> Table:
+    """Motion fidelity in other looks, by row and motion."""
+    motions = list(dict.fromkeys(motion for row in results for motion in row.by_motion[MOTION]))
+    return Table(("row", *motions), [(r.title, *(r.by_motion[MOTION].get(m) for m in motions)) for r in results])
 
 
-# Markdown -----------------------------------------------------------------------------------------------------------
+def cells_table(found: Sequence[CellData]) -> Table:
+    """A line per cell."""
+    about = ("row", "motion", "reference", "steps", "seconds")
+    rows = [(*(cell[name] for name in about), *(cell["scores"].get(name) for name in SCORED)) for cell in found]
+    return Table((*about, *SCORED), rows)
 
 
-def _markdown(
-    rows: Sequence[Row],
+def _page(
+    results: Sequence[RowResult],
     checks: Sequence[Check],
-    settings: BenchSettings,
-    found: Sequence[CellData],
+    plan: BenchPlan,
+    done: int,
+    machine: dict[str, str],
     command: str,
-    planned: int,
-    machine: Mapping[str, str],
 ) -> str:
     parts = [
-        "# Benchmark: motion fidelity against leakage on the playground",
-        _conditions(settings, found, command, planned, machine),
-        "## Calibration of the instrument\n\n" + "\n".join(f"- **{c.status}**: {c.name}: {c.text}." for c in checks),
-        "## Results\n\n" + _results_table(rows),
-        "## Paired differences\n\n" + _difference_words(rows, found) + "\n\n" + _difference_table(rows),
-        "## Leakage by attribute\n\nShare of frames with the reference's value where the prompt names another; the "
-        "base's is what the network does by itself. A frame without an object shows none.\n\n" + _leak_table(rows),
-        "## Diversity over start noises\n\nBetween the videos of one prompt, mean over the prompts. A dash: not "
-        "measured when its cells were run.\n\n" + _diversity_table(rows),
-        "## What the measures are\n\n"
-        + "\n".join(f"- **{head}**: {what}{_arrow(better)}." for head, what, better in MEASURES.values())
-        + "\n\nDefinitions in full: `motion_lora/playground/scores.py`, `motion_lora/core/trajectories.py`.",
-        "## Noise floor\n\n" + _floor_table(found),
-        "## Plots\n\n"
-        + "\n\n".join(f"![motion fidelity against {MEASURES[name][0]}](fidelity_{name}.png)" for name in _AGAINST)
-        + "\n\n"
-        + "\n\n".join(f"![{title} over steps](curve_{name}.png)" for name, title in _PLOTTED.items()),
-        "## Published figures, for comparison\n\n" + PUBLISHED,
+        "# Methods side by side on the playground",
+        f"    {command}",
+        f"{done} of {len(cells(plan))} cells. Every row has {plan.seconds:g} seconds of training, absorber and "
+        f"redrawing included, on each of {len(plan.motions)} motions and {plan.references} reference look(s); then "
+        f"{plan.noises} videos of the reference's caption and of each of {plan.other_looks} other looks and "
+        f"{plan.open_noises} of a prompt that names no colour and no background. 95 % bootstrap "
+        "intervals over motions.",
+        "## Calibration\n\n" + "\n".join(f"- {check.status}: {check.name}: {check.text}." for check in checks),
+        "## Results\n\n" + results_table(results).markdown(),
+        "## Motion fidelity in other looks, by motion\n\n" + motions_table(results).markdown(),
+        "![motion fidelity against the reference's look where unnamed](results.png)",
+        "## What the columns are\n\n" + "\n".join(f"- {plain_name(name)}: {text}." for name, text in SCORED.items()),
+        "## Machine\n\n" + "\n".join(f"- {name}: {value}" for name, value in machine.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _conditions(
-    settings: BenchSettings, found: Sequence[CellData], command: str, planned: int, machine: Mapping[str, str]
-) -> str:
-    test = [motion for motion in settings.motions if motion not in TUNING_MOTIONS]
-    tuning = [motion for motion in settings.motions if motion in TUNING_MOTIONS]
-    budget = (
-        f"{settings.steps} steps of the motion stage for every variant"
-        if settings.budget == "steps"
-        else f"{settings.seconds:g} seconds of training for every variant, its absorber's included"
-    )
-    lines = [
-        f"    {command}",
-        "",
-        f"{len(found)} of {planned} cells; a cell is {settings.prompts} other looks x {settings.noises} start noises, "
-        f"the clip's own caption x {settings.noises} and a prompt without colour and background x "
-        f"{settings.free_noises}, "
-        f"{settings.num_inference_steps} DDIM steps, guidance {settings.guidance_scale:g}. Intervals are 95 %, "
-        f"Student's over {_over(found)}, Wilson's over videos for \"performs it\".",
-        "",
-        f"- budget: {budget}" + (f"; for all: {dict(settings.training)}" if settings.training else ""),
-        f"- test motions (the methods' defaults are chosen on {', '.join(TUNING_MOTIONS)}): "
-        + (", ".join(test) or "none"),
-        f"- motions here that belong to the tuning set: {', '.join(tuning) or 'none'}",
-        f"- all test motions there are: {', '.join(TEST_MOTIONS)}",
-        f"- {what_captions_name(settings.captions)}",
-        f"- {settings.references} reference looks, {settings.seeds} seeds; one absorber per reference clip and kind, "
-        "trained with seed 0, is used by all variants and seeds",
-        *(f"- {name}: {value}" for name, value in machine.items()),
-    ]
-    return "\n".join(lines)
-
-
-def _results_table(rows: Sequence[Row]) -> str:
-    head = ["variant", "cells", *(f"{MEASURES[n][0]}{_arrow(MEASURES[n][2])}" for n in _SHOWN)]
-    head += ["steps", "training s", "parameters"]
-    body = [
-        [
-            row.title,
-            str(row.cells),
-            *(short_interval(row.measures.get(name)) for name in _SHOWN),
-            f"{row.steps:.0f}",
-            f"{row.seconds:.1f}",
-            f"{row.parameters:,}",
-        ]
-        for row in rows
-    ]
-    return markdown_table(head, body)
-
-
-def _difference_table(rows: Sequence[Row]) -> str:
-    others = ("base", "temporal LoRA")
-    head = ["variant", *(f"{MEASURES[name][0]} - {other}" for other in others for name in COMPARED)]
-    body = [
-        [
-            row.title,
-            *(short_interval(pairs.get(name)) for pairs in (row.to_base, row.to_temporal) for name in COMPARED),
-        ]
-        for row in rows
-        if row.to_base or row.to_temporal
-    ]
-    return markdown_table(head, body)
-
-
-def _over(found: Sequence[CellData]) -> str:
-    return "reference clips, their seeds averaged" if over_clips(found) else "cells, so for these clips alone"
-
-
-def _difference_words(rows: Sequence[Row], found: Sequence[CellData]) -> str:
-    count = sum(
-        interval.count > 1 for row in rows for pairs in (row.to_base, row.to_temporal) for interval in pairs.values()
-    )
-    return (
-        f"Same motion, reference, seed and start noise; intervals over {_over(found)}. An interval that excludes 0 is "
-        f"unlikely by chance alone, but there are {count} of them, of which chance lets one in twenty exclude it."
-    )
-
-
-def _leak_table(rows: Sequence[Row]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row.leaks))
-    body = [
-        [row.title, *(f"{row.leaks[name]:.3f}" if name in row.leaks else "-" for name in names)]
-        for row in rows
-        if row.leaks
-    ]
-    return markdown_table(["variant", *names], body) if body else "No videos were kept."
-
-
-def _diversity_table(rows: Sequence[Row]) -> str:
-    body = [[row.title, *(short_interval(row.measures.get(name)) for name in _DIVERSITY)] for row in rows]
-    return markdown_table(["variant", *(MEASURES[name][0].removeprefix("diversity of ") for name in _DIVERSITY)], body)
-
-
-def _floor_table(found: Sequence[CellData]) -> str:
-    floors = [noise_floor(found, name) for name in (*COMPARED, "alignment")]
-    body = [
-        [MEASURES[f.measure][0], f"{f.cell:.3f}", f"{f.mean:.3f}", f"{f.spread:.3f}"] for f in floors if f is not None
-    ]
-    if not body:
-        return "Identical settings were run with one seed only, so chance cannot be told."
-    head = ["measure", "standard deviation of a cell over seeds", "difference of two rows by chance (95 %)"]
-    head.append("highest less lowest row by chance (95 %)")
-    return markdown_table(head, body)
-
-
-def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table in markdown."""
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _arrow(better: bool | None) -> str:
-    return "" if better is None else (" (higher is better)" if better else " (lower is better)")
-
-
-def short_interval(interval: Interval | Mapping[str, Any] | None) -> str:
-    """Like 0.850 [0.645, 1.055], without ends where there is one value or all are equal, a dash where there is none."""
+def _interval(interval: Interval | None) -> Cell:
     if interval is None:
-        return "-"
-    if isinstance(interval, Interval):
-        interval = vars(interval)
-    estimate, low, high = interval["estimate"], interval["low"], interval["high"]
-    if interval["count"] < 2 or low is None or low == high:
-        return f"{estimate:.3f}"
-    return f"{estimate:.3f} [{low:.3f}, {high:.3f}]"
+        return None
+    if interval.count == 1:
+        return f"{interval.estimate:.2f}"
+    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-# CSV and plain values -----------------------------------------------------------------------------------------------
-
-
-def _csv(rows: Sequence[Row]) -> str:
-    names = [f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]
-    table: list[list[Any]] = [["variant", "title", "cells", "steps", "train_seconds", "parameters", *names]]
-    for row in rows:
-        values: list[Any] = []
-        for name in MEASURES:
-            plain = plain_interval(row.measures[name]) if name in row.measures else {}
-            values += [plain.get(key) for key in ("estimate", "low", "high")]
-        table.append([row.variant, row.title, row.cells, row.steps, row.seconds, row.parameters, *values])
-    return csv_text(table)
-
-
-def _cells_csv(found: Sequence[CellData]) -> str:
-    head = ["variant", "motion", "reference", "seed", "steps", "train_seconds", "absorber_seconds", *MEASURES]
-    return csv_text([head, *([cell.get(name) for name in head] for cell in found)])
-
-
-def csv_text(table: Sequence[Sequence[Any]]) -> str:
-    """Comma-separated lines."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(table)
-    return buffer.getvalue()
-
-
-def _plain(row: Row) -> dict[str, Any]:
-    return {
-        "variant": row.variant,
-        "title": row.title,
-        "control": VARIANTS[row.variant].control,
-        "cells": row.cells,
-        "steps": row.steps,
-        "train_seconds": row.seconds,
-        "parameters": row.parameters,
-        "measures": {name: plain_interval(interval) for name, interval in row.measures.items()},
-        "to_base": {name: plain_interval(interval) for name, interval in row.to_base.items()},
-        "to_temporal": {name: plain_interval(interval) for name, interval in row.to_temporal.items()},
-        "leakage_by_attribute": dict(row.leaks),
-    }
-
-
-def plain_interval(interval: Interval) -> dict[str, Any]:
-    """JSON has no infinity: the ends of an interval of one value are null."""
-    bounded = interval.count > 1
-    return {
-        "estimate": interval.estimate,
-        "low": interval.low if bounded else None,
-        "high": interval.high if bounded else None,
-        "count": interval.count,
-    }
-
-
-# Plots --------------------------------------------------------------------------------------------------------------
-
-
-def _plots(output: Path, rows: Sequence[Row], found: Sequence[CellData]) -> list[str]:
-    if not rows:
-        return []
-    files = [_against(output / f"fidelity_{name}.png", rows, name) for name in _AGAINST]
-    for name, heading in _PLOTTED.items():
-        lines = [
-            Line(variant, [step for step, _ in curve], [interval.estimate for _, interval in curve])
-            for variant, curve in curves(found, name).items()
-        ]
-        if lines:
-            drawn = plot_lines(lines, title=f"{heading} over training steps", x_label="step", y_label=heading)
-            files.append(write_png(output / f"curve_{name}.png", drawn).name)
-    return files
-
-
-def _against(path: Path, rows: Sequence[Row], measure: str) -> str:
-    """Every row as a point, motion fidelity against a measure of leakage, with the intervals."""
+def _plot(results: Sequence[RowResult]) -> Any:
     points = [
-        Point(
-            row.variant if row.cells > _FEW else f"{row.variant} (n={row.cells})",
-            row.measures[measure].estimate,
-            row.measures["fidelity"].estimate,
-            _reach(row.measures[measure]),
-            _reach(row.measures["fidelity"]),
-        )
-        for row in rows
-        if measure in row.measures
+        Point(row.name, x.estimate, y.estimate, (x.low, x.high), (y.low, y.high))
+        for row in results
+        if (x := row.scores.get(UNNAMED_LEAKAGE)) is not None and (y := row.scores.get(MOTION)) is not None
     ]
-    heading = MEASURES[measure][0]
-    title = f"Motion fidelity against {heading} (95 %)"
-    return write_png(path, plot_points(points, title=title, x_label=heading, y_label="motion fidelity")).name
-
-
-def _reach(interval: Interval) -> tuple[float, float] | None:
-    """Two values give an interval that is wider than the plot; their number stands by the name instead."""
-    return (interval.low, interval.high) if interval.count > _FEW else None
+    labels = {"x_label": plain_name(UNNAMED_LEAKAGE), "y_label": f"{plain_name(MOTION)} in other looks"}
+    return plot_points(points, title="Motion that comes along against looks that do", **labels)
 
 
 def _device(device: torch.device) -> str:

@@ -16,9 +16,8 @@ from .results import check_output
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...evaluate.playground_judge import PlaygroundJudge
+    from ...evaluate.judge import Judge
     from ...evaluate.sheet import Video
-    from ...evaluate.video_judge import VideoJudge
 
 _EXAMPLES = """\
 examples:
@@ -153,7 +152,7 @@ def _reference(values: Mapping[str, Any], frames: Tensor, fps: float) -> Tensor 
     return read_frames(values["reference"], num_frames=len(frames), fps=fps, **sizes)[0]
 
 
-def _judge(values: Mapping[str, Any], reference: Tensor | None) -> PlaygroundJudge | VideoJudge:
+def _judge(values: Mapping[str, Any], reference: Tensor | None) -> Judge:
     from ...evaluate.metrics import MetricModels
     from ...evaluate.playground_judge import playground_judge
     from ...evaluate.video_judge import video_judge
