@@ -34,18 +34,20 @@ WORKFLOW_NOTE = "workflow"
 _LOG = logging.getLogger(__name__)
 _COVER = "cover.mp4"
 _SIDE = 2
+_LARGEST = 512
 # The guidance of a large model burns the colours of the small one.
 _PLAYGROUND_GUIDANCE = 2.5
 
 
 def cover(frames: Tensor) -> Image.Image:
-    """Four frames (f, h, w, 3), evenly spread over time, as one picture two by two, read like a page."""
+    """Four frames (f, h, w, 3), evenly spread over time, two by two, read like a page; at most 512 pixels."""
     count = _SIDE * _SIDE
     chosen = [round(i * (len(frames) - 1) / (count - 1)) for i in range(count)]
     height, width = frames.shape[1:3]
     sheet = Image.new("RGB", (_SIDE * width, _SIDE * height))
     for place, picture in enumerate(to_bytes(frames[chosen])):
         sheet.paste(Image.fromarray(picture), (place % _SIDE * width, place // _SIDE * height))
+    sheet.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
     return sheet
 
 
