@@ -230,9 +230,10 @@ def _from_video(video: Any, cut: dict[str, Any]) -> Clip:
     """A clip of a VIDEO. From a file only the frames that are wanted are decoded; the whole may not fit in memory."""
     from ..motion_lora.media.read import clip_from_frames, read_clip
 
-    source = video.get_stream_source() if not hasattr(video, "as_trimmed") else None
-    if isinstance(source, str):
-        return read_clip(source, **cut)
+    part = _part_of_file(video)
+    if part is not None:
+        source, first, length = part
+        return read_clip(source, **{**_within(cut, length), "start": cut["start"] + first})
     if hasattr(video, "as_trimmed"):
         # Half a second more than asked, so that the last frame has a neighbour to be nearest to; 0 is all of it.
         seconds = cut["num_frames"] / cut["fps"] + 0.5 if cut["num_frames"] else 0
@@ -242,6 +243,35 @@ def _from_video(video: Any, cut: dict[str, Any]) -> Clip:
         cut = {**cut, "start": 0.0}
     parts = video.get_components()
     return clip_from_frames(parts.images[..., :3].float().cpu().clone(), float(parts.frame_rate), source="video", **cut)
+
+
+def _part_of_file(video: Any) -> tuple[str, float, float] | None:
+    """The file of a VIDEO, its first second and its length (0: to the end), where that is all there is to it.
+
+    A host that trims keeps both in private; where anything else is kept, as a crop, the host has to decode it.
+    """
+    source = video.get_stream_source()
+    if not isinstance(source, str):
+        return None
+    if not hasattr(video, "as_trimmed"):
+        return source, 0.0, 0.0
+    kept = {name.rpartition("__")[2]: value for name, value in vars(video).items()}
+    if set(kept) != {"file", "start_time", "duration"} or kept["start_time"] < 0 or kept["duration"] < 0:
+        return None
+    return source, float(kept["start_time"]), float(kept["duration"])
+
+
+def _within(cut: dict[str, Any], length: float) -> dict[str, Any]:
+    """The same request within a trimmed length. Raises ClipError where it holds too little."""
+    if not length:
+        return cut
+    available = int((length - cut["start"]) * cut["fps"] + 1e-3)
+    if max(1, cut["num_frames"] or 1) > available:
+        raise ClipError(
+            f"the video is trimmed to {length:g} s, which holds {max(0, available)} frames at {cut['fps']:g} fps from "
+            f"{cut['start']:g} s on: ask for fewer frames, or trim it less"
+        )
+    return {**cut, "num_frames": cut["num_frames"] or available}
 
 
 def _clip_output(clip: Clip, node: type[io.ComfyNode], *captions: str) -> io.NodeOutput:

@@ -179,14 +179,17 @@ class ConvertLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, motion_lora: LoRA, format: str, filename: str, precision: str) -> io.NodeOutput:
         from ..motion_lora.files.own import save_lora
-        from ..motion_lora.files.writers import export_kohya, export_peft
+        from ..motion_lora.files.writers import export_kohya, export_peft, not_carried
 
         path = folders.new_file(folders.lora_folder(), filename)
         write = {"motion-lora": save_lora, "kohya": export_kohya, "peft": export_peft}[format]
         dtype = files.PRECISIONS[precision]
-        write(path, motion_lora, metadata=server.metadata_allowed(), dtype=dtype, overwrite=False)
+        described = server.metadata_allowed()
+        write(path, motion_lora, metadata=described, dtype=dtype, overwrite=False)
         name = folders.listed_name(path)
-        server.tell_node(cls.hidden.unique_id, f"{name}: {len(motion_lora)} layers written ({format})")
+        lost = not_carried(motion_lora, format, metadata=described)
+        text = f"{name}: {len(motion_lora)} layers written ({format})" + (f"; {lost}" if lost else "")
+        server.tell_node(cls.hidden.unique_id, text)
         return io.NodeOutput(name)
 
 

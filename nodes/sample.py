@@ -297,8 +297,7 @@ def _own_values(widgets: dict[str, Any], given: dict[str, int]) -> dict[str, Any
 
 def _given_sizes(base: VideoPipeline, noise: InvertedClip | None, source: torch.Tensor | None) -> dict[str, int]:
     if noise is not None:
-        _, _, frames, height, width = noise.noise.shape
-        return {"num_frames": frames, "height": height * base.vae_factor, "width": width * base.vae_factor}
+        return dict(zip(("num_frames", "height", "width"), base.clip_shape(noise.noise), strict=True))
     return {} if source is None else {"num_frames": len(source)}
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..motion_lora.core.curves import FrameCurve, Schedule
 from ..motion_lora.core.lora import LoRA
-from ..motion_lora.core.stack import AdapterStack, StackEntry, block_of
+from ..motion_lora.core.stack import AdapterStack, StackEntry
 from ..motion_lora.core.text_inputs import block_strengths_from
 from . import files
 from .comfy import folders, server
@@ -52,7 +52,9 @@ def _block_strengths() -> io.String.Input:
 
 def _blocks(text: str, lora: LoRA) -> dict[str, float]:
     """The block strengths of a widget; a block that the LoRA lacks is refused, as it would do nothing in silence."""
-    return block_strengths_from(text, list(dict.fromkeys(block_of(module) for module in lora)))
+    from ..motion_lora.backbones.lora import blocks_of
+
+    return block_strengths_from(text, list(blocks_of(lora)))
 
 
 class MotionLoRAStack(io.ComfyNode):
@@ -99,6 +101,8 @@ class MotionLoRAStack(io.ComfyNode):
         block_strengths: str = "",
         text_part: LoRA | None = None,
     ) -> io.NodeOutput:
+        from ..motion_lora.adapters.apply import check_frames
+
         entry = StackEntry(
             motion_lora,
             strength,
@@ -110,6 +114,7 @@ class MotionLoRAStack(io.ComfyNode):
             name=motion_lora.metadata.get("modelspec.title", ""),
             text_encoder=text_part,
         )
+        check_frames(entry)
         return io.NodeOutput((stack or AdapterStack()).add(entry))
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..motion_lora.core.disk import safe_name
 from ..motion_lora.jobs import APPEARANCE_ABSORBER, BEST, CLIP_MODEL, LAST, LPIPS_WEIGHTS, MOTION_LORA, Job, PreviewPlan
 from ..motion_lora.methods.table import ABSORBERS, METHODS
 from ..motion_lora.methods.tuning import AUTO
+from ..motion_lora.training.settings import SETTINGS
 from .comfy import jobs, models, server
 from .comfy.sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, TrainOptions, io
 from .widgets import metrics, previews
 from .widgets.enums import AMOUNTS, COUNTS, TEMPORAL_TARGETS
-from .widgets.settings import DEFAULT, SWITCHES, Options
+from .widgets.settings import DEFAULT, SWITCHES, Options, setting_input
 
 if TYPE_CHECKING:
     from ..motion_lora.base.pipeline import VideoPipeline
@@ -63,10 +65,10 @@ class TrainMotionLoRA(io.ComfyNode):
                     default=DEFAULT,
                     tooltip="Which absorber the method trains when none is connected. default: the method's own.",
                 ),
-                _count("steps", f"Steps of the motion stage. {_ZERO}"),
-                _count("rank", f"Rank of the LoRA: its capacity and size. {_ZERO}"),
-                _amount("alpha", f"Strength at which the LoRA is trained, as a direct factor. {_ZERO}", 0.05),
-                _amount("learning_rate", f"Learning rate of the motion stage. {_ZERO}", 1e-5),
+                setting_input("steps", zero=_ZERO),
+                setting_input("rank", zero=_ZERO),
+                setting_input("alpha", zero=_ZERO),
+                setting_input("learning_rate", 1e-5, zero=_ZERO),
                 _seed(),
                 *_running(),
                 io.String.Input(
@@ -82,15 +84,9 @@ class TrainMotionLoRA(io.ComfyNode):
                     max=100_000,
                     tooltip="Steps between two previews. Each takes as long as sampling a short video.",
                 ),
-                io.Combo.Input(
-                    "targets",
-                    options=[DEFAULT, *TEMPORAL_TARGETS],
-                    default=DEFAULT,
-                    advanced=True,
-                    tooltip="Which temporal layers learn. default: the method's own preset.",
-                ),
-                _count("absorber_steps", f"Steps of the absorber's spatial LoRA. {_ZERO}", advanced=True),
-                _count("token_steps", f"Steps of the absorber's learned tokens. {_ZERO}", advanced=True),
+                setting_input("targets", options=TEMPORAL_TARGETS, advanced=True),
+                setting_input("absorber_steps", zero=_ZERO, advanced=True),
+                setting_input("token_steps", zero=_ZERO, advanced=True),
                 _checkpointing(),
                 _options(),
                 io.String.Input(
@@ -158,18 +154,13 @@ class TrainAppearanceAbsorber(io.ComfyNode):
                     tooltip="spatial: a LoRA on the spatial layers. textual-inversion: learned tokens in place of the "
                     "clip's words to absorb. dual: both.",
                 ),
-                _count("absorber_steps", f"Steps of the spatial LoRA. {_ZERO}"),
-                _count("token_steps", f"Steps of the learned tokens. {_ZERO}"),
-                _count("absorber_rank", f"Rank of the spatial LoRA. {_ZERO}"),
-                _count("num_tokens", f"Learned tokens, 2 for a simple look to 6 for a complex one. {_ZERO}"),
-                _amount("absorber_learning_rate", f"Learning rate of the spatial LoRA. {_ZERO}", 1e-5),
-                _amount("token_learning_rate", f"Learning rate of the tokens. {_ZERO}", 1e-5),
-                io.Combo.Input(
-                    "patch_crop",
-                    options=[DEFAULT, "on", "off"],
-                    default=DEFAULT,
-                    tooltip="Whether random parts of the frames are shown instead of whole ones.",
-                ),
+                setting_input("absorber_steps", zero=_ZERO),
+                setting_input("token_steps", zero=_ZERO),
+                setting_input("absorber_rank", zero=_ZERO),
+                setting_input("num_tokens", zero=_ZERO),
+                setting_input("absorber_learning_rate", 1e-5, zero=_ZERO),
+                setting_input("token_learning_rate", 1e-5, zero=_ZERO),
+                setting_input("patch_crop"),
                 _seed(),
                 *_running(),
                 _checkpointing(),
@@ -223,7 +214,8 @@ async def _train(
             metrics.check(measured_by)
     spec = training_spec(
         kind,
-        widgets["name"].strip() or inputs.clips[0].caption,
+        # A caption is no path, though it may hold a slash.
+        widgets["name"].strip() or safe_name(inputs.clips[0].caption),
         inputs,
         settings,
         base=models.recipe_of(inputs.pipeline),
@@ -249,15 +241,11 @@ async def _train(
 
 def _check(kind: str, inputs: TrainingInputs, settings: TrainSettings) -> None:
     """Whatever does not fit is said at once, and leaves no failed job behind."""
-    from ..motion_lora.training import check_run, check_settings
-    from ..motion_lora.training.settings import absorber_stages, all_stages
+    from ..motion_lora.training import check_run, check_settings, make_recipe
 
     check_settings(settings)
-    if kind == APPEARANCE_ABSORBER:
-        stages = absorber_stages(settings)
-    else:
-        stages = all_stages(settings, absorber_given=inputs.absorber is not None)
-    check_run(inputs.pipeline, inputs.clips, settings, stages, inputs.absorber)
+    recipe = make_recipe(inputs.clips, settings, inputs.absorber, absorber_only=kind == APPEARANCE_ABSORBER)
+    check_run(inputs.pipeline, recipe)
 
 
 def _plan(base: VideoPipeline, clip: Clip, widgets: dict[str, Any]) -> ValidationPlan | None:
@@ -306,14 +294,6 @@ def _outputs(job: Job | None) -> io.NodeOutput:
 # Inputs that both nodes have ------------------------------------------------------------------------------------------
 
 
-def _count(name: str, tooltip: str, advanced: bool = False) -> io.Int.Input:
-    return io.Int.Input(name, default=0, min=0, max=COUNTS[name], advanced=advanced or None, tooltip=tooltip)
-
-
-def _amount(name: str, tooltip: str, step: float) -> io.Float.Input:
-    return io.Float.Input(name, default=0.0, min=0.0, max=AMOUNTS[name], step=step, round=step / 10, tooltip=tooltip)
-
-
 def _seed() -> io.Int.Input:
     # Without control_after_generate=False the front end would change it after every run, and train anew each time.
     return io.Int.Input(
@@ -322,7 +302,7 @@ def _seed() -> io.Int.Input:
         min=0,
         max=MAX_SEED,
         control_after_generate=False,
-        tooltip="Seed of everything random in the training.",
+        tooltip=SETTINGS["seed"].help,
     )
 
 
@@ -331,7 +311,7 @@ def _checkpointing() -> io.Boolean.Input:
         "gradient_checkpointing",
         default=False,
         advanced=True,
-        tooltip="About a third more time for a fraction of the memory.",
+        tooltip=SETTINGS["gradient_checkpointing"].help,
     )
 
 

@@ -8,7 +8,10 @@ import torch
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import Tensor, nn
 
-from motion_lora.core.lora import LoRA, LoRALayer, layer_of
+from motion_lora.backbones.base import Text
+from motion_lora.backbones.registry import of_network
+from motion_lora.backbones.unet3d import UNET3D
+from motion_lora.core.lora import LoRA, LoRALayer
 
 
 def replica_of(unet: nn.Module) -> nn.Module:
@@ -25,7 +28,7 @@ def full_size_unet() -> UNet3DConditionModel:
 def modules_like(unet: nn.Module, *endings: str, path: str = "") -> list[str]:
     """Modules with weights whose names end so, of one path if asked, in `named_modules` order."""
     names = [name for name, module in unet.named_modules() if getattr(module, "weight", None) is not None]
-    return [name for name in names if name.endswith(endings) and (not path or layer_of(name) == path)]
+    return [name for name in names if name.endswith(endings) and (not path or UNET3D.layer_of(name) == path)]
 
 
 def random_layer(weight: Tensor, rank: int, seed: int, scale: float = 1.0, std: float = 0.1) -> LoRALayer:
@@ -76,7 +79,13 @@ def run(unet: nn.Module, frames: int = 3, batch: int = 2) -> Tensor:
     latents = torch.randn(batch, 4, frames, 8, 8, generator=generator)
     text = torch.randn(batch, 5, unet.config.cross_attention_dim, generator=generator)
     with torch.no_grad():
-        return unet(latents, 500, text).sample
+        return predict(unet, latents, 500, text)
+
+
+def predict(unet: nn.Module, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+    """One call as the backbone makes it; `text` is of the prompts, (b, tokens, width)."""
+    said = Text({"encoder_hidden_states": text})
+    return of_network(unet).predict(unet, latents, torch.tensor(timestep), said)
 
 
 def state_bytes(unet: nn.Module) -> dict[str, bytes]:

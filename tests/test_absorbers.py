@@ -12,10 +12,11 @@ from tiny import tiny_pipeline, tiny_unet
 from torch import Tensor
 from training_samples import quick, sample_clip
 
+from motion_lora.backbones.unet3d import UNET3D
 from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.core.absorber import Absorber
 from motion_lora.core.errors import LoRAFileError, TrainingError
-from motion_lora.core.lora import SPATIAL, LoRA, LoRALayer, layer_of
+from motion_lora.core.lora import SPATIAL, LoRA, LoRALayer
 from motion_lora.files.absorber_file import save_absorber
 from motion_lora.files.absorbers import absorber_from_lora, load_any_absorber
 from motion_lora.files.own import save_lora
@@ -39,7 +40,7 @@ def look(base: VideoPipeline) -> LoRA:
 
 def tuned_weights(base: VideoPipeline, shift: float = 0.03) -> dict[str, Tensor]:
     """What a DreamBooth run of an image model of this layout leaves: spatial names only."""
-    return {n: p.detach() + shift for n, p in base.unet.named_parameters() if layer_of(n) == SPATIAL}
+    return {n: p.detach() + shift for n, p in base.unet.named_parameters() if UNET3D.layer_of(n) == SPATIAL}
 
 
 def write_network(folder: Path, weights: dict[str, Tensor], name: str = NETWORK) -> Path:

@@ -16,7 +16,8 @@ from motion_lora.adapters.peft import (
     set_strength,
 )
 from motion_lora.adapters.targets import parameter_count, target_modules
-from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
+from motion_lora.backbones.registry import empty_network
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG
 from motion_lora.base.placement import share_parameters
 from motion_lora.core.errors import LoRAFileError, ModelError, SettingsError
 from motion_lora.core.lora import LoRA, LoRALayer
@@ -49,7 +50,7 @@ def randomise_up(unet: nn.Module, name: str, seed: int = 0) -> None:
 
 def test_counts_on_modelscope():
     """The numbers that the papers print (Customize-A-Video Table 3)."""
-    unet, bare = empty_unet(MODELSCOPE_UNET_CONFIG), empty_unet(MODELSCOPE_UNET_CONFIG)
+    unet, bare = empty_network(MODELSCOPE_UNET_CONFIG), empty_network(MODELSCOPE_UNET_CONFIG)
     for preset, rank, count in (
         ("temporal-attention", 4, 831_488),
         ("spatial-attention", 1, 207_488),

@@ -68,11 +68,11 @@ def test_a_merge_says_where_it_comes_from(tmp_path, unet):
 
 def test_a_merge_acts_in_the_steps_that_its_parts_act_in(unet):
     early = [
-        LoRA(motion_sample(unet).layers, {"motion_lora.settings": json.dumps({"timestep_low": 0.6, "seed": seed})})
+        LoRA(motion_sample(unet).layers, {"motion_lora.settings": json.dumps({"seed": seed})}, acts_in=(0.6, 1.0))
         for seed in (1, 2)
     ]
-    assert trained_schedule(merge(early).metadata) == trained_schedule(early[0].metadata) is not None
-    assert trained_schedule(merge([motion_sample(unet)] * 2).metadata) is None
+    assert trained_schedule(merge(early)) == trained_schedule(early[0]) is not None
+    assert trained_schedule(merge([motion_sample(unet)] * 2)) is None
     with pytest.raises(SettingsError, match="act in different sampling steps"):
         merge([early[0], motion_sample(unet)])
 

@@ -10,9 +10,10 @@ from tiny import tiny_latents, tiny_unet
 from torch import Tensor
 
 from motion_lora.backbones.bypass import temporal_bypass, temporal_layers
-from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, describe, empty_unet
+from motion_lora.backbones.registry import describe, empty_network
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, UNET3D
 from motion_lora.core.axes import fold_frames, unfold_frames
-from motion_lora.core.lora import TEMPORAL, layer_of
+from motion_lora.core.lora import TEMPORAL
 
 
 def text(batch: int = 1) -> Tensor:
@@ -34,13 +35,13 @@ def image_network(unet: UNet3DConditionModel) -> UNet2DConditionModel:
         norm_num_groups=config["norm_num_groups"],
         use_linear_projection=True,
     )
-    spatial = {name: tensor for name, tensor in unet.state_dict().items() if layer_of(name) != TEMPORAL}
+    spatial = {name: tensor for name, tensor in unet.state_dict().items() if UNET3D.layer_of(name) != TEMPORAL}
     image.load_state_dict(spatial)
     return image.eval()
 
 
 def test_modelscope_has_39_temporal_layers() -> None:
-    unet = empty_unet(MODELSCOPE_UNET_CONFIG)
+    unet = empty_network(MODELSCOPE_UNET_CONFIG)
     names = [name for name, _ in temporal_layers(unet)]
     backbone = describe(unet)
     assert len(names) == 39
@@ -128,5 +129,5 @@ def test_gradients_reach_spatial_weights_only() -> None:
     unet = tiny_unet().requires_grad_(True)
     with temporal_bypass(unet):
         unet(tiny_latents(), 500, text()).sample.square().mean().backward()
-    touched = {layer_of(name) for name, parameter in unet.named_parameters() if parameter.grad is not None}
+    touched = {UNET3D.layer_of(name) for name, parameter in unet.named_parameters() if parameter.grad is not None}
     assert touched == {"spatial"}

@@ -136,7 +136,10 @@ def validated(folder: Path, judge: KnownJudge, plan: ValidationPlan = PLAN, call
         heard=lambda point, base: heard.append(point.step),
     )
     found = train_validated(
-        lambda inner: train(pipeline, [clip], settings, callback=inner, checkpoint=folder / "run"), validation, callback
+        lambda visitor: train(
+            pipeline, [clip], settings, callback=callback, visitor=visitor, checkpoint=folder / "run"
+        ),
+        validation,
     )
     return found, heard
 

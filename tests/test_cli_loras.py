@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_unet
 
 from motion_lora.apps.cli.sample import lora_requests
-from motion_lora.core.lora import TEMPORAL, LoRA, layer_of
+from motion_lora.backbones.unet3d import UNET3D
+from motion_lora.core.lora import TEMPORAL, LoRA
 from motion_lora.files.own import load_lora, save_lora
 
 QUICK = ("--num-inference-steps", "2", "--guidance-scale", "1", "--num-frames", "2", "--prompt", "a red circle")
@@ -116,7 +117,7 @@ def test_extract_can_be_limited_to_a_preset(base: Path, lora_file: Path, tmp_pat
     there, output = tuned(base, load_lora(lora_file), tmp_path / "tuned"), tmp_path / "x.safetensors"
     succeeds("extract", base, there, "--preset", "tap-k", "--output", output)
     found = load_lora(output)
-    assert all(layer_of(m) == TEMPORAL and m.endswith("to_k") for m in found) and len(found) > 2
+    assert all(UNET3D.layer_of(m) == TEMPORAL and m.endswith("to_k") for m in found) and len(found) > 2
 
 
 def test_extract_refuses_what_has_no_difference(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -403,3 +403,83 @@ def test_folders_without_clips(tmp_path: Path) -> None:
         read_captions(tmp_path)
     with pytest.raises(ClipError, match="is not a folder"):
         read_captions(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.csv", 'file;caption;start\r\nturn;"a car; red";\r\nfilm.mp4;it moves;1,5\r\n'),
+        ("captions.tsv", "file\tcaption\tstart\nturn\ta car; red\t\nfilm.mp4\tit moves\t1.5\n"),
+        ("captions.csv", 'file,caption,start\rturn,"a car;\rred",\rfilm.mp4,it\u2028moves,1.5\r'),
+        ("captions.csv", '\nfile,caption,start\nturn,"a car;\n red"\n\nfilm.mp4,"it\n\tmoves",1.5\n,,\n'),
+        (
+            "captions.jsonl",
+            '{"file": "turn", "caption": "a car; red"}\n\n'
+            '{"file_name": "./film.mp4", "text": "it\\nmoves", "start": 1.5}',
+        ),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_captions_as_other_programs_save_them(folder: Path, name: str, content: str, encoding: str) -> None:
+    (folder / name).write_bytes(content.encode(encoding))
+    turn, film = read_captions(folder)
+    assert (turn.caption, turn.start, film.caption, film.start) == ("a car; red", 0.0, "it moves", 1.5)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_only_line_ends_end_a_caption(folder: Path, encoding: str) -> None:
+    (folder / "film.txt").write_bytes("a thing\u2028moves\x85 on\x00\r\na thing\r\nthing\r\n".encode(encoding))
+    (folder / "turn.caption").write_bytes("a car".encode(encoding))
+    film, turn = read_captions(folder)
+    assert (film.caption, film.appearance_caption, film.absorb_words) == ("a thing moves on", "a thing", "thing")
+    assert turn.caption == "a car"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"captions.csv": b""}, "has the columns"),
+        ({"captions.jsonl": b""}, "does not list"),
+        ({"captions.csv": b"file,caption\nturn,a car, red\n"}, "put a caption that holds ',' into double quotes"),
+        ({"captions.jsonl": b'{"file": "turn"'}, "line 1: it is no JSON object"),
+        ({"captions.jsonl": b'["turn"]'}, "line 1: it is no JSON object"),
+        ({"captions.csv": b"file,caption", "captions.jsonl": b""}, "keep one of them"),
+        ({"captions.csv": "file,caption\nturn,caf\u00e9".encode("latin-1")}, "is not UTF-8 text"),
+    ],
+)
+def test_tables_that_cannot_be_read_right(folder: Path, files: dict[str, bytes], message: str) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    with pytest.raises(ClipError) as caught:
+        read_captions(folder)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_names_with_accents_of_either_spelling(tmp_path: Path, film: Path) -> None:
+    (tmp_path / "caf\u00e9.mp4").write_bytes(film.read_bytes())
+    (tmp_path / "captions.csv").write_text("file,caption\ncafe\u0301.mp4,a thing", encoding="utf-8")
+    assert read_captions(tmp_path)[0].caption == "a thing"
+
+
+def test_a_folder_names_what_it_leaves_out(folder: Path, film: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("._film.mp4", ".DS_Store", "Thumbs.db"):
+        (folder / name).write_bytes(b"junk")
+    for name in ("b.mts", "c.WMV"):
+        (folder / name).write_bytes(film.read_bytes())
+        (folder / name).with_suffix(".txt").write_text("a thing", encoding="utf-8")
+    for name in ("notes.docx", "orphan.txt", "shot.png"):
+        (folder / name).write_bytes(b"x")
+    (folder / "turn.txt").write_text("a car", encoding="utf-8")
+    (folder / "film.txt").write_text("a thing", encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        clips = read_captions(folder)
+    assert [clip.path.name for clip in clips] == ["b.mts", "c.WMV", "film.mp4", "turn"]
+    assert "notes.docx, orphan.txt, shot.png" in caplog.text and "DS_Store" not in caplog.text
+
+
+def test_an_animated_picture_is_a_clip(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (32, 32), (level, 0, 0)) for level in (0, 120, 240)]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], duration=125, lossless=True)
+    frames[0].save(tmp_path / "still.webp")
+    (tmp_path / "moving.txt").write_text("it glows", encoding="utf-8")
+    assert [clip.path.name for clip in read_captions(tmp_path)] == ["moving.webp"]

@@ -39,6 +39,7 @@ from motion_lora.evaluate.scores import ALIGNMENT, CONSISTENCY, LEAKAGE, MOTION,
 from motion_lora.evaluate.video_judge import VideoJudge, video_judge
 from motion_lora.files.own import save_lora
 from motion_lora.playground import world
+from motion_lora.playground.model import playground_hash
 from motion_lora.playground.prompts import asked_scene
 from motion_lora.sampling.loop import sample
 from motion_lora.sampling.settings import SampleSettings
@@ -75,7 +76,7 @@ def test_the_playgrounds_judge_is_exact() -> None:
     look = {"shape": "circle", "colour": "red", "background": "brick", "fill": "striped"}
     reference = world.render(world.Scene(motion="orbit", **look))
     prompt = "a blue square circling around over snow"
-    base = replace(tiny_pipeline(), identity=replace(tiny_pipeline().identity, name="playground"))
+    base = replace(tiny_pipeline(), identity=replace(tiny_pipeline().identity, weights_hash=playground_hash()))
     judge = make_judge(base, reference)
     assert isinstance(judge, PlaygroundJudge)
     right = judge.score(prompt, world.render(world.Scene("square", "blue", "snow", "orbit")))
@@ -159,7 +160,7 @@ def test_a_reference_that_is_no_clip_of_the_world_is_not_measured_against() -> N
         assert "no clip of the playground" in judge.reference_fault
         assert set(judge.score("a blue square over snow", ORBIT)) == {ALIGNMENT, CONSISTENCY}
         assert not {MOTION, LEAKAGE} & set(judge.forms)
-        base = replace(tiny_pipeline(), identity=replace(tiny_pipeline().identity, name="playground"))
+        base = replace(tiny_pipeline(), identity=replace(tiny_pipeline().identity, weights_hash=playground_hash()))
         assert "no clip of the playground" in motion_fault(base, other)
 
 
@@ -237,7 +238,7 @@ def test_what_cannot_be_compared_is_refused(pipeline: VideoPipeline, stacks: lis
 def test_what_the_probe_cannot_read_is_compared_without_its_scores(
     pipeline: VideoPipeline, stacks: list[AdapterStack], shape: tuple[int, int, int]
 ) -> None:
-    base = replace(pipeline, identity=replace(pipeline.identity, name="playground"))
+    base = replace(pipeline, identity=replace(pipeline.identity, weights_hash=playground_hash()))
     frames, height, width = shape
     settings = replace(SETTINGS, num_frames=frames, height=height, width=width)
     judge = playground_judge(world.render(world.Scene("circle", "red", "brick", "orbit"), frames), unused_models=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lora_samples import random_lora, replica_of, run
-from tiny import tiny_pipeline, tiny_unet
+from tiny import tiny_motion_unet, tiny_pipeline, tiny_unet
 from torch import nn
 from torch.nn import functional
 from training_samples import quick, sample_clip
@@ -14,7 +14,8 @@ from motion_lora.adapters.apply import applied
 from motion_lora.adapters.arithmetic import merge, resize
 from motion_lora.adapters.peft import Adapter, add_adapter
 from motion_lora.adapters.targets import TARGETS, parameter_count, target_modules
-from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
+from motion_lora.backbones.registry import empty_network
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG
 from motion_lora.core.curves import FrameCurve, Schedule
 from motion_lora.core.errors import LoRAFileError, ModelError, SettingsError
 from motion_lora.core.lora import LoRA, LoRALayer
@@ -64,13 +65,9 @@ def test_the_presets_hold_what_they_say(unet):
         assert all(".ff." in name for name in full - parts)
 
 
-def test_a_network_without_such_layers_is_refused(unet, monkeypatch):
-    from motion_lora.adapters import targets
-
-    bare = targets.describe(unet)
-    monkeypatch.setattr(targets, "describe", lambda _: type(bare)(**{**vars(bare), "temporal_convolutions": ()}))
+def test_a_network_without_such_layers_is_refused():
     with pytest.raises(ModelError, match="no temporal convolution, so target preset 'temporal-conv'"):
-        target_modules(unet, "temporal-conv")
+        target_modules(tiny_motion_unet(), "temporal-conv")
 
 
 # Adapters
@@ -258,7 +255,7 @@ def test_lists_of_trainers_of_2023(tmp_path, unet):
 
 
 def test_a_list_of_every_layer_needs_no_network(tmp_path):
-    full = empty_unet(MODELSCOPE_UNET_CONFIG)
+    full = empty_network(MODELSCOPE_UNET_CONFIG)
     every = [name for name, module in full.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))]
     lora, tensors = list_of(full, every, rank=1)
     assert len(tensors) == 1148

@@ -11,7 +11,8 @@ import pytest
 
 from motion_lora.adapters.highway import plan_highway
 from motion_lora.adapters.targets import TARGETS
-from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, describe, empty_unet
+from motion_lora.backbones.registry import describe, empty_network
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG
 from motion_lora.core.highway import Highway
 from motion_lora.methods.table import METHODS
 from motion_lora.training import TrainSettings
@@ -100,7 +101,7 @@ def test_row_is_the_pass_of_its_method(row: drawing.Row) -> None:
     (strip, *_) = row.strips
     assert (len(strip.faded) == len(strip.order) - 1) is (a_pass.frames == "one")
     assert strip.patches is (stage.batch == "frames")
-    assert any("L_{ad}" in line for line in row.result) is a_pass.debiased
+    assert any("L_{ad}" in line for line in row.result) is (a_pass.loss == "debiased")
     fates = " ".join(words for state, words in row.fate if state == "kept")
     keeps = set(METHODS[method].keeps) & set(level.trains)
     assert bool(fates) is bool(keeps), "what is kept is in the file"
@@ -123,11 +124,11 @@ def test_projections_are_those_of_the_target_preset(preset: str) -> None:
     assert ("FF" in said) is row.feed_forward
     if row.layer == "spatial":
         assert row.projections == TARGETS["spatial-attention"].projections
-        assert said - {"FF"} == {{"attn1": "self", "attn2": "cross"}[name] for name in row.attentions}
+        assert said - {"FF"} == {{"first": "self", "second": "cross"}[name] for name in row.attentions}
     else:
-        names = {"to_q": "Q", "to_k": "K", "to_v": "V", "to_out.0": "Out"}
+        names = {"query": "Q", "key": "K", "value": "V", "output": "Out"}
         assert said - {"FF"} == {names[name] for name in row.projections}
-        assert row.attentions == ("attn1", "attn2")
+        assert row.attentions == ("first", "second")
 
 
 def test_purification_shows_what_its_presets_adapt() -> None:
@@ -137,7 +138,7 @@ def test_purification_shows_what_its_presets_adapt() -> None:
 
 @pytest.mark.parametrize("preset", sorted(draw_methods.HIGHWAYS))
 def test_skips_are_those_of_the_highway(preset: str) -> None:
-    unet = empty_unet(MODELSCOPE_UNET_CONFIG)
+    unet = empty_network(MODELSCOPE_UNET_CONFIG)
     skips = {(skip.up_block, skip.position): skip.index for skip in describe(unet).skips}
     routes = plan_highway(unet, Highway(preset))
     moved = sorted(skips[route.up_block, route.position] for route in routes if route.spatial)

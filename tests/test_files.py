@@ -23,6 +23,7 @@ from PIL import Image
 from tiny import tiny_unet
 
 from motion_lora.adapters.fit import check_fits
+from motion_lora.backbones.lora import layers_text
 from motion_lora.core.absorber import Absorber, PlaceholderTokens
 from motion_lora.core.errors import LoRAFileError, OutputError
 from motion_lora.core.identity import BaseIdentity
@@ -66,7 +67,7 @@ def trained(unet, seed: int = 0, **changes) -> LoRA:
         "clips": ("ab" * 32,),
         "prediction_type": "epsilon",
     }
-    return LoRA(lora.layers, build_metadata(Provenance(**{**values, **changes}), lora))
+    return LoRA(lora.layers, build_metadata(Provenance(**{**values, **changes}), lora, layers_text(lora)))
 
 
 def same_bits(a: LoRA, b: LoRA) -> bool:
@@ -394,7 +395,7 @@ def absorber(unet, *, spatial: bool = True, tokens: bool = True) -> Absorber:
     rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     found = PlaceholderTokens(("<look-1>", "<look-2>", "<look-3>"), rows, ("red circle", "red circle", "sand"))
     lora = appearance_sample(unet, rank=1, scale=0.5)
-    said = build_metadata(Provenance(captions=("a red circle over sand",), base=BASE), lora)
+    said = build_metadata(Provenance(captions=("a red circle over sand",), base=BASE), lora, layers_text(lora))
     return Absorber(lora if spatial else None, found if tokens else None, said)
 
 

@@ -451,3 +451,28 @@ def test_unknown_kinds_and_names_without_a_kohya_spelling(tmp_path, unet):
 def test_keys_of_no_dialect_have_no_meaning():
     for key in ("a", "weight", "x.weight", "lora_unet_x.lora_down.weight", "x.lora_C.weight", "lora_te3_x.alpha", ""):
         assert parse_key(key) is None, key
+
+
+# loralib ------------------------------------------------------------------------------------------------------------
+
+
+def test_loralib_files_of_the_modelscope_era(tmp_path, unet):
+    """Linear layers, images' convolutions and temporal convolutions, each checked against the change as it was used."""
+    weights = {name: module.weight for name, module in unet.named_modules() if hasattr(module, "weight")}
+    linear = next(name for name in weights if name.endswith("attn1.to_q"))
+    flat = next(name for name, weight in weights.items() if weight.ndim == 4 and weight.shape[2] == 3)
+    timed = next(name for name, weight in weights.items() if weight.ndim == 5 and weight.shape[2] == 3)
+    rank, tensors, changes = 2, {}, {}
+    for number, name in enumerate((linear, flat, timed)):
+        generator, weight = torch.Generator().manual_seed(number), weights[name]
+        size = 1 if weight.ndim == 2 else weight.shape[2]
+        down = torch.randn(rank * size, weight.shape[1] * size, generator=generator)
+        up = torch.randn(weight.shape[0] * size, rank * size, generator=generator)
+        tensors |= {f"{name}.lora_A": down, f"{name}.lora_B": up}
+        change = (up @ down).view(*weight.shape[:3], size) if weight.ndim == 5 else (up @ down).view(weight.shape)
+        changes[name] = change.mean(dim=-1)[..., None, None] if weight.ndim == 5 else change
+    save_file(tensors, tmp_path / "era.safetensors")
+    report = load_any(tmp_path / "era.safetensors", unet)
+    assert report.format == "loralib" and report.matched == 3
+    for name, change in changes.items():
+        torch.testing.assert_close(report.lora.layers[name].delta(), change, rtol=1e-4, atol=1e-4)

@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from motion_lora.adapters.highway import appearance_highway, plan_highway
 from motion_lora.backbones.bypass import temporal_bypass
-from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, describe, empty_unet
+from motion_lora.backbones.registry import describe, empty_network
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG
 from motion_lora.core.errors import SettingsError
 from motion_lora.core.highway import Highway
 
@@ -49,7 +50,7 @@ def plan_by_index(unet: nn.Module, highway: Highway) -> dict[int, tuple[str | No
 
 
 def test_plan_on_modelscope_is_that_of_the_authors_code() -> None:
-    unet = empty_unet(MODELSCOPE_UNET_CONFIG)
+    unet = empty_network(MODELSCOPE_UNET_CONFIG)
     assert plan_by_index(unet, Highway("code")) == {
         5: (None, 1.1),
         6: (None, 1.1),
@@ -78,7 +79,7 @@ def test_plan_on_two_levels() -> None:
 
 def test_scaled_skips_are_those_that_the_code_scales_by_width() -> None:
     """Its rule: skips that meet decoder features as wide as the deepest attention level, in blocks with attention."""
-    unet = empty_unet(MODELSCOPE_UNET_CONFIG)
+    unet = empty_network(MODELSCOPE_UNET_CONFIG)
     by_width = set()
     for skip in describe(unet).skips:
         block = unet.get_submodule(skip.up_block)

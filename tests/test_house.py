@@ -186,7 +186,41 @@ def heavy_libraries_by_submodule(path: Path, tree: ast.Module) -> Iterator[str]:
             yield f"line {node.lineno}: import from a submodule of diffusers"
 
 
+def no_network_particulars(path: Path, tree: ast.Module) -> Iterator[str]:
+    """Only backbones/ names a network's classes, layers and blocks; a block strength may be shown as an example."""
+    if path.is_relative_to(LIBRARY / "backbones"):
+        return
+    docs = {id(node.body[0].value) for node in ast.walk(tree) if _has_doc(node)}
+    for node in ast.walk(tree):
+        words = [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+        words += [node.attr] if isinstance(node, ast.Attribute) else []
+        words += [node.id] if isinstance(node, ast.Name) else []
+        words += [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom | ast.Import) else []
+        words += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        for word in words if id(node) not in docs else ():
+            if found := _PARTICULARS.search(word):
+                yield f"line {node.lineno}: {found.group()} is the affair of a backbone"
+
+
+def _has_doc(node: ast.AST) -> bool:
+    holder = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    return holder and ast.get_docstring(node) is not None
+
+
+_PARTICULARS = re.compile(
+    r"UNet3DConditionModel|UNetMotionModel|TransformerTemporalModel|AnimateDiffTransformer3D|TemporalConvLayer"
+    r"|Transformer2DModel|ResnetBlock2D|transformer_in\b|temp_attentions|temp_convs|motion_modules|res_hidden_states"
+    r"|\battn[12]\b|\bresnets\b|\b(?:down_blocks|up_blocks|mid_block)\b(?![.\d]*=)"
+    r"|backbones\.(?:unet|unet3d|motion_unet)\b"
+)
+
+
 RULES: tuple[tuple[Rule, str], ...] = (
+    (no_network_particulars, "from diffusers.models.resnet import TemporalConvLayer\n"),
+    (no_network_particulars, "from ..backbones.unet3d import UNET3D\n"),
+    (no_network_particulars, "x = 'mid_block.attentions.0'\n"),
+    (no_network_particulars, "x = unet.down_blocks\n"),
+    (no_network_particulars, "x = block['res_hidden_states_tuple']\n"),
     (has_docstring, "x = 1\n"),
     (no_print, '"""Doc."""\nprint(1)\n'),
     (no_blind_except, "try:\n    pass\nexcept Exception:\n    pass\n"),

@@ -445,14 +445,14 @@ def test_an_unfinished_job_is_interrupted_after_a_restart_and_resumes(
     work.permit(2)
     at_step(runner, job, 2)
     # The first runner is left hanging in its third step, as a killed server would be.
+    runner.store.leases.abandon()
     restarted = open_runner()
     found = restarted.get(job.id)
     assert found.state == INTERRUPTED and "restart" in found.status.message
     assert len(restarted.losses(job.id)) == 2
-    runner.cancel(job.id)
+    runner.pause(job.id)
     work.permit(1)
     runner.wait(job.id, timeout=10)
-    (job.folder / "checkpoint").mkdir()
     (job.folder / "checkpoint" / "state.json").write_text("[2, 3]")
     restarted.resume(job.id)
     work.permit(STEPS)
@@ -659,5 +659,5 @@ def test_a_job_that_is_being_made_is_no_leftover(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(store_module, "_write", tidied)
     folder = store.create(spec(), JobStatus())
-    assert sorted(path.name for path in folder.iterdir()) == ["job.json", "status.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["job.json", "lease.json", "status.json"]
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from motion_lora.adapters.targets import TARGETS, parameter_count
-from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
+from motion_lora.backbones.registry import empty_network
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG
 from motion_lora.core.lora import SPATIAL, TEMPORAL
 from motion_lora.methods.stages import Stage
 from motion_lora.methods.table import ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS, ABSORBERS, METHODS
@@ -62,7 +63,7 @@ def test_customize_a_video():
         assert stage.batch == "frames" and absorbing.bypass and absorbing.caption == "appearance"
     (learning,) = main_stage("customize-a-video").passes
     assert learning.trains == ("temporal",) and learning.frames == "all" and not learning.bypass
-    assert learning.caption == "full" and not learning.debiased and row.keeps == ("temporal",)
+    assert learning.caption == "full" and learning.loss == "denoising" and row.keeps == ("temporal",)
     assert TrainSettings.for_method("customize-a-video") == TrainSettings(), "the plain defaults are this paper's"
     chosen = TrainSettings()
     assert (chosen.rank, chosen.alpha, chosen.learning_rate) == (4, 1.0, 5e-4)
@@ -74,7 +75,7 @@ def test_motiondirector():
     """Eq. 4 to 7 and its code: dual path, spatial LoRA per clip, held while the motion is learned."""
     spatial, temporal = main_stage("motiondirector").passes
     assert spatial.trains == ("spatial",) and spatial.bypass and spatial.frames == "one" and spatial.optional
-    assert temporal.trains == ("temporal",) and temporal.holds == ("spatial",) and temporal.debiased
+    assert temporal.trains == ("temporal",) and temporal.holds == ("spatial",) and temporal.loss == "debiased"
     assert not temporal.bypass and temporal.frames == "all"
     per_clip = {part.name: part.per_clip for part in main_stage("motiondirector").parts}
     assert per_clip == {"spatial": True, "temporal": False}
@@ -99,7 +100,7 @@ def test_image_path_is_the_spatial_half_with_one_lora_for_all():
 
 def test_counts_of_the_rows_on_modelscope():
     """Customize-A-Video Table 3."""
-    unet = empty_unet(MODELSCOPE_UNET_CONFIG)
+    unet = empty_network(MODELSCOPE_UNET_CONFIG)
 
     def count(name: str, part: str, rank: int) -> int:
         (preset,) = (p.targets for p in main_stage(name).parts if p.name == part)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -312,3 +313,66 @@ def test_an_appearance_lora_is_checked_against_the_base(host: Host, base, lora: 
     name = host.run("MotionLoRA_SaveMotionLoRA", motion_lora=misfit, filename="misfit").args[0]
     with pytest.raises(host.library("core.errors").LoRAFileError, match=r"nowhere\.to_q"):
         host.run("MotionLoRA_AppearanceLoRA", lora_name=name, base_model=base)
+
+
+def test_a_download_that_was_cut_off_goes_on(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, asked = host.module("comfy.models"), []
+    unet = host.folder / "models/diffusers/zeroscope_v2_576w/unet"
+    unet.mkdir(parents=True)
+    (unet / "config.json").write_text('{"_class_name": "UNet3DConditionModel"}')
+
+    def fetch(name: str, folder: Path | None = None) -> Path:
+        asked.append((name, folder))
+        raise host.library("core.errors").ModelError("fetched")
+
+    monkeypatch.setattr(models, "_fetch", fetch)
+    try:
+        with pytest.raises(host.library("core.errors").ModelError, match="not all of it: switch `download` on"):
+            models._load("zeroscope_v2_576w", "auto", False, lambda size: None)
+        with pytest.raises(host.library("core.errors").ModelError, match="fetched"):
+            models._load("zeroscope_v2_576w", "auto", True, lambda size: None)
+    finally:
+        shutil.rmtree(unet.parent)
+    assert asked == [("zeroscope_v2_576w", unet.parent)]
+
+
+def test_a_result_is_not_lost_with_its_preview(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    previews = host.module("widgets.previews")
+
+    def refuse(*args: object) -> None:
+        raise host.library("core.errors").OutputError("no disk space left")
+
+    monkeypatch.setattr(previews, "write_video", refuse)
+    assert previews.playing(torch.zeros(2, 8, 8, 3), 8) is None
+    monkeypatch.setattr(previews, "write_video", lambda path, frames, fps: path.with_suffix(".gif"))
+    assert previews.playing(torch.zeros(2, 8, 8, 3), 8)["images"][0]["filename"].endswith(".gif")
+
+
+class TrimmedVideo:
+    """A host's VIDEO that knows a part of a file, and keeps it in private."""
+
+    def __init__(self, file: str, start_time: float, duration: float) -> None:
+        self.__file, self.__start_time, self.__duration = file, start_time, duration
+
+    def get_stream_source(self) -> str:
+        return self.__file
+
+    def as_trimmed(self, start: float, duration: float) -> object:
+        raise AssertionError("the whole span would be decoded, at one average rate")
+
+
+def test_a_trimmed_video_is_read_from_its_file(host: Host, tmp_path: Path) -> None:
+    """Only the wanted frames, at their own times, and nothing beyond what was trimmed away."""
+    frames = torch.linspace(0, 1, 32)[:, None, None, None].expand(32, 64, 64, 3)
+    write_video(tmp_path / "clip.mp4", frames, 16)
+    cut = {"caption": "a red circle", "num_frames": 4, "fps": 8.0, "width": 32, "height": 32}
+    (clip,), _ = host.run(
+        "MotionLoRA_ReferenceClip", video=TrimmedVideo(str(tmp_path / "clip.mp4"), 1.0, 0.5), **cut
+    ).args
+    assert torch.allclose(clip.frames.mean(dim=(1, 2, 3)), torch.linspace(0, 1, 32)[16:24:2], atol=0.02)
+    with pytest.raises(host.library("core.errors").ClipError, match=r"trimmed to 0\.5 s, which holds 4 frames"):
+        host.run(
+            "MotionLoRA_ReferenceClip",
+            video=TrimmedVideo(str(tmp_path / "clip.mp4"), 1.0, 0.5),
+            **{**cut, "num_frames": 5},
+        )

@@ -15,9 +15,9 @@ from lora_samples import appearance_sample, motion_sample, random_lora
 from tiny import write_tiny_folder
 
 from motion_lora.adapters.apply import applied
+from motion_lora.backbones.unet3d import UNET3D
 from motion_lora.core.curves import CURVES
 from motion_lora.core.lora import LoRA
-from motion_lora.core.stack import block_of
 from motion_lora.files.reader import load_any
 from motion_lora.files.writers import FORMATS
 
@@ -159,7 +159,7 @@ def test_inspecting_shows_a_table(host: Host, base, motion: LoRA, loras: Path) -
     report, table = made.args
     for part in ("a red circle circling", "tiny one", "rank", f"{len(motion)} of {len(motion)} layers"):
         assert part in report, part
-    assert {block_of(module) for module in motion} <= set(report.split())
+    assert {UNET3D.block_of(module) for module in motion} <= set(report.split())
     assert made.ui["images"] and made.ui["text"] == (report,)
     assert table.shape[0] == 1 and table.shape[3] == 3 and (table < 0.5).float().mean() > 0.005, "drawn, not blank"
     foreign_files.kohya(loras / "kohya_look.safetensors", motion)
@@ -279,7 +279,7 @@ def test_strengths_by_path_and_block_reach_the_weights(host: Host, base, motion:
         after = {module: unet.get_submodule(module).weight for module in both}
         for module, layer in both.layers.items():
             path = 0.5 if module in motion.layers else 0.25
-            block = {"down_blocks.0": 0.5, "mid_block": 0.0}.get(block_of(module), 1.0)
+            block = {"down_blocks.0": 0.5, "mid_block": 0.0}.get(UNET3D.block_of(module), 1.0)
             expected = before[module] + 2.0 * path * block * layer.delta()
             assert torch.allclose(after[module], expected, atol=1e-5), module
 

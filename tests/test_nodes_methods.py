@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny import write_tiny_folder
 
 from motion_lora.adapters.targets import TARGETS
-from motion_lora.core.lora import SPATIAL, LoRA, LoRALayer, layer_of
+from motion_lora.backbones.unet3d import UNET3D
+from motion_lora.core.lora import SPATIAL, LoRA, LoRALayer
 from motion_lora.training import RANGES, TrainSettings
-from motion_lora.training.settings import LR_SCHEDULERS
 
 TRAIN, SAMPLE, INVERT = "MotionLoRA_TrainMotionLoRA", "MotionLoRA_SampleVideo", "MotionLoRA_InvertClip"
 OPTIONS, BY_LORA, BY_MODEL = (f"MotionLoRA_{n}" for n in ("TrainingOptions", "AbsorberFromLoRA", "AbsorberFromModel"))
@@ -166,7 +166,7 @@ def tuned(host: Host) -> str:
     folder = host.folder / "models/diffusers/dreambooth/unet"
     folder.mkdir(parents=True)
     weights = load_file(host.folder / "models/diffusers/tiny/unet/diffusion_pytorch_model.safetensors")
-    spatial = {name: weight + 0.02 for name, weight in weights.items() if layer_of(name) == SPATIAL}
+    spatial = {name: weight + 0.02 for name, weight in weights.items() if UNET3D.layer_of(name) == SPATIAL}
     save_file(spatial, folder / "diffusion_pytorch_model.safetensors")
     (folder / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
     return "dreambooth"
@@ -176,7 +176,7 @@ def test_a_tuned_model_is_an_absorber(host: Host, base, clips, tuned: str) -> No
     assert {"dreambooth", "tiny"} <= set(host.module("comfy.folders").network_names())
     assert tuned not in host.module("comfy.models").names(), "an image model is no base"
     (absorber,) = host.run(BY_MODEL, base_model=base, model=tuned).args
-    assert set(absorber.weights) == {n for n, _ in base.unet.named_parameters() if layer_of(n) == SPATIAL}
+    assert set(absorber.weights) == {n for n, _ in base.unet.named_parameters() if UNET3D.layer_of(n) == SPATIAL}
     held = host.run(TRAIN, base_model=base, clips=clips, appearance_absorber=absorber, steps=2, seed=2).args[0]
     plain = host.run(TRAIN, base_model=base, clips=clips, absorber="none", steps=2, seed=2).args[0]
     assert held.fingerprint() != plain.fingerprint()
@@ -202,7 +202,7 @@ def test_a_look_of_images_goes_on_the_stack_and_into_the_lists(host: Host, base,
     assert [clip.num_frames for clip in both] == [3, 1]
     settings = {"method": "motiondirector-image", "steps": 3, "rank": 2, "name": "red"}
     look, name, _, _ = host.run(TRAIN, base_model=base, clips=both, **settings).args
-    assert {layer_of(module) for module in look} == {SPATIAL}
+    assert {UNET3D.layer_of(module) for module in look} == {SPATIAL}
     (direct,) = host.run("MotionLoRA_MotionLoRAStack", motion_lora=look).args
     (by_file,) = host.run("MotionLoRA_AppearanceLoRA", lora_name=name, base_model=base).args
     assert by_file.entries[0].lora.fingerprint() == direct.entries[0].lora.fingerprint()
@@ -253,6 +253,7 @@ def test_every_setting_arrives_by_its_name(host: Host, base) -> None:
         "warmup_steps": 5,
         "weight_decay": 0.0,
         "gradient_accumulation": 2,
+        "loss": "debiased",
     }
     assert set(widgets) == {i.id for i in host.nodes[OPTIONS].define_schema().inputs}
     assert set(widgets) <= {field.name for field in dataclasses.fields(TrainSettings)}
@@ -269,7 +270,7 @@ def test_ablations_train(host: Host, base, clips) -> None:
     few = {"base_model": base, "clips": clips, "steps": 2, "absorber_steps": 1, "token_steps": 1, "seed": 4}
     few |= {"method": "spatial-temporal", "absorber": "dual", "targets": "tap-k"}
     changed = host.run(TRAIN, **few, options=options).args[0]
-    assert {name.rsplit(".", 1)[1] for name in changed if layer_of(name) != SPATIAL} == {"to_k"}
+    assert {name.rsplit(".", 1)[1] for name in changed if UNET3D.layer_of(name) != SPATIAL} == {"to_k"}
     (fewer,) = host.run(OPTIONS, num_tokens=2).args
     assert host.run(TRAIN, **few, options=fewer).args[0].fingerprint() != changed.fingerprint()
 
@@ -291,7 +292,7 @@ ABOVE_ZERO = ("timestep_high", "look_strength")
 def test_choices_are_those_of_the_library(host: Host) -> None:
     choices = host.module("widgets.enums")
     spatial = tuple(name for name, preset in TARGETS.items() if preset.layer == SPATIAL)
-    assert (spatial, LR_SCHEDULERS) == (choices.SPATIAL_TARGETS, choices.LR_SCHEDULERS)
+    assert spatial == choices.SPATIAL_TARGETS
     assert {name: RANGES[name][1] for name in choices.SHARES} == choices.SHARES
     assert all(RANGES[name][0] <= 0.0 for name in choices.SHARES if name not in ABOVE_ZERO)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -11,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from motion_lora.core.errors import OutputError
+from motion_lora.core.errors import ClipError, OutputError
+from motion_lora.media import fonts, write
+from motion_lora.media.ffmpeg import run_ffmpeg
 from motion_lora.media.plots import (
     PALETTE,
     Line,
@@ -23,6 +26,7 @@ from motion_lora.media.plots import (
     plot_points,
     stacked,
 )
+from motion_lora.media.read import read_frames
 from motion_lora.media.sheets import contact_sheet, grid_frames
 from motion_lora.media.write import write_gif, write_png, write_video
 from motion_lora.playground import world
@@ -246,3 +250,74 @@ def test_stacked_names_keep_their_order_and_distance() -> None:
     found = stacked([3.0, 1.0, 2.0, 9.0, 2.5], 2)
     assert np.diff(sorted(found)).min() >= 2 - 1e-9
     assert np.argsort(found).tolist() == np.argsort([3.0, 1.0, 2.0, 9.0, 2.5]).tolist()
+
+
+# What is computed is not lost for want of an encoder ----------------------------------------------------------------
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *encoders: str) -> None:
+    """An ffmpeg that lacks these encoders; "ffmpeg" stands for none at all."""
+
+    def run(arguments: Sequence[str], data: bytes | None = None) -> tuple[int, bytes, str]:
+        if "ffmpeg" in encoders:
+            raise ClipError("There is no ffmpeg for this machine")
+        if missing := set(encoders) & set(arguments):
+            return 1, b"", f"Unknown encoder '{missing.pop()}'"
+        return run_ffmpeg(arguments, data)
+
+    monkeypatch.setattr(write, "run_ffmpeg", run)
+
+
+@pytest.mark.parametrize(
+    ("missing", "name", "fps", "written", "said"),
+    [
+        (("libx264",), "a.mp4", 8, "a.mp4", "written by libopenh264"),
+        (("libx264", "libopenh264"), "a.mp4", 8, "a.mp4", "written by mpeg4"),
+        (("libx264", "libopenh264", "mpeg4"), "a.mkv", 8, "a.mkv", "written by mjpeg"),
+        (("libvpx-vp9",), "a.webm", 8, "a.webm", "written by libvpx"),
+        (("libvpx-vp9", "libvpx"), "a.webm", 8, "a.gif", "Unknown encoder 'libvpx-vp9'"),
+        (("ffmpeg",), "a.mp4", 8, "a.gif", "There is no ffmpeg"),
+        (("ffmpeg",), "a.mp4", 60, "a.png", "There is no ffmpeg"),
+    ],
+)
+def test_a_missing_encoder_costs_only_itself(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    missing: tuple[str, ...],
+    name: str,
+    fps: float,
+    written: str,
+    said: str,
+) -> None:
+    frames = torch.linspace(0, 1, 6)[:, None, None, None].expand(-1, 32, 48, 3)
+    without(monkeypatch, *missing)
+    with caplog.at_level("WARNING"):
+        path = write_video(tmp_path / name, frames, fps)
+    assert path == tmp_path / written and said in caplog.text
+    read, rate = read_frames(path)
+    assert float((read - frames).abs().max()) < 0.05 and rate == pytest.approx(fps, rel=0.05)
+    assert [child.name for child in tmp_path.iterdir()] == [written]
+
+
+# Labels in any script -----------------------------------------------------------------------------------------------
+
+
+def test_labels_are_drawn_in_a_font_that_holds_them_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    fonts._system_fonts.cache_clear()
+    assert fonts.drawable("caf\u00e9 \u0416\u03a9") == "caf\u00e9 \u0416\u03a9" or not fonts._system_fonts()
+    monkeypatch.setattr(fonts, "_system_fonts", lambda: ())
+    assert fonts.drawable("a \u65e5\u672c b\n c") == "a b c" and fonts.drawable("\u65e5\u672c") == ""
+    sheet = contact_sheet([("\u65e5\u672c", torch.zeros(1, 8, 8, 3)), ("", torch.zeros(1, 8, 8, 3))])
+    blank = contact_sheet([("", torch.zeros(1, 8, 8, 3)), ("", torch.zeros(1, 8, 8, 3))])
+    assert sheet.tobytes() == blank.tobytes(), "no box and no question mark stands for what cannot be drawn"
+
+
+def test_a_system_font_is_taken_where_it_holds_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    fonts._system_fonts.cache_clear()
+    if not fonts._system_fonts():
+        pytest.skip("this machine has no fonts")
+    seen = np.asarray(contact_sheet([("\u0416\u03a9", torch.zeros(1, 8, 8, 3))]))
+    monkeypatch.setattr(fonts, "drawable", lambda text: "")
+    assert fonts.font(15, "\u0416\u03a9").getmask("\u0416").size != fonts.font(15).getmask("\uffff").size
+    assert (seen < 100).any()

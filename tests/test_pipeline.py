@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from tiny import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from motion_lora.base import pickles, placement
 from motion_lora.base.identity import identify
 from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.base.placement import pick_device, pick_dtype, share_parameters
@@ -194,8 +197,21 @@ def edit(path: Path, **entries: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
-def rename_to_pickle(folder: Path) -> None:
-    (folder / "unet" / WEIGHTS["unet"]).rename(folder / "unet" / "diffusion_pytorch_model.bin")
+def to_pickle(path: Path, name: str = "diffusion_pytorch_model.bin", extra: object = None) -> Path:
+    """The tensors of a safetensors file as torch's own file, in its place."""
+    content = load_file(path) if extra is None else {**load_file(path), "extra": extra}
+    torch.save(content, path.with_name(name))
+    path.unlink()
+    return path.with_name(name)
+
+
+def pickle_of_more_than_tensors(folder: Path) -> None:
+    to_pickle(folder / "unet" / WEIGHTS["unet"], extra=Namespace(a=1))
+
+
+def pickle_cut_off(folder: Path) -> None:
+    path = to_pickle(folder / "unet" / WEIGHTS["unet"])
+    path.write_bytes(path.read_bytes()[:-2000])
 
 
 def cut_in_half(folder: Path) -> None:
@@ -256,7 +272,8 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
     ("a list", lambda folder: (folder / "vae" / "config.json").write_text("[]"), "holds no JSON object"),
     ("a bad hint", lambda folder: edit(folder / "motion_lora.json", num_frames="many"), "num_frames is 'many'"),
     ("no weights", lambda folder: (folder / "unet" / WEIGHTS["unet"]).unlink(), "has no weights"),
-    ("a pickle", rename_to_pickle, "only as a pickle .* convert it once: python -c .*UNet3DConditionModel"),
+    ("a pickle of more", pickle_of_more_than_tensors, "more than tensors, and reading the rest could run code"),
+    ("a pickle cut off", pickle_cut_off, "is damaged or cut off. Download the file again"),
     ("a truncated file", cut_in_half, "vae cannot be loaded .* download them again"),
     (
         "a lost tensor",
@@ -502,6 +519,82 @@ def test_rectangular_sample_size(base: VideoPipeline) -> None:
     assert (wide.default_height, wide.default_width, wide.default_num_frames) == (32, 48, 16)
 
 
+# Pickles ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_base_of_pickles_is_written_anew_once(folder: Path, tmp_path: Path, base: VideoPipeline) -> None:
+    """ZeroScope has no safetensors: after gigabytes of download it must work."""
+    copy = tmp_path / "zeroscope"
+    shutil.copytree(folder, copy)
+    expected = VideoPipeline.load(copy, device="cpu")
+    for part in ("unet", "vae"):
+        to_pickle(copy / part / WEIGHTS[part])
+    to_pickle(copy / "text_encoder" / WEIGHTS["text_encoder"], "pytorch_model.bin")
+    loaded = VideoPipeline.load(copy, device="cpu")
+    assert loaded.identity == expected.identity
+    assert torch.equal(loaded.encode_prompt(PROMPTS), expected.encode_prompt(PROMPTS))
+    made = copy / "unet" / WEIGHTS["unet"]
+    stamp = made.stat().st_mtime_ns
+    VideoPipeline.load(copy, device="cpu")
+    assert made.stat().st_mtime_ns == stamp and not list(copy.rglob("*.tmp"))
+
+
+def test_pickles_in_shards_and_of_half_a_download(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "sharded"
+    shutil.copytree(folder, copy)
+    whole = copy / "unet" / WEIGHTS["unet"]
+    tensors = load_file(whole)
+    names = sorted(tensors)
+    whole.unlink()
+    for number, share in enumerate((names[:5], names[5:]), start=1):
+        path = copy / "unet" / f"diffusion_pytorch_model-{number:05}-of-00002.bin"
+        torch.save({name: tensors[name] for name in share}, path)
+    found = VideoPipeline.load(copy, device="cpu").unet.state_dict()
+    assert all(torch.equal(found[name], tensors[name]) for name in names)
+    shutil.rmtree(copy / "unet")
+    shutil.copytree(folder / "unet", copy / "unet")
+    whole.unlink()
+    torch.save({}, copy / "unet" / "diffusion_pytorch_model-00002-of-00002.bin")
+    with pytest.raises(ModelError, match="has 1 of 2 weight files"):
+        VideoPipeline.load(copy, device="cpu")
+
+
+def test_a_folder_that_takes_no_copy_leaves_it_to_the_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "shared"
+    shutil.copytree(folder, copy)
+    to_pickle(copy / "unet" / WEIGHTS["unet"])
+    before = sorted(path.name for path in (copy / "unet").iterdir())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save, calls = pickles.save_file, []
+
+    def refuse(tensors: object, path: str, metadata: object) -> None:
+        calls.append(path)
+        if Path(path).is_relative_to(copy):
+            raise OSError(errno.EROFS, "Read-only file system")
+        save(tensors, path, metadata)
+
+    monkeypatch.setattr(pickles, "save_file", refuse)
+    for _ in range(2):
+        VideoPipeline.load(copy, device="cpu")
+    assert len(calls) == 2, "once refused, once written, then found"
+    assert sorted(path.name for path in (copy / "unet").iterdir()) == before
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ModelError, match="free some space there"):
+        VideoPipeline.load(copy, device="cpu")
+
+
+@pytest.mark.parametrize(("knows", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_macs_do_not_use_what_their_torch_lacks(
+    knows: bool, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "_knows_bf16", lambda device: knows)
+    assert placement.pick_dtype("auto", torch.device("mps")) is wanted
+    assert placement.pick_dtype("fp16", torch.device("mps")) is torch.float16
+
+
 # Places -------------------------------------------------------------------------------------------------------------
 
 
@@ -513,7 +606,7 @@ def test_offloading_on_the_cpu_changes_nothing(base: VideoPipeline) -> None:
     expected = base.encode_prompt(PROMPTS)
     with base.offload_encoders(), base.replica().offload_encoders():
         assert torch.equal(base.encode_prompt(PROMPTS), expected)
-    assert base._place.offloaders == 0
+    assert base._place.offloaders == base._text_place.offloaders == 0
 
 
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_samples import Listener, quick, same_weights, sample_clip, small_pipeline, weights_of
+from training_samples import Listener, quick, same_weights, sample_clip, small_pipeline, stage_on, weights_of
 
 from motion_lora.adapters.peft import Adapter
 from motion_lora.base.pipeline import VideoPipeline
@@ -17,6 +17,8 @@ from motion_lora.core.absorber import Absorber
 from motion_lora.core.clip import Clip
 from motion_lora.core.curves import Schedule
 from motion_lora.core.errors import ClipError, SettingsError, TrainingError
+from motion_lora.core.lora import ALL_NOISE, LoRA
+from motion_lora.core.metadata import acts_in_of
 from motion_lora.core.stack import AdapterStack, StackEntry, trained_schedule
 from motion_lora.methods.table import METHODS
 from motion_lora.playground.defaults import PLAYGROUND_LOOKS
@@ -24,7 +26,7 @@ from motion_lora.playground.prompts import asked_scene
 from motion_lora.training import TrainingAbortedError, TrainSettings, check_settings, train
 from motion_lora.training.looks import motion_similarity, motion_words, moving_caption, restyled_latents, still_caption
 from motion_lora.training.settings import main_stages
-from motion_lora.training.stage import HELD, StageRun
+from motion_lora.training.stage import HELD
 
 LOOKS = ("a green square {motion} over snow", "a blue ring over night")
 
@@ -109,7 +111,7 @@ def test_captions_that_hide_the_motion_words_are_named(
     pipeline: VideoPipeline, clip: Clip, caplog: pytest.LogCaptureFixture
 ) -> None:
     (stage,) = main_stages(many())
-    StageRun(pipeline, stage, many(), [clip, replace(clip, appearance_caption="")], None)
+    stage_on(pipeline, stage, many(), [clip, replace(clip, appearance_caption="")], None)
     (said,) = warnings_of(caplog)
     assert said.startswith("Clip 2: its captions do not say which words are the motion's")
 
@@ -118,7 +120,7 @@ def test_the_clip_and_its_looks_come_in_turn(
     pipeline: VideoPipeline, clip: Clip, caplog: pytest.LogCaptureFixture
 ) -> None:
     (stage,) = main_stages(many())
-    run = StageRun(pipeline, stage, many(), [clip, sample_clip(1)], None)
+    run = stage_on(pipeline, stage, many(), [clip, sample_clip(1)], None)
     draws = [run.draw(step) for step in range(6)]
     assert [draw.restyled for draw in draws] == [False, False, True, True, True, True]
     assert [draw.clip for draw in draws] == [0, 1, 0, 0, 1, 1]
@@ -132,7 +134,7 @@ def test_what_holds_the_clips_look_is_off_for_other_looks(pipeline: VideoPipelin
     absorber = train(pipeline, [clip], quick(absorber="spatial")).absorber
     assert absorber is not None
     settings = many(absorber="spatial")
-    run = StageRun(pipeline, main_stages(settings)[0], settings, [clip], absorber)
+    run = stage_on(pipeline, main_stages(settings)[0], settings, [clip], absorber)
     held = Adapter(run.unet, HELD)
     for step, strength in ((0, 1.0), (1, 0.0), (0, 1.0)):
         draw = run.draw(step)
@@ -142,7 +144,7 @@ def test_what_holds_the_clips_look_is_off_for_other_looks(pipeline: VideoPipelin
 
 def test_a_spatial_path_is_left_out_for_other_looks(pipeline: VideoPipeline, clip: Clip) -> None:
     settings = quick(method="motiondirector", spatial_path_probability=1.0, looks=LOOKS, look_similarity=-1.0)
-    run = StageRun(pipeline, main_stages(settings)[0], settings, [clip], None)
+    run = stage_on(pipeline, main_stages(settings)[0], settings, [clip], None)
     assert [len(run.passes(run.draw(step))) for step in range(3)] == [2, 1, 1]
     draw = run.draw(1)
     (a_pass,) = run.passes(draw)
@@ -189,11 +191,11 @@ def test_a_run_that_goes_on_draws_no_look_again(
 def test_copies_that_lost_the_motion_are_left_out(pipeline: VideoPipeline, clip: Clip) -> None:
     source = pipeline.encode_frames(clip.frames)
     stage = main_stages(many())[0]
-    alike = StageRun(pipeline, stage, many(look_strength=0.05, look_similarity=0.9), [clip], None)
+    alike = stage_on(pipeline, stage, many(look_strength=0.05, look_similarity=0.9), [clip], None)
     assert alike.draw(1).restyled and alike.draw(2).restyled
     assert float(motion_similarity(source, alike.draw(1).latents)) >= 0.9
     with pytest.raises(TrainingError, match=r"None of the 2 looks kept the motion of clip 1: lower look_strength"):
-        StageRun(pipeline, stage, many(look_strength=1.0, look_similarity=0.9), [clip], None)
+        stage_on(pipeline, stage, many(look_strength=1.0, look_similarity=0.9), [clip], None)
 
 
 def test_similarity_of_motion_is_blind_to_looks() -> None:
@@ -212,7 +214,7 @@ def test_similarity_of_motion_is_blind_to_looks() -> None:
 
 def test_lists_of_files_are_looks() -> None:
     assert TrainSettings(looks=list(LOOKS)) == TrainSettings(looks=LOOKS)  # type: ignore[arg-type]
-    assert TrainSettings(**TrainSettings(looks=LOOKS).to_json()) == TrainSettings(looks=LOOKS)
+    assert TrainSettings.from_json(TrainSettings(looks=LOOKS).to_json()) == TrainSettings(looks=LOOKS)
 
 
 @pytest.mark.parametrize("looks", ["a robot", ("a robot", " "), (3,)])
@@ -248,7 +250,7 @@ def test_the_playgrounds_looks_show_every_attribute() -> None:
 def test_a_lora_acts_in_the_steps_that_it_was_trained_for(pipeline: VideoPipeline, clip: Clip) -> None:
     lora = train(pipeline, [clip], many(timestep_low=0.75)).lora
     entry = StackEntry(lora)
-    assert trained_schedule(lora.metadata) == entry.schedule == Schedule(end=0.25)
+    assert trained_schedule(lora) == entry.schedule == Schedule(end=0.25)
     assert StackEntry(lora, steps=Schedule()).schedule == Schedule(), "unless told otherwise"
     told = AdapterStack((StackEntry(lora, steps=Schedule(end=0.25)),))
     assert AdapterStack((entry,)).fingerprint() == told.fingerprint()
@@ -260,11 +262,13 @@ def test_a_lora_acts_in_the_steps_that_it_was_trained_for(pipeline: VideoPipelin
     "settings", ["", "{}", "[]", "null", "{", '{"timestep_low": "x"}', '{"timestep_low": 2}', '{"timestep_low": null}']
 )
 def test_strange_metadata_says_nothing(settings: str) -> None:
-    assert trained_schedule({"motion_lora.settings": settings}) is None
+    assert acts_in_of({"motion_lora.settings": settings}) == ALL_NOISE
+    assert acts_in_of({"motion_lora.acts_in": settings}) == ALL_NOISE
 
 
 def test_the_upper_end_counts_too() -> None:
-    assert trained_schedule({"motion_lora.settings": '{"timestep_high": 0.5}'}) == Schedule(start=0.5)
+    acts_in = acts_in_of({"motion_lora.settings": '{"timestep_high": 0.5}'})
+    assert trained_schedule(LoRA({}, acts_in=acts_in)) == Schedule(start=0.5)
 
 
 def test_the_row_is_a_temporal_lora() -> None:

@@ -388,8 +388,10 @@ def test_out_of_memory_says_what_to_lower() -> None:
         raise torch.OutOfMemoryError("allocation failed")
 
     full.unet.register_forward_pre_hook(fail)
-    with pytest.raises(SettingsError, match=r"too little memory for 2 x 2 frames of 32 x 32; lower batch_size"):
+    with pytest.raises(SettingsError, match="too little memory for 2 x 2 frames of 32 x 32; lower batch_size") as found:
         sample(full, [settings(), settings(seed=1)])
+    assert isinstance(found.value, torch.cuda.OutOfMemoryError), "by which a host knows that it should free its models"
+    assert found.value.__cause__ is None, "the failed frames hold what fills the device"
 
 
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lora_samples import (
     everything_sample,
     modules_like,
     motion_sample,
+    random_layer,
     random_lora,
     replica_of,
     run,
@@ -20,12 +22,13 @@ from lora_samples import (
 from tiny import tiny_unet
 from torch import nn
 
-from motion_lora.adapters.apply import applied, applied_to_text_encoder
+from motion_lora.adapters.apply import applied, applied_to_text_encoder, check_frames
+from motion_lora.backbones.unet3d import UNET3D
 from motion_lora.core.curves import FrameCurve, Schedule
 from motion_lora.core.errors import LoRAFileError, SettingsError
 from motion_lora.core.highway import Highway
-from motion_lora.core.lora import LoRA, LoRALayer, layer_of
-from motion_lora.core.stack import AdapterStack, StackEntry, block_of
+from motion_lora.core.lora import LoRA, LoRALayer
+from motion_lora.core.stack import AdapterStack, StackEntry
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,7 @@ def test_block_strength_of_a_half_is_exactly_half(unet):
     half = change(unet, stack_of(StackEntry(lora, block_strengths={"down_blocks.1": 0.5, "transformer_in": 0.5})))
     whole = change(unet, stack_of(StackEntry(lora)))
     for module in lora:
-        factor = 0.5 if block_of(module) in ("down_blocks.1", "transformer_in") else 1.0
+        factor = 0.5 if UNET3D.block_of(module) in ("down_blocks.1", "transformer_in") else 1.0
         assert torch.allclose(half[f"{module}.weight"], factor * whole[f"{module}.weight"], atol=1e-7), module
 
 
@@ -104,7 +107,7 @@ def test_temporal_and_spatial_strength_act_on_their_own_path(unet):
     lora = everything_sample(unet)
     found = change(unet, stack_of(StackEntry(lora, 2.0, temporal_strength=0.5, spatial_strength=-0.25)))
     for module, layer in lora.layers.items():
-        factor = 1.0 if layer_of(module) == "temporal" else -0.5
+        factor = 1.0 if UNET3D.layer_of(module) == "temporal" else -0.5
         assert torch.allclose(found[f"{module}.weight"], factor * layer.delta(), atol=1e-7), module
 
 
@@ -236,7 +239,7 @@ def test_a_flat_frame_curve_equals_a_constant(unet):
     lora = everything_sample(unet)
     nearly = FrameCurve(curve=((0.0, 0.5), (1.0, 0.5 + 1e-12)))
     with applied(unet, stack_of(StackEntry(lora, 0.8, frames=nearly)), 3) as work:
-        temporal = sum(layer_of(module) == "temporal" for module in lora)
+        temporal = sum(UNET3D.layer_of(module) == "temporal" for module in lora)
         assert (work.merged, work.varying) == (len(lora) - temporal, temporal)
         found = run(unet)
     assert close(found, output(unet, stack_of(StackEntry(lora, 0.8, temporal_strength=0.5))))
@@ -330,7 +333,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_applied(unet, base, fault):
 
 def test_a_frame_curve_without_temporal_layers_is_refused(unet):
     with pytest.raises(SettingsError, match="temporal"):
-        StackEntry(appearance_sample(unet), frames=FrameCurve(curve="linear"))
+        check_frames(StackEntry(appearance_sample(unet), frames=FrameCurve(curve="linear")))
 
 
 @pytest.mark.parametrize(
@@ -418,3 +421,36 @@ def test_ten_merged_loras_add_no_work_to_a_step(unet, base):
         assert work.varying == 0
         assert not any(module._forward_hooks for module in unet.modules())
         assert [type(m) for m in unet.modules()] == [type(m) for m in base.modules()]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share", "kept_at_least"),
+    [(torch.bfloat16, 0.1, 0.9), (torch.bfloat16, 0.01, 0.9), (torch.float16, 0.1, 0.9), (torch.float16, 0.0005, 0.9)],
+)
+def test_small_changes_survive_weights_of_sixteen_bits(dtype: torch.dtype, share: float, kept_at_least: float) -> None:
+    """A weight lies on its dtype's grid: what is below half a step of it would be gone, and not just blurred."""
+    network, lora, inputs = small_change(dtype, share)
+    weight, base = network[0].weight, network(inputs).float()
+    wanted = inputs.float() @ lora.layers["0"].delta().T
+    with applied(network, AdapterStack((StackEntry(lora),)), num_frames=1) as at_work:
+        found = network(inputs).float() - base
+    assert (at_work.merged, at_work.varying) == ((1, 0) if share == 0.1 else (0, 1)), "large ones cost nothing per step"
+    # The noise of sixteen bits averages out over many inputs; a change that is lost does not come back.
+    assert float((found * wanted).sum() / (wanted * wanted).sum()) > kept_at_least
+    assert network[0].weight is weight and torch.equal(network(inputs).float(), base)
+
+
+def test_a_change_below_the_precision_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    network, lora, _ = small_change(torch.bfloat16, 0.0005)
+    with applied(network, AdapterStack((StackEntry(lora),)), num_frames=1):
+        pass
+    assert "the change of 1 layers is too small for bfloat16" in caplog.text and "fp32" in caplog.text
+
+
+def small_change(dtype: torch.dtype, share: float) -> tuple[nn.Sequential, LoRA, torch.Tensor]:
+    """A layer, a LoRA whose change has that share of the layer's norm, and inputs."""
+    network = nn.Sequential(nn.Linear(256, 256, bias=False)).to(dtype).requires_grad_(False)
+    weight = network[0].weight.float()
+    layer = random_layer(weight, 4, 0)
+    scaled = replace(layer, scale=share * float(weight.norm() / layer.delta().norm()))
+    return network, LoRA({"0": scaled}), torch.randn(2048, 256, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -7,16 +7,20 @@ import json
 import os
 import random
 import sys
+import threading
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
 from motion_lora.core import disk
-from motion_lora.core.disk import free_path, path_inside, safe_name, write_atomically
+from motion_lora.core.disk import check_target, free_path, path_inside, safe_name, write_atomically, write_new
 from motion_lora.core.errors import LoRAFileError, OutputError
+from motion_lora.files import container
 from motion_lora.files.container import read_header, read_tensors, serialize
 
 
@@ -252,7 +256,7 @@ NAMES = {
     "COM1.txt": "_COM1.txt",
     "nul .x": "_nul .x",
     "control": "control",
-    "line\nbreak\x00\x07": "linebreak",
+    "line\nbreak\x00\x07": "line break",
     "\ud800lone": "lone",
     "\u202egnp.exe": "gnp.exe",
 }
@@ -296,11 +300,91 @@ def test_names_that_lead_out_are_refused(tmp_path, name):
         path_inside(tmp_path / "out", name)
 
 
-def test_a_link_that_leads_out_is_refused(tmp_path):
+def test_a_link_to_another_drive_is_followed(tmp_path):
     (tmp_path / "out").mkdir()
+    (tmp_path / "big").mkdir()
     try:
-        (tmp_path / "out" / "link").symlink_to(tmp_path)
+        (tmp_path / "out" / "link").symlink_to(tmp_path / "big")
     except OSError:
         pytest.skip("no links here")
-    with pytest.raises(OutputError, match="link"):
-        path_inside(tmp_path / "out", "link/walk")
+    path = path_inside(tmp_path / "out", "link/walk")
+    check_target(path)
+    assert write_new(path, b"x").resolve() == (tmp_path / "big" / "walk.safetensors").resolve()
+    assert [p.name for p in (tmp_path / "big").iterdir()] == ["walk.safetensors"]
+
+
+# Patience, and what can be known before
+
+
+def refusing(times: int, number: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    """The real function after it has failed so many times."""
+    left = [times]
+
+    def call(*args: Any, **options: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number))
+        return real(*args, **options)
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["replace", "fsync"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EBUSY])
+def test_a_file_in_use_is_tried_again(tmp_path, monkeypatch, name, number):
+    monkeypatch.setattr(disk.os, name, refusing(2, number, getattr(os, name)))
+    assert write_atomically(tmp_path / "x.bin", b"new").read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.bin"]
+
+
+def test_a_file_in_use_is_removed_and_moved_later(tmp_path, monkeypatch):
+    (tmp_path / "a" / "deep").mkdir(parents=True)
+    monkeypatch.setattr(disk.shutil, "rmtree", refusing(1, errno.EACCES, disk.shutil.rmtree))
+    assert disk.remove_tree(tmp_path / "a") and not list(tmp_path.iterdir())
+    (tmp_path / "b").mkdir()
+    monkeypatch.setattr(Path, "rename", refusing(1, errno.EACCES, Path.rename))
+    assert disk.move(tmp_path / "b", tmp_path / "c") == tmp_path / "c"
+
+
+def test_what_stays_in_use_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(disk.os, "replace", refusing(100, errno.EACCES, os.replace))
+    with pytest.raises(OutputError, match="close what has it open"):
+        write_atomically(tmp_path / "x.bin", b"new")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_new_files_never_take_anothers_name(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(disk.os, "link", refusing(1000, errno.EPERM, os.link))
+    writers = [threading.Thread(target=lambda n=n: write_new(tmp_path / "x.bin", b"%d" % n)) for n in range(8)]
+    for writer in writers if links else ():
+        writer.start()
+    for writer in writers:
+        writer.join() if links else writer.run()
+    assert {p.read_bytes() for p in tmp_path.iterdir()} == {b"%d" % n for n in range(8)}
+    assert {p.name for p in tmp_path.iterdir()} == {"x.bin", *(f"x-{n}.bin" for n in range(2, 9))}
+
+
+def test_a_target_is_checked_without_a_trace(tmp_path, monkeypatch):
+    check_target(tmp_path / "a" / "b" / "walk.safetensors", 10)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="is a file"):
+        check_target(tmp_path / "file" / "walk.safetensors")
+    with pytest.raises(OutputError, match="too long"):
+        check_target(tmp_path / ("x" * 250))
+    with pytest.raises(OutputError, match="MB are needed"):
+        check_target(tmp_path / "walk.safetensors", 2**60)
+    monkeypatch.setattr(disk, "_write", refusing(100, errno.EROFS, disk._write))
+    with pytest.raises(OutputError, match="permission"):
+        check_target(tmp_path / "walk.safetensors")
+
+
+def test_own_files_may_be_larger_than_foreign_ones(tmp_path, monkeypatch):
+    path = write_atomically(tmp_path / "x.safetensors", serialize(sample(), {}))
+    monkeypatch.setattr(container, "MAX_DATA_BYTES", 8)
+    with pytest.raises(LoRAFileError, match="not a LoRA"):
+        read_tensors(path)
+    assert torch.equal(read_tensors(path, own=True)["a"], sample()["a"])

@@ -10,14 +10,14 @@ from tiny import tiny_unet
 from torch import nn
 
 from motion_lora.adapters.targets import TARGETS, parameter_count, target_modules
-from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
+from motion_lora.backbones.registry import empty_network
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, UNET3D
 from motion_lora.core.errors import ModelError, SettingsError
-from motion_lora.core.lora import layer_of
 
 
 @pytest.fixture(scope="module")
 def modelscope() -> UNet3DConditionModel:
-    return empty_unet(MODELSCOPE_UNET_CONFIG)
+    return empty_network(MODELSCOPE_UNET_CONFIG)
 
 
 COUNTS = [
@@ -74,7 +74,7 @@ def test_order_is_that_of_named_modules(modelscope: UNet3DConditionModel, preset
 
 @pytest.mark.parametrize("preset", TARGETS)
 def test_presets_stay_on_their_layer(modelscope: UNet3DConditionModel, preset: str) -> None:
-    assert {layer_of(name) for name in target_modules(modelscope, preset)} == {TARGETS[preset].layer}
+    assert {UNET3D.layer_of(name) for name in target_modules(modelscope, preset)} == {TARGETS[preset].layer}
 
 
 @pytest.mark.parametrize("preset", [name for name in TARGETS if name.startswith("tap")])

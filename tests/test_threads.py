@@ -5,6 +5,7 @@ Libraries below change torch for the whole process while they build or load netw
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import nn
 from training_samples import quick, sample_clip, small_pipeline
 
 from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.base.text import token_ids
+from motion_lora.base.tokens import initial_tokens, with_tokens
 from motion_lora.core.errors import MotionLoRAError
 from motion_lora.core.stack import AdapterStack, StackEntry
 from motion_lora.sampling.loop import sample
@@ -95,3 +98,53 @@ def test_trainings_samples_and_loads_at_once_are_what_they_are_alone(tmp_path: P
     for thread in (other, sampler, loader):
         assert thread.rounds and not thread.errors
     assert set(prints) == {alone}
+
+
+PROMPTS = (
+    "a red circle",
+    "a red circle over snow " * 8,
+    "a blue square over snow",
+    "",
+    "a red circle circling around over sand and snow",
+)
+
+
+def test_prompts_of_any_length_in_many_threads_are_what_they_are_alone() -> None:
+    """The tokenizer is shared, and its library keeps what one call asked for on the shared object."""
+    base = small_pipeline()
+    tokens = initial_tokens(base, ["red circle"], 2)
+    alone = {prompt: base.tokenize([prompt]) for prompt in PROMPTS}
+    embedded = base.encode_prompt(PROMPTS[:2])
+    counts = {prompt: len(token_ids(base.tokenizer, prompt)) for prompt in PROMPTS}
+
+    def one_prompt(prompt: str) -> None:
+        assert torch.equal(base.tokenize([prompt]), alone[prompt])
+        assert len(token_ids(base.tokenizer, prompt)) == counts[prompt]
+
+    def a_pair() -> None:
+        assert torch.equal(base.encode_prompt(PROMPTS[:2]), embedded)
+
+    def inverts() -> None:
+        assert torch.equal(initial_tokens(base, ["red circle"], 2).rows, tokens.rows)
+        taught, _ = with_tokens(base, tokens)
+        assert taught.tokenize(["<look-1> over snow"]).shape == alone[""].shape
+
+    works = [lambda prompt=prompt: one_prompt(prompt) for prompt in PROMPTS] + [a_pair, inverts]
+    threads = [Thread(work) for work in works]
+    with contextlib.ExitStack() as stack:
+        for thread in threads:
+            stack.enter_context(thread)
+        for _ in range(400):
+            for prompt in PROMPTS:
+                one_prompt(prompt)
+    assert all(thread.rounds for thread in threads)
+    assert [error for thread in threads for error in thread.errors] == []
+
+
+def test_a_base_that_makes_room_leaves_the_text_encoder_of_another_training() -> None:
+    base = small_pipeline()
+    training = base.replica(unet=False, text_encoder=True)
+    with base.offload_encoders():
+        assert training._place_of(training.text_encoder).offloaders == 0
+        assert base.replica()._place_of(base.text_encoder).offloaders == 1
+        assert training._place_of(training.vae).offloaders == 1, "the VAE is the base's own"

@@ -17,6 +17,7 @@ from training_samples import (
     same_weights,
     sample_clip,
     small_pipeline,
+    stage_on,
     weights_of,
 )
 
@@ -48,7 +49,7 @@ def clip():
 
 
 def stage_run(pipeline, clips, settings, absorber=None, stage=-1) -> StageRun:
-    return StageRun(pipeline, main_stages(settings)[stage], settings, clips, absorber)
+    return stage_on(pipeline, main_stages(settings)[stage], settings, clips, absorber)
 
 
 def gradients(run_: StageRun, step: int) -> dict[str, float]:

@@ -12,7 +12,10 @@ from motion_lora.apps.cli.train import train_settings
 from motion_lora.core.errors import SettingsError
 from motion_lora.methods.tuning import AUTO
 from motion_lora.playground.defaults import PLAYGROUND_DEFAULTS
-from motion_lora.training import RANGES, TrainSettings, check_settings, step_plan
+from motion_lora.playground.model import load_playground, playground_hash
+from motion_lora.training import RANGES, SETTINGS, TrainSettings, check_settings, step_plan
+from motion_lora.training import settings as settings_module
+from motion_lora.training.settings import SETTINGS_VERSION
 
 
 def test_every_fault_is_named_at_once():
@@ -98,13 +101,66 @@ def test_only_what_has_an_effect_counts():
 
 def test_settings_go_through_json():
     settings = TrainSettings(method="motiondirector", seed=2**64 - 1, min_snr_gamma=5.0)
-    assert TrainSettings(**json.loads(json.dumps(settings.to_json()))) == settings
+    assert TrainSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+
+
+# A version and a way up -----------------------------------------------------------------------------------------------
+
+
+def test_settings_of_an_older_version_are_read(monkeypatch):
+    monkeypatch.setattr(settings_module, "RENAMED", {1: {"depth": "rank"}})
+    older = TrainSettings(rank=8).to_json()
+    del older["version"], older["loss"]
+    older["depth"] = older.pop("rank")
+    assert TrainSettings.from_json(older) == TrainSettings(rank=8)
+    assert "depth" in TrainSettings(rank=8).hashed() and "rank" not in TrainSettings(rank=8).hashed()
+    assert "rank" in TrainSettings().with_effect()
+
+
+def test_a_renamed_field_keeps_its_hash(monkeypatch):
+    names = {"depth" if name == "rank" else name: value for name, value in TrainSettings(rank=8).hashed().items()}
+    monkeypatch.setattr(settings_module, "RENAMED", {1: {"depth": "rank"}})
+    assert TrainSettings(rank=8).hashed() == names
+
+
+def test_a_new_setting_makes_nothing_foreign():
+    first = {name for name, about in SETTINGS.items() if about.since == 1 and about.has_effect}
+    assert set(TrainSettings().hashed()) == first
+    assert set(TrainSettings(loss="denoising").hashed()) == first, "says what debiased_loss says"
+    assert TrainSettings(loss="debiased").hashed() == TrainSettings(debiased_loss=True).hashed()
+    assert all(about.since <= SETTINGS_VERSION for about in SETTINGS.values())
+
+
+def test_settings_that_are_not_known_are_named():
+    with pytest.raises(SettingsError, match=r"version 9 and hold whirl, which this MotionLoRA \(settings version"):
+        TrainSettings.from_json({"version": 9, "rank": 4, "whirl": 1})
+    with pytest.raises(SettingsError, match="version 'new'"):
+        TrainSettings.from_json({"version": "new"})
+
+
+def test_losses_that_contradict_each_other_are_refused():
+    with pytest.raises(SettingsError, match="say different things"):
+        check_settings(TrainSettings(loss="denoising", debiased_loss=True))
+    check_settings(TrainSettings(loss="debiased", debiased_loss=True))
+
+
+def test_a_name_is_no_playground():
+    """B18: a model that is called so has the methods as their authors have them."""
+    base = small_pipeline()
+    named = dataclasses.replace(base, identity=dataclasses.replace(base.identity, name="playground-of-mine"))
+    assert TrainSettings.for_base(named) == TrainSettings.for_method("customize-a-video")
+    assert load_playground("cpu").identity.weights_hash == playground_hash()
+
+
+def test_every_setting_is_described():
+    assert list(SETTINGS) == [field.name for field in dataclasses.fields(TrainSettings)]
+    assert all(about.help.endswith(".") and about.group for about in SETTINGS.values())
 
 
 def test_the_playground_has_defaults_of_its_own():
     base = small_pipeline()
     assert TrainSettings.for_base(base, "motiondirector") == TrainSettings.for_method("motiondirector")
-    identity = dataclasses.replace(base.identity, name="playground-64")
+    identity = dataclasses.replace(base.identity, weights_hash=playground_hash())
     play = TrainSettings.for_base(dataclasses.replace(base, identity=identity), "motiondirector")
     for name, value in PLAYGROUND_DEFAULTS["motiondirector"].items():
         assert getattr(play, name) == value
@@ -117,7 +173,7 @@ def test_where_no_method_is_named_the_base_decides():
     """The recipe where it was measured, a published method where it was not."""
     base = small_pipeline()
     assert TrainSettings.for_base(base) == TrainSettings.for_method("customize-a-video")
-    play = dataclasses.replace(base, identity=dataclasses.replace(base.identity, name="playground-64"))
+    play = dataclasses.replace(base, identity=dataclasses.replace(base.identity, weights_hash=playground_hash()))
     assert TrainSettings.for_base(play) == TrainSettings.for_base(play, "many-looks")
     chosen = TrainSettings.for_base(play)
     assert chosen.resolved().absorber == "dual" and chosen.looks, "it can be trained as it is"

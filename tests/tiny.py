@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
+from diffusers.models.unets.unet_motion_model import UNetMotionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -80,6 +81,32 @@ def tiny_unet(seed: int = 0, *, levels: int = 3, layers_per_block: int = 1) -> U
     unet = UNet3DConditionModel(**tiny_unet_config(levels=levels, layers_per_block=layers_per_block))
     randomise(unet, seed)
     return unet
+
+
+def tiny_motion_unet(
+    seed: int = 0, *, levels: int = 3, layers_per_block: int = 1, mid_block: bool = True, max_frames: int = 8
+) -> UNetMotionModel:
+    """AnimateDiff's layout on Stable Diffusion 1.5's: with a motion module in the middle block as v2, or as v3."""
+    tail = levels == 3
+    cross_down, cross_up = "CrossAttnDownBlockMotion", "CrossAttnUpBlockMotion"
+    unet = UNetMotionModel(
+        sample_size=SIZE // VAE_FACTOR,
+        block_out_channels=(32, 64, 64)[:levels],
+        down_block_types=(cross_down, cross_down, *(["DownBlockMotion"] if tail else [])),
+        up_block_types=(*(["UpBlockMotion"] if tail else []), cross_up, cross_up),
+        layers_per_block=layers_per_block,
+        cross_attention_dim=TEXT_WIDTH,
+        num_attention_heads=4,
+        motion_num_attention_heads=4,
+        motion_max_seq_length=max_frames,
+        use_motion_mid_block=mid_block,
+        norm_num_groups=8,
+    )
+    randomise(unet, seed)
+    return unet
+
+
+BACKBONE_UNETS = {"unet3d": tiny_unet, "animatediff": tiny_motion_unet}
 
 
 def tiny_vae(seed: int = 1) -> AutoencoderKL:
@@ -158,10 +185,15 @@ def tiny_text_encoder(seed: int = 2, *, width: int = TEXT_WIDTH) -> CLIPTextMode
 
 
 def tiny_pipeline(
-    seed: int = 0, *, levels: int = 3, layers_per_block: int = 1, prediction_type: str = "epsilon"
+    seed: int = 0,
+    *,
+    levels: int = 3,
+    layers_per_block: int = 1,
+    prediction_type: str = "epsilon",
+    backbone: str = "unet3d",
 ) -> VideoPipeline:
     """A whole base on CPU in fp32: 32 x 32 pixels, 4 frames by default, sizes are multiples of 16 (levels=3) or 8."""
-    unet = tiny_unet(seed, levels=levels, layers_per_block=layers_per_block)
+    unet = BACKBONE_UNETS[backbone](seed, levels=levels, layers_per_block=layers_per_block)
     return VideoPipeline(
         unet=unet,
         vae=tiny_vae(seed + 1),

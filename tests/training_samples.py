@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,9 +11,11 @@ from tiny import tiny_frames, tiny_pipeline
 from torch import Tensor
 
 from motion_lora.base.pipeline import VideoPipeline
+from motion_lora.core.absorber import Absorber
 from motion_lora.core.clip import Clip
 from motion_lora.core.lora import LoRA
-from motion_lora.training import StepReport, TrainSettings
+from motion_lora.methods.stages import Stage
+from motion_lora.training import StageRun, StepReport, TrainSettings, make_recipe
 
 CAPTION = "a red circle moving left over sand"
 APPEARANCE = "a red circle over sand"
@@ -57,6 +60,14 @@ def quick(**changes: Any) -> TrainSettings:
         "frames_per_step": 2,
     }
     return TrainSettings(**{**few, **changes})
+
+
+def stage_on(
+    pipeline: VideoPipeline, stage: Stage, settings: TrainSettings, clips: Sequence[Clip], absorber: Absorber | None
+) -> StageRun:
+    """One stage made ready, as `train` does it."""
+    recipe = make_recipe(clips, settings, absorber)
+    return StageRun(pipeline, stage, recipe.with_new_tokens(pipeline), absorber)
 
 
 @dataclass

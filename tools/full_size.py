@@ -35,7 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from motion_lora.backbones.bypass import temporal_bypass
-from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
+from motion_lora.backbones.registry import empty_network
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG
 from motion_lora.base.identity import identify
 from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.base.placement import DTYPES, pick_device, pick_dtype
@@ -99,7 +100,7 @@ class Size:
 
 def random_unet(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> UNet3DConditionModel:
     """The network with random weights, allocated once, on the device and in the dtype in which it computes."""
-    unet = empty_unet(config).to(dtype).to_empty(device=device)
+    unet = empty_network(config).to(dtype).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
@@ -145,7 +146,7 @@ def choose_dtype(name: str, device: torch.device, config: Mapping[str, Any]) -> 
     """As `pick_dtype`; on CPUs "auto" is bf16 where the processor multiplies it natively or fp32 would not fit."""
     if name != "auto" or device.type != "cpu":
         return pick_dtype(name, device)
-    weights = sum(parameter.numel() for parameter in empty_unet(config).parameters())
+    weights = sum(parameter.numel() for parameter in empty_network(config).parameters())
     fits = 4 * weights + _ROOM_FOR_THE_REST < total_memory()
     return torch.float32 if fits and not has_amx() else torch.bfloat16
 
@@ -154,7 +155,7 @@ def needs_checkpointing(
     options: argparse.Namespace, device: torch.device, dtype: torch.dtype, config: Mapping[str, Any]
 ) -> bool:
     """Whether a training step on a CPU would ask for more memory than there is; accelerators are left to the user."""
-    weights = sum(parameter.numel() for parameter in empty_unet(config).parameters())
+    weights = sum(parameter.numel() for parameter in empty_network(config).parameters())
     share = options.num_frames * options.height * options.width / (16 * 256 * 256)
     kept = _KEPT_ACTIVATIONS * share if options.config == "modelscope" else 0
     return device.type == "cpu" and dtype.itemsize * (weights + kept) + _REST > 0.9 * total_memory()
@@ -235,7 +236,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
 
 def count_flops(config: Mapping[str, Any], latents: tuple[int, ...], *, bypass: bool, backward: bool) -> int:
     """FLOPs of a forward pass, and of its activations' gradients: weights are frozen, the LoRA's part is negligible."""
-    unet = empty_unet(config).eval().requires_grad_(False)
+    unet = empty_network(config).eval().requires_grad_(False)
     batch = latents[0]
     with torch.device("meta"):
         noisy = torch.empty(latents, requires_grad=backward)

@@ -1,11 +1,12 @@
 """The one place where an adapter stack is applied to a network.
 
 Whatever is constant is merged into new tensors of a replica, so ten stacked LoRAs cost per step what none cost;
-whatever varies over steps or frames runs beside the module through a forward hook.
+whatever varies over steps or frames, or is too small for the weights' precision, runs beside the module in a hook.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,17 @@ from typing import Any
 
 from torch import nn
 
+from ..backbones.base import Backbone
+from ..backbones.lora import layer_of
+from ..backbones.registry import named, of_network
 from ..core.errors import SettingsError
-from ..core.lora import TEMPORAL, layer_of
-from ..core.stack import AdapterStack, StackEntry, block_of
+from ..core.lora import DEFAULT_BACKBONE, TEMPORAL
+from ..core.stack import AdapterStack, StackEntry
 from .branches import Branch
 from .fit import require_fit, weights_of
-from .merging import AppliedLayer, merged_weight
+from .merging import AppliedLayer, is_below_precision, merged_weight
+
+_log = logging.getLogger(__name__)
 
 
 class AppliedStack:
@@ -48,9 +54,10 @@ def applied(unet: nn.Module, stack: AdapterStack, num_frames: int, *, merge: boo
     """
     if num_frames < 1:
         raise SettingsError(f"num_frames must be at least 1, got {num_frames}")
-    _check_entries(unet, stack)
-    constant, varying = _plan(stack, num_frames, merge)
-    with _at_work(unet, constant, varying) as at_work:
+    backbone = of_network(unet)
+    _check_entries(unet, stack, backbone)
+    constant, varying = _plan(stack, backbone.latent_frames(num_frames), merge)
+    with _at_work(unet, constant, varying, backbone) as at_work:
         yield at_work
 
 
@@ -64,8 +71,23 @@ def applied_to_text_encoder(text_encoder: nn.Module, stack: AdapterStack) -> Ite
             key = entry.text_encoder.fingerprint()
             layers = entry.text_encoder.layers.items()
             parts += [AppliedLayer(module, layer, key, entry.strength) for module, layer in layers]
-    with _at_work(text_encoder, _grouped(parts), {}):
+    with _at_work(text_encoder, _grouped(parts), {}, named(DEFAULT_BACKBONE)):
         yield
+
+
+def check_frames(entry: StackEntry) -> None:
+    """Raise SettingsError for a strength over frames on a LoRA without temporal layers."""
+    if entry.frames is not None and not any(layer_of(entry.lora, module) == TEMPORAL for module in entry.lora):
+        raise SettingsError(
+            f"LoRA {entry.name or '(unnamed)'} has no temporal layers, so a strength over frames has nothing to "
+            "act on: leave the frame curve out, or use it on a motion LoRA"
+        )
+
+
+def strength_of(entry: StackEntry, module: str) -> float:
+    """The strength of one layer of an entry before the curves over steps and frames."""
+    backbone = named(entry.lora.backbone)
+    return entry.strength_of(backbone.layer_of(module), backbone.block_of(module))
 
 
 def _plan(
@@ -81,10 +103,10 @@ def _parts(entry: StackEntry, num_frames: int) -> Iterator[AppliedLayer]:
     """The layers of an entry; constant curves are folded into the strength."""
     key = entry.lora.fingerprint()
     for module, layer in entry.lora.layers.items():
-        strength, steps, frames = entry.strength_of(module), entry.schedule, None
+        strength, steps, frames = strength_of(entry, module), entry.schedule, None
         if steps is not None and steps.constant is not None:
             strength, steps = strength * steps.constant, None
-        if entry.frames is not None and layer_of(module) == TEMPORAL:
+        if entry.frames is not None and layer_of(entry.lora, module) == TEMPORAL:
             if entry.frames.constant is not None:
                 strength *= entry.frames.constant
             else:
@@ -114,23 +136,38 @@ def _summed(parts: Sequence[AppliedLayer]) -> AppliedLayer:
 
 @contextmanager
 def _at_work(
-    network: nn.Module, constant: Mapping[str, list[AppliedLayer]], varying: Mapping[str, list[AppliedLayer]]
+    network: nn.Module,
+    constant: Mapping[str, list[AppliedLayer]],
+    varying: Mapping[str, list[AppliedLayer]],
+    backbone: Backbone,
 ) -> Iterator[AppliedStack]:
     modules = dict(network.named_modules())
     originals: list[tuple[nn.Module, nn.Parameter]] = []
     handles = []
     try:
-        branches = {name: Branch(name, modules[name], parts) for name, parts in varying.items()}
+        faint = 0
+        beside = {name: list(parts) for name, parts in varying.items()}
         for name, parts in constant.items():
             module = modules[name]
             weight = module._parameters["weight"]
             assert weight is not None  # `require_fit` has seen it
-            merged = nn.Parameter(merged_weight(weight, parts), requires_grad=False)
+            merged = merged_weight(weight, parts)
+            if merged is None:
+                beside.setdefault(name, []).extend(parts)
+                faint += is_below_precision(weight, parts)
+                continue
             originals.append((module, weight))
-            module._parameters["weight"] = merged
+            module._parameters["weight"] = nn.Parameter(merged, requires_grad=False)
+        if faint:
+            _log.warning(
+                "the change of %d layers is too small for %s, part of it is lost: load the base in fp16 or fp32",
+                faint,
+                str(weight.dtype).removeprefix("torch."),
+            )
+        branches = {name: Branch(name, modules[name], parts, backbone.frame_axis) for name, parts in beside.items()}
         for name, branch in branches.items():
             handles.append(modules[name].register_forward_hook(branch))
-        yield AppliedStack(branches, len(constant))
+        yield AppliedStack(branches, len(originals))
     finally:
         for handle in handles:
             handle.remove()
@@ -138,10 +175,11 @@ def _at_work(
             module._parameters["weight"] = weight
 
 
-def _check_entries(unet: nn.Module, stack: AdapterStack) -> None:
-    blocks = sorted({block_of(module) for module in weights_of(unet)}) if stack.entries else []
+def _check_entries(unet: nn.Module, stack: AdapterStack, backbone: Backbone) -> None:
+    blocks = sorted({backbone.block_of(module) for module in weights_of(unet)}) if stack.entries else []
     for entry in stack.entries:
         require_fit(unet, entry.lora, entry.name)
+        check_frames(entry)
         unknown = sorted(set(entry.block_strengths) - set(blocks))
         if unknown:
             raise SettingsError(f"no such block: {', '.join(unknown)}; this base has {', '.join(blocks)}")

@@ -8,18 +8,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..backbones.registry import of_keys
 from ..core.errors import LoRAFileError, SettingsError
 from ..core.lora import LoRA, LoRALayer
 from ..core.metadata import OWN
-from ..core.stack import trained_schedule
 
 # Keys of one training that are no longer true of what arithmetic made of it.
-_STALE = ("format_version", "kind", "scale", "fingerprint", "alpha", "training_fingerprint", "steps")
+_STALE = ("format_version", "kind", "scale", "fingerprint", "alpha", "training_fingerprint", "steps", "acts_in")
 _OVERSAMPLING, _POWER_STEPS = 16, 6
 
 
@@ -53,17 +53,19 @@ def merge(loras: Sequence[LoRA], strengths: Sequence[float] | None = None) -> Lo
         raise SettingsError(f"merging needs LoRAs and as many strengths, got {len(loras)} and {len(strengths)}")
     if not all(math.isfinite(strength) for strength in strengths):
         raise SettingsError(f"strengths must be finite numbers, got {strengths}")
-    schedules = {repr(trained_schedule(lora.metadata)) for lora in loras}
-    if len(schedules) > 1:
+    if len({lora.acts_in for lora in loras}) > 1:
         raise SettingsError(
             "these LoRAs act in different sampling steps (they were trained on different timesteps), which one file "
             "cannot say: put them on a stack instead"
         )
+    backbones = sorted({lora.backbone for lora in loras})
+    if len(backbones) > 1:
+        raise LoRAFileError(f"the LoRAs do not belong to one network: they are for {' and '.join(backbones)}")
     layers = {}
     for module in dict.fromkeys(module for lora in loras for module in lora):
         pairs = [(lora.layers[module], s) for lora, s in zip(loras, strengths, strict=True) if module in lora.layers]
         layers[module] = _side_by_side(module, pairs)
-    return LoRA(layers, {**_timesteps(loras[0].metadata), **_merged_metadata(loras, strengths)})
+    return LoRA(layers, _merged_metadata(loras, strengths), loras[0].acts_in, backbones[0])
 
 
 def resize(lora: LoRA, rank: int | None = None, *, energy: float | None = None) -> Resized:
@@ -87,7 +89,7 @@ def resize(lora: LoRA, rank: int | None = None, *, energy: float | None = None) 
     total = sum(totals.values())
     shares = {module: keeps[module] / totals[module] if totals[module] else 1.0 for module in layers}
     kept = sum(keeps.values()) / total if total else 1.0
-    return Resized(LoRA(layers, _changed(lora.metadata)), kept, shares)
+    return Resized(replace(lora, layers=layers, metadata=_changed(lora.metadata)), kept, shares)
 
 
 def extract(
@@ -116,7 +118,8 @@ def extract(
         total += float(difference.square().sum())
         kept += energy
     left_out = tuple(name for name in changed if name not in usable)
-    return Extracted(LoRA(layers, {f"{OWN}imported_from": "difference"}), kept / total, left_out)
+    lora = LoRA(layers, {f"{OWN}imported_from": "difference"}, backbone=of_keys(base).name)
+    return Extracted(lora, kept / total, left_out)
 
 
 def _side_by_side(module: str, pairs: Sequence[tuple[LoRALayer, float]]) -> LoRALayer:
@@ -190,15 +193,6 @@ def _changed(metadata: Mapping[str, str]) -> dict[str, str]:
     """Metadata without what the change of the factors has made untrue."""
     stale = {OWN + key for key in _STALE}
     return {key: value for key, value in metadata.items() if key not in stale}
-
-
-def _timesteps(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Of the settings only what says in which steps a LoRA acts; nothing where it acts in all."""
-    schedule = trained_schedule(metadata)
-    if schedule is None:
-        return {}
-    timesteps = {"timestep_low": round(1.0 - schedule.end, 6), "timestep_high": round(1.0 - schedule.start, 6)}
-    return {f"{OWN}settings": json.dumps(timesteps)}
 
 
 def _merged_metadata(loras: Sequence[LoRA], strengths: Sequence[float]) -> dict[str, str]:

@@ -6,7 +6,7 @@ convolution, which reads the frames beside it: what a neighbour adds to a frame 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,14 +16,18 @@ from torch.nn import functional
 from ..core.errors import SettingsError
 from .merging import AppliedLayer
 
+# Which axis of a module's output counts the frames: `Backbone.frame_axis`.
+FrameAxis = Callable[[nn.Module, Tensor], int | None]
+
 
 class Branch:
     """The varying change of one module: all its layers side by side, one gain per rank (and per frame)."""
 
-    def __init__(self, name: str, module: nn.Module, parts: Sequence[AppliedLayer]) -> None:
+    def __init__(self, name: str, module: nn.Module, parts: Sequence[AppliedLayer], frame_axis: FrameAxis) -> None:
         weight = module._parameters["weight"]
         assert weight is not None  # `require_fit` has seen it
         self.name = name
+        self._frame_axis = frame_axis
         self._dtype, self._device = weight.dtype, weight.device
         self._down = self._placed(torch.cat([part.layer.down.float() for part in parts]))
         ups = [part.layer.scale * part.layer.up.float() for part in parts]
@@ -51,28 +55,24 @@ class Branch:
             return None
         if isinstance(module, nn.Linear):
             hidden = functional.linear(args[0], self._down)
-            return output + functional.linear(hidden * self._for_tokens(hidden, self._gains), self._up)
+            return output + functional.linear(hidden * self._spread(module, hidden, self._gains, -1), self._up)
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             convolve = functional.conv2d if isinstance(module, nn.Conv2d) else functional.conv3d
             hidden = convolve(args[0], self._down, None, module.stride, module.padding, module.dilation)
-            return output + convolve(hidden * self._for_maps(hidden, self._gains), self._up)
+            return output + convolve(hidden * self._spread(module, hidden, self._gains, 1), self._up)
         raise SettingsError(f"{self.name} is a {type(module).__name__}: a strength that varies cannot act on it")
 
-    def _for_tokens(self, hidden: Tensor, gains: Tensor) -> Tensor:
-        """(frames or 1, ranks) against (b * h * w, f, ranks): frames are the tokens of a temporal transformer."""
+    def _spread(self, module: nn.Module, hidden: Tensor, gains: Tensor, rank_axis: int) -> Tensor:
+        """Gains (frames or 1, ranks) in the shape of `hidden`, whose ranks are at `rank_axis`."""
+        shape = [1] * hidden.ndim
+        shape[rank_axis] = gains.shape[1]
         if len(gains) == 1:
-            return gains[0]
-        if hidden.ndim != 3 or hidden.shape[1] != len(gains):
+            return gains[0].view(shape)
+        axis = self._frame_axis(module, hidden)
+        if axis is None or hidden.shape[axis] != len(gains):
             raise SettingsError(self._frames_text(hidden, gains))
-        return gains
-
-    def _for_maps(self, hidden: Tensor, gains: Tensor) -> Tensor:
-        """(frames or 1, ranks) against (b, ranks, f, h, w) or (b * f, ranks, h, w)."""
-        if len(gains) == 1:
-            return gains[0].view(-1, *[1] * (hidden.ndim - 2))
-        if hidden.ndim != 5 or hidden.shape[2] != len(gains):
-            raise SettingsError(self._frames_text(hidden, gains))
-        return gains.T[:, :, None, None]
+        shape[axis] = len(gains)
+        return (gains if axis < rank_axis % hidden.ndim else gains.T).reshape(shape)
 
     def _frames_text(self, hidden: Tensor, gains: Tensor) -> str:
         return f"{self.name} got {tuple(hidden.shape)}, but the strength over frames was made for {len(gains)} frames"

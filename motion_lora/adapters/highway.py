@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..backbones.base import Skip
-from ..backbones.unet3d import describe
+from ..backbones.base import Backbone, Skip
+from ..backbones.registry import describe, of_network
 from ..core.errors import SettingsError
 from ..core.highway import Highway
 
@@ -76,38 +76,40 @@ def appearance_highway(unet: nn.Module, highway: Highway | None) -> Iterator[Non
 
     Raises SettingsError before anything is touched when the network has no skips that can be re-routed.
     """
+    backbone = of_network(unet)
     routes = plan_highway(unet, highway) if highway is not None else ()
     # Output of each spatial attention of the forward pass that is under way, (b * f, c, h, w) each.
     passing: dict[str, Tensor] = {}
     with ExitStack() as hooks:
         for name in sorted({route.spatial for route in routes if route.spatial}):
-            hook = unet.get_submodule(name).register_forward_hook(_recorder(passing, name))
+            hook = unet.get_submodule(name).register_forward_hook(_recorder(backbone, passing, name))
             hooks.callback(hook.remove)
         for block in sorted({route.up_block for route in routes}):
             here = {route.position: route for route in routes if route.up_block == block}
-            hook = unet.get_submodule(block).register_forward_pre_hook(_switch(passing, here), with_kwargs=True)
+            switch = _switch(backbone, passing, here)
+            hook = unet.get_submodule(block).register_forward_pre_hook(switch, with_kwargs=True)
             hooks.callback(hook.remove)
         yield
 
 
-def _recorder(passing: dict[str, Tensor], name: str) -> Any:
+def _recorder(backbone: Backbone, passing: dict[str, Tensor], name: str) -> Any:
     def record(module: nn.Module, inputs: Any, output: Any) -> None:
-        passing[name] = output[0]
+        passing[name] = backbone.transformer_output(output)
 
     return record
 
 
-def _switch(passing: dict[str, Tensor], routes: Mapping[int, Route]) -> Any:
+def _switch(backbone: Backbone, passing: dict[str, Tensor], routes: Mapping[int, Route]) -> Any:
     """A pre-hook of an up block that exchanges or scales entries of its tuple of skips."""
 
     def switch(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        skips = list(kwargs["res_hidden_states_tuple"])
+        skips = list(backbone.skips_of(kwargs))
         for position, route in routes.items():
             # Taken out, not copied: a tensor kept here would outlive the forward pass that it belongs to.
             skip = passing.pop(route.spatial) if route.spatial else skips[position]
             skips[position] = skip if route.scale == 1.0 else skip * route.scale
-        return args, {**kwargs, "res_hidden_states_tuple": tuple(skips)}
+        return args, backbone.with_skips(kwargs, tuple(skips))
 
     return switch

@@ -17,8 +17,10 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..backbones.registry import of_network
 from ..core.errors import ModelError, SettingsError
 from ..core.lora import LoRA, LoRALayer
+from .broken import shield_peft
 from .fit import CONVOLUTIONS, check_modules, find_module, max_rank, weight_of
 
 _Product = Callable[[Tensor, Tensor], Tensor]
@@ -58,6 +60,7 @@ class Adapter:
     def __init__(self, unet: nn.Module, name: str) -> None:
         """Raises SettingsError when `unet` has no adapter of that name."""
         self.name = name
+        self._network = unet
         self._hosts = {module: host for module, host in _hosts(unet) if name in host.lora_A}
         if not self._hosts:
             there = ", ".join(adapter_names(unet)) or "none"
@@ -105,7 +108,7 @@ class Adapter:
         for module, host in self._hosts.items():
             down, up = self._factors(host)
             layers[module] = LoRALayer(_copy(down.weight), _copy(up.weight), up.scale)
-        return LoRA(layers)
+        return LoRA(layers, backbone=of_network(self._network).name)
 
 
 @torch.no_grad()
@@ -188,6 +191,7 @@ def _install(unet: nn.Module, name: str, layers: Mapping[str, LoRALayer], dropou
     # PEFT keeps adapters as children of a ModuleDict, whose own attributes are no free names.
     if "." in name or hasattr(nn.ModuleDict, name) or name in adapter_names(unet):
         raise SettingsError(f"adapter name is {name!r}; it must be new on this network, without dots, no torch name.")
+    shield_peft()
     config = LoraConfig(r=1, lora_alpha=1, target_modules=list(layers), init_lora_weights=False)
     # On the meta device: without memory, as the factors are replaced, and without drawing from the host's random state.
     # PEFT's own way to it, low_cpu_mem_usage, does that to whatever module any thread of the host is building.
@@ -237,6 +241,8 @@ def _activate(host: LoraLayer) -> None:
 def _keep_trainable(weights: Iterable[nn.Parameter]) -> Iterator[None]:
     """PEFT decides what trains whenever it adds or activates an adapter; here `set_trainable` alone decides."""
     flags = [(weight, weight.requires_grad) for weight in weights]
-    yield
-    for weight, flag in flags:
-        weight.requires_grad_(flag)
+    try:
+        yield
+    finally:
+        for weight, flag in flags:
+            weight.requires_grad_(flag)

@@ -1,9 +1,9 @@
 """Target presets: which modules of a network a LoRA changes. Each published choice is one row.
 
-The hosts are the spatial or the temporal transformers (`transformer_in` among the latter); in a host a preset takes
-projections of its attentions and, or not, its feed-forward. On ModelScope's network the parameter counts equal those
-that the papers print. On temporal hosts attn1 and attn2 are both self-attention over frames. Convolutions are those of
-the temporal convolution layers, (3, 1, 1) over frames, or those of the residual blocks inside a frame.
+The hosts are the spatial or the temporal transformers of the backbone; in a host a preset takes projections of its
+attentions and, or not, its feed-forward. On ModelScope's network the parameter counts equal those that the papers
+print. In temporal hosts the first and the second attention both look over frames. Convolutions are those of the
+temporal convolution layers, (3, 1, 1) over frames, or those of the residual blocks inside a frame.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..backbones.unet3d import describe
+from ..backbones.base import Selection
+from ..backbones.registry import of_network
 from ..core.errors import ModelError, SettingsError
 from ..core.lora import SPATIAL, TEMPORAL, Layer
 from .fit import weight_of
 
-_ALL = ("to_q", "to_k", "to_v", "to_out.0")
-_BOTH = ("attn1", "attn2")
-_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+_ALL = ("query", "key", "value", "output")
+_BOTH = ("first", "second")
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,9 @@ class TargetPreset:
     zero_sum: bool = False
 
     @property
-    def endings(self) -> frozenset[str]:
-        """Module names relative to a transformer block."""
-        attention = {f"{attention}.{projection}" for attention in self.attentions for projection in self.projections}
-        return frozenset(attention.union(_FEED_FORWARD if self.feed_forward else ()))
+    def selection(self) -> Selection:
+        """What the row asks a backbone for."""
+        return Selection(self.layer, self.attentions, self.projections, self.feed_forward, self.convolutions)
 
 
 _CAV, _MD, _SM = "Customize-A-Video", "MotionDirector", "Separate Motion from Appearance"
@@ -64,13 +63,13 @@ _PRESETS = (
         zero_sum=True,
     ),
     TargetPreset("temporal-full", TEMPORAL, _BOTH, _ALL, True, True, f"{_OWN}: attention, feed-forward, convolutions"),
-    TargetPreset("tap-k", TEMPORAL, _BOTH, ("to_k",), False, False, f"{_SM}: TAP as the paper is reported"),
-    TargetPreset("tap-k-out", TEMPORAL, _BOTH, ("to_k", "to_out.0"), False, False, f"{_SM}: TAP as in its code"),
+    TargetPreset("tap-k", TEMPORAL, _BOTH, ("key",), False, False, f"{_SM}: TAP as the paper is reported"),
+    TargetPreset("tap-k-out", TEMPORAL, _BOTH, ("key", "output"), False, False, f"{_SM}: TAP as in its code"),
     TargetPreset(
-        "tap-qk", TEMPORAL, _BOTH, ("to_q", "to_k"), False, False, f"{_SM}: TAP as its abstract says, Value untouched"
+        "tap-qk", TEMPORAL, _BOTH, ("query", "key"), False, False, f"{_SM}: TAP as its abstract says, Value untouched"
     ),
     TargetPreset("spatial-attention", SPATIAL, _BOTH, _ALL, False, False, f"{_CAV}: S-LoRA absorber, Table 3"),
-    TargetPreset("spatial-self-ff", SPATIAL, ("attn1",), _ALL, True, False, f"{_MD}: spatial path, reference code"),
+    TargetPreset("spatial-self-ff", SPATIAL, ("first",), _ALL, True, False, f"{_MD}: spatial path, reference code"),
     TargetPreset("spatial-conv", SPATIAL, (), (), False, True, "LoCon: the residual blocks' convolutions alone"),
     TargetPreset("spatial-full", SPATIAL, _BOTH, _ALL, True, True, "LoCon: attention, feed-forward, convolutions"),
 )
@@ -91,11 +90,11 @@ def target_modules(unet: nn.Module, preset: str) -> tuple[str, ...]:
     Raises SettingsError for an unknown preset, ModelError for a network that is not supported or lacks such layers.
     """
     row = find_preset(preset)
-    matching = _matching(unet, row)
-    if not matching:
-        kind = "transformer" if row.endings else "convolution"
+    names = of_network(unet).select(unet, row.selection)
+    if not names:
+        kind = "transformer" if row.attentions else "convolution"
         raise ModelError(f"The network has no {row.layer} {kind}, so target preset {preset!r} adapts nothing on it.")
-    return tuple(name for name, _ in unet.named_modules() if name in matching)
+    return names
 
 
 def parameter_count(unet: nn.Module, preset: str, rank: int) -> int:
@@ -104,25 +103,3 @@ def parameter_count(unet: nn.Module, preset: str, rank: int) -> int:
         raise SettingsError(f"rank is {rank}; it must be at least 1.")
     weights = (weight_of(unet.get_submodule(name)) for name in target_modules(unet, preset))
     return rank * sum(weight.shape[0] + weight[0].numel() for weight in weights)
-
-
-def _matching(unet: nn.Module, preset: TargetPreset) -> set[str]:
-    backbone = describe(unet)
-    temporal = preset.layer == TEMPORAL
-    transformers = backbone.temporal_transformers if temporal else backbone.spatial_transformers
-    blocks = backbone.temporal_convolutions if temporal else backbone.residual_blocks
-    names = {name for host in transformers for name in _projections(unet, host, preset.endings)}
-    if preset.convolutions:
-        names |= {name for host in blocks for name in _convolutions(unet, host)}
-    return names
-
-
-def _projections(unet: nn.Module, host: str, endings: frozenset[str]) -> list[str]:
-    """Linear modules of a transformer whose name after transformer_blocks.<number> is one of `endings`."""
-    linear = [name for name, module in unet.get_submodule(host).named_modules() if isinstance(module, nn.Linear)]
-    return [f"{host}.{name}" for name in linear if name.split(".", 2)[2:] and name.split(".", 2)[2] in endings]
-
-
-def _convolutions(unet: nn.Module, host: str) -> list[str]:
-    kinds = (nn.Conv2d, nn.Conv3d)
-    return [f"{host}.{name}" for name, module in unet.get_submodule(host).named_modules() if isinstance(module, kinds)]

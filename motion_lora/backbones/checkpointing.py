@@ -1,4 +1,4 @@
-"""Gradient checkpointing for `UNet3DConditionModel`, which has none of its own in diffusers.
+"""Gradient checkpointing, the same on every backbone: diffusers has none for some, and none beside a bypass.
 
 Activations inside a wrapped layer are dropped after the forward pass and computed again in the backward pass: about a
 third more arithmetic for a fraction of the memory. Gradients are the same numbers.
@@ -11,25 +11,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-CHECKPOINTED = (Transformer2DModel, TransformerTemporalModel, TemporalConvLayer, ResnetBlock2D)
+from .registry import of_network
 
 
 @contextmanager
 def gradient_checkpointing(unet: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """Inside the context the transformers, temporal convolutions and residual blocks of `unet` are checkpointed.
+    """Inside the context the layers that the backbone of `unet` names are checkpointed.
 
     For a network in evaluation mode, where only adapters drop anything, which repeat themselves by their seed: no
     random state is kept and brought back. Enter it before `temporal_bypass`, which replaces the same methods and puts
     them back. Whatever changes what a layer computes (strengths, seeds) must stay as it is from a forward pass to the
     end of its backward pass.
     """
-    layers = [module for module in unet.modules() if isinstance(module, CHECKPOINTED)] if enabled else []
+    layers = of_network(unet).checkpointed(unet) if enabled else []
     former = [module.__dict__.get("forward") for module in layers]
     try:
         for module in layers:

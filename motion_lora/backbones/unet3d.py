@@ -1,27 +1,24 @@
-"""Supported video networks: how to recognise one, and where its spatial layers, temporal layers and skips are.
+"""diffusers' `UNet3DConditionModel`: ModelScope text-to-video, ZeroScope, the playground.
 
-One network is supported, diffusers' `UNet3DConditionModel`: ModelScope text-to-video, ZeroScope, the playground. Its
-temporal layers are `transformer_in`, every `temp_attentions.*` and every `temp_convs.*`; all else has the names and
-shapes of Stable Diffusion 2.1's image network.
+Its temporal layers are `transformer_in`, every `temp_attentions.*` and every `temp_convs.*`; all else has the names and
+shapes of Stable Diffusion 2.1's image network. Without time, the 17 temporal transformers (`transformer_in` included)
+and the 22 temporal convolutions of the ModelScope configuration hand their input through; what is left equals that
+image network exactly. Stock diffusers runs its temporal layers even for a single frame, so one frame is not a bypass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
-from ..core.errors import ModelError
-from .base import Backbone, Skip
-from .registry import SUPPORTED, check_kind
+from .unet import ARCHITECTURE, WORDS, UNetBackbone, levels
 
 MODELSCOPE_UNET_CONFIG: Mapping[str, Any] = MappingProxyType(
     {
@@ -41,77 +38,51 @@ MODELSCOPE_UNET_CONFIG: Mapping[str, Any] = MappingProxyType(
 """The network of ModelScope text-to-video-ms-1.7b and of ZeroScope, which fine-tunes it."""
 
 
-def describe(unet: nn.Module) -> Backbone:
-    """The layers of `unet`; raises ModelError, saying what it is, for anything but a `UNet3DConditionModel`."""
-    if not isinstance(unet, UNet3DConditionModel):
-        check_kind(type(unet).__name__, "The given network")
-        raise ModelError(f"The given network is not diffusers' own UNet3DConditionModel. Choose a {SUPPORTED}.")
-    return Backbone(
-        name="unet3d",
-        spatial_transformers=_names(unet, Transformer2DModel),
-        temporal_transformers=_names(unet, TransformerTemporalModel),
-        temporal_convolutions=_names(unet, TemporalConvLayer),
-        residual_blocks=_names(unet, ResnetBlock2D),
-        skips=_skips(unet),
-        cross_attention_dim=int(unet.config["cross_attention_dim"]),
-        in_channels=int(unet.config["in_channels"]),
-    )
+class UNet3D(UNetBackbone):
+    """See the module. Temporal attn1 and attn2 are both self-attention over frames, without a position in time."""
+
+    name = "unet3d"
+    network_class = UNet3DConditionModel
+    models = "ModelScope text-to-video-ms-1.7b, ZeroScope, or the built-in playground"
+    reference_config = MODELSCOPE_UNET_CONFIG
+    architecture = ARCHITECTURE
+    temporal_words = frozenset({"transformer_in", "temp_attentions", "temp_convs"})
+    temporal_transformer = TransformerTemporalModel
+    temporal_convolution = TemporalConvLayer
+    key_words = (*WORDS, "transformer_in", "temp_attentions", "temp_convs", "conv3", "conv4")
+    list_targets = (
+        "temporal-all", "tap-k-out", "tap-k", "spatial-self-ff", "temporal-attention", "spatial-attention", "tap-qk",
+        "temporal-conv",
+    )  # fmt: skip
+    own_keys = re.compile(r"temp_attentions|temp_convs|transformer_in")
+    refusal = "a motion LoRA for ModelScope or ZeroScope: its temporal layers are others than this network's"
+    takes = "motion LoRAs for ModelScope or ZeroScope, and SD 2.1 image LoRAs"
+    text_width = 1024
+
+    def bypass(self, layer: nn.Module) -> Callable[..., Any]:
+        return _pass_transformer if isinstance(layer, TransformerTemporalModel) else _pass_convolution
+
+    def producers(self, network: nn.Module) -> list[tuple[str | None, str | None]]:
+        found: list[tuple[str | None, str | None]] = [("transformer_in", None)]
+        for level, block in levels(network.down_blocks):
+            for layer in range(len(block.resnets)):
+                if getattr(block, "has_cross_attention", False):
+                    prefix = f"down_blocks.{level}"
+                    found.append((f"{prefix}.temp_attentions.{layer}", f"{prefix}.attentions.{layer}"))
+                else:
+                    found.append((None, None))
+            if block.downsamplers is not None:
+                found.append((None, None))
+        return found
 
 
-def empty_unet(config: Mapping[str, Any]) -> UNet3DConditionModel:
-    """A network without weights (on the meta device) from a `config.json`'s entries, to count and to name modules."""
-    check_kind(str(config.get("_class_name", UNet3DConditionModel.__name__)), "The network config")
-    try:
-        with torch.device("meta"):
-            unet: UNet3DConditionModel = UNet3DConditionModel.from_config(dict(config))
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ModelError(f"The network config makes no UNet3DConditionModel: {error}") from error
-    return unet
+UNET3D = UNet3D()
 
 
-def vae_factor(vae: AutoencoderKL) -> int:
-    """How many pixels one latent spans along each side."""
-    return int(2 ** (len(vae.config["block_out_channels"]) - 1))
+def _pass_transformer(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    """The blocks ask their transformers for tuples."""
+    return (hidden_states,)
 
 
-def size_multiple(vae: AutoencoderKL, unet: UNet3DConditionModel) -> int:
-    """Frame height and width in pixels must be multiples of this, or the UNet's levels do not halve evenly."""
-    levels = len(unet.config["block_out_channels"])
-    return vae_factor(vae) * int(2 ** (levels - 1))
-
-
-def _names(unet: nn.Module, kind: type[nn.Module]) -> tuple[str, ...]:
-    return tuple(name for name, module in unet.named_modules() if isinstance(module, kind))
-
-
-def _levels(blocks: nn.ModuleList) -> Iterator[tuple[int, Any]]:
-    """The blocks with their number; `Any`, for torch types the attributes of a module as modules or tensors."""
-    yield from enumerate(blocks)
-
-
-def _producers(unet: UNet3DConditionModel) -> list[tuple[str | None, str | None]]:
-    """Temporal and spatial transformer behind each residual, in the order in which the UNet gathers them."""
-    producers: list[tuple[str | None, str | None]] = [("transformer_in", None)]
-    for level, block in _levels(unet.down_blocks):
-        for layer in range(len(block.resnets)):
-            if getattr(block, "has_cross_attention", False):
-                prefix = f"down_blocks.{level}"
-                producers.append((f"{prefix}.temp_attentions.{layer}", f"{prefix}.attentions.{layer}"))
-            else:
-                producers.append((None, None))
-        if block.downsamplers is not None:
-            producers.append((None, None))
-    return producers
-
-
-def _skips(unet: UNet3DConditionModel) -> tuple[Skip, ...]:
-    """The UNet hands out its residuals last in, first out: each up block takes as many as it has resnets."""
-    producers = _producers(unet)
-    skips: list[Skip] = []
-    end = len(producers)
-    for level, block in _levels(unet.up_blocks):
-        start = end - len(block.resnets)
-        for index in range(start, end):
-            skips.append(Skip(index, f"up_blocks.{level}", index - start, *producers[index]))
-        end = start
-    return tuple(sorted(skips, key=lambda skip: skip.index))
+def _pass_convolution(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states

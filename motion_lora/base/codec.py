@@ -6,6 +6,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
+from ..backbones.base import Backbone
 from ..core.axes import fold_frames, frames_to_pixels, pixels_to_frames, unfold_frames
 
 
@@ -15,6 +16,7 @@ def scaling_factor(vae: AutoencoderKL) -> float:
 
 
 def encode(
+    backbone: Backbone,
     vae: AutoencoderKL,
     frames: Tensor,
     device: torch.device,
@@ -35,11 +37,13 @@ def encode(
         deviation = torch.cat([posterior.std for posterior in posteriors]).float()
         noise = torch.randn(latents.shape, generator=generator)
         latents = latents + deviation * noise.to(latents.device)
-    return unfold_frames(latents, batch) * scaling_factor(vae)
+    return backbone.scale(vae, unfold_frames(latents, batch))
 
 
-def decode(vae: AutoencoderKL, latents: Tensor, device: torch.device, dtype: torch.dtype, chunk: int) -> Tensor:
+def decode(
+    backbone: Backbone, vae: AutoencoderKL, latents: Tensor, device: torch.device, dtype: torch.dtype, chunk: int
+) -> Tensor:
     """Scaled latents (b, c, f, h, w) -> frames (b, f, h, w, 3) in [0, 1], float32 on CPU, `chunk` at a time."""
-    images = fold_frames(latents / scaling_factor(vae))
+    images = fold_frames(backbone.unscale(vae, latents))
     decoded = [vae.decode(part.to(device, dtype)).sample.float().cpu() for part in images.split(chunk)]
     return pixels_to_frames(torch.cat(decoded).unflatten(0, (latents.shape[0], -1)))

@@ -1,7 +1,8 @@
 """Reading a diffusers folder: which parts it must have, which weight files are taken, and what can be wrong with it.
 
 Everything that can be told from the small JSON files is checked before a weight is read, so that a wrong folder costs
-a second and one clear line. Only safetensors are read: a pickle can run code.
+a second and one clear line. Only safetensors are read; see `pickles` for
+models that have none.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ..backbones.registry import SUPPORTED, check_kind
+from ..backbones.registry import of_class, supported
 from ..core.errors import ModelError
+from .pickles import with_safetensors
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
@@ -47,7 +48,7 @@ _READ_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, Safet
 class Parts:
     """The parts of a base model, on CPU in the asked dtype, frozen and in evaluation mode."""
 
-    unet: UNet3DConditionModel
+    unet: nn.Module
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
@@ -61,9 +62,10 @@ def read_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Parts:
     `variant` picks weight files such as `*.fp16.safetensors`; None takes the plain files, or the only variant there is.
     """
     configs, about = check_folder(folder), _read_about(folder)
-    files = {part: pick_variant(folder / part, name, dtype, variant) for part, name in _WEIGHT_NAMES.items()}
+    files = {part: _weights_of(folder / part, name, dtype, variant) for part, name in _WEIGHT_NAMES.items()}
+    network = of_class(_class_of(folder), str(folder)).network_class
     return Parts(
-        unet=_read_diffusers(UNet3DConditionModel, folder / "unet", dtype, files["unet"]),
+        unet=_read_diffusers(network, folder / "unet", dtype, files["unet"]),
         vae=_read_diffusers(AutoencoderKL, folder / "vae", dtype, files["vae"]),
         text_encoder=_read_text_encoder(folder / "text_encoder", dtype, files["text_encoder"]),
         tokenizer=_read_tokenizer(folder / "tokenizer"),
@@ -75,16 +77,16 @@ def read_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Parts:
 def read_unet_weights(place: Path, variant: str | None = None) -> dict[str, Tensor]:
     """The tensors of a video UNet by name, on the CPU, without building it: of a model folder, its unet folder or file.
 
-    A file is read as it is; a folder is checked to hold a UNet3DConditionModel. Raises ModelError.
+    A file is read as it is; a folder is checked to hold a video network. Raises ModelError.
     """
     if not place.exists():
         raise ModelError(f"There is nothing at {place}. Name a model folder, its unet folder, or a safetensors file.")
     paths = [place]
     if not place.is_file():
         folder = place / "unet" if (place / "unet").is_dir() else place
-        check_kind(str(read_json(folder / "config.json").get("_class_name")), str(folder))
+        of_class(str(read_json(folder / "config.json").get("_class_name")), str(folder))
         stem = _WEIGHT_NAMES["unet"]
-        paths = _weight_files(folder, stem, pick_variant(folder, stem, torch.float32, variant))
+        paths = _weights_of(folder, stem, torch.float32, variant)
     weights: dict[str, Tensor] = {}
     try:
         for path in paths:
@@ -105,6 +107,19 @@ def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
     configs = {part: read_json(folder / part / files[0]) for part, files in _PART_FILES.items() if part != "tokenizer"}
     _check_fit(folder, configs)
     return configs
+
+
+def lacks_weights(folder: Path) -> bool:
+    """Whether a part of a model folder, or the weights of one, are not there: as after a download that was cut off."""
+    parts = all(_has_part(folder, part) for part in _PART_FILES)
+    kinds = ("*.safetensors", "*.bin")
+    return not parts or not all(any(any((folder / part).glob(kind)) for kind in kinds) for part in _WEIGHT_NAMES)
+
+
+def _weights_of(folder: Path, stem: str, dtype: torch.dtype, variant: str | None) -> list[Path]:
+    """The weight files of one part, as safetensors; pickles are written anew once."""
+    place = with_safetensors(folder, stem, dtype)
+    return _weight_files(place, stem, pick_variant(place, stem, dtype, variant))
 
 
 def pick_variant(folder: Path, stem: str, dtype: torch.dtype, variant: str | None) -> str:
@@ -149,7 +164,7 @@ def _check_is_model(folder: Path) -> None:
     if (folder / "unet").is_dir() or (folder / "model_index.json").is_file():
         return
     inside = [path.name for path in sorted(folder.iterdir()) if (path / "unet").is_dir()]
-    hint = f"Choose a folder in it: {', '.join(inside)}." if inside else f"Choose a folder of a {SUPPORTED}."
+    hint = f"Choose a folder in it: {', '.join(inside)}." if inside else f"Choose a folder of a {supported()}."
     raise ModelError(f"{folder} holds no diffusers model: it has neither unet/ nor model_index.json. {hint}")
 
 
@@ -157,14 +172,17 @@ def _check_kind_of_unet(folder: Path) -> None:
     """Before missing parts are listed: what else it is explains more than what it lacks."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     if (folder / "motion_adapter").is_dir() or "motion_adapter" in index:
-        check_kind("MotionAdapter", f"{folder / 'motion_adapter'}")
+        of_class("MotionAdapter", f"{folder / 'motion_adapter'}")
     if "transformer" in index or (folder / "transformer").is_dir():
         raise ModelError(
-            f"{folder} is a diffusion transformer, not a {SUPPORTED}. Choose a model with a unet/ of that kind."
+            f"{folder} is a diffusion transformer, not a {supported()}. Choose a model with a unet/ of that kind."
         )
     if (folder / "unet" / "config.json").is_file():
-        config = read_json(folder / "unet" / "config.json")
-        check_kind(str(config.get("_class_name", "network of unknown class")), f"{folder / 'unet'}")
+        of_class(_class_of(folder), f"{folder / 'unet'}")
+
+
+def _class_of(folder: Path) -> str:
+    return str(read_json(folder / "unet" / "config.json").get("_class_name", "network of unknown class"))
 
 
 def _check_fit(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -219,32 +237,18 @@ def _list_variants(variants: Sequence[str]) -> str:
 
 
 def _no_safetensors(folder: Path, stem: str) -> str:
-    pickles = sorted(path.name for path in folder.glob("*.bin"))
-    if not pickles:
-        return f"{folder} has no weights ({stem}.safetensors). Download the file again."
-    library = "transformers" if folder.name == "text_encoder" else "diffusers"
-    kind = {"unet": "UNet3DConditionModel", "vae": "AutoencoderKL"}.get(folder.name, "CLIPTextModel")
-    variant = ", variant='fp16'" if all(".fp16." in name for name in pickles) else ""
-    where = folder.as_posix()
-    code = (
-        f"from {library} import {kind} as M; "
-        f"M.from_pretrained('{where}', use_safetensors=False{variant}).save_pretrained('{where}')"
-    )
-    return (
-        f"{folder} has its weights only as a pickle ({pickles[0]}), which is not read because it can run code. "
-        f'If you trust it, convert it once: python -c "{code}"'
-    )
+    return f"{folder} has no weights ({stem}.safetensors). Download the file again."
 
 
 # Neither library's own loader is used: while it builds a network, diffusers' (through accelerate) changes what every
 # module of the process is built of, so a model that another thread loads meanwhile, as in ComfyUI, has no weights.
 
 
-def _read_diffusers(kind: Any, folder: Path, dtype: torch.dtype, variant: str) -> Any:
+def _read_diffusers(kind: Any, folder: Path, dtype: torch.dtype, files: Sequence[Path]) -> Any:
     try:
         with torch.device("meta"):
             module = kind.from_config(read_json(folder / "config.json"))
-        stored = _read_weights(folder, variant)
+        stored = _read_weights(files)
     except _READ_ERRORS as error:
         raise ModelError(_unreadable(folder, error)) from error
     for name in module.state_dict().keys() - stored.keys():
@@ -253,13 +257,13 @@ def _read_diffusers(kind: Any, folder: Path, dtype: torch.dtype, variant: str) -
     return _filled(module, folder, stored, dtype)
 
 
-def _read_text_encoder(folder: Path, dtype: torch.dtype, variant: str) -> CLIPTextModel:
+def _read_text_encoder(folder: Path, dtype: torch.dtype, files: Sequence[Path]) -> CLIPTextModel:
     """transformers 4 keeps the tensors below `text_model.`, 5 does not, and 4 cannot read what 5 has written."""
     try:
         config = CLIPTextConfig.from_pretrained(str(folder), local_files_only=True)
         with torch.device("meta"):
             encoder = CLIPTextModel(config)
-        stored = _read_weights(folder, variant)
+        stored = _read_weights(files)
     except _READ_ERRORS as error:
         raise ModelError(_unreadable(folder, error)) from error
     found = {name.removeprefix("text_model."): tensor for name, tensor in stored.items()}
@@ -271,9 +275,9 @@ def _read_text_encoder(folder: Path, dtype: torch.dtype, variant: str) -> CLIPTe
     return encoder
 
 
-def _read_weights(folder: Path, variant: str) -> dict[str, Tensor]:
+def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
     stored: dict[str, Tensor] = {}
-    for path in _weight_files(folder, _WEIGHT_NAMES[folder.name], variant):
+    for path in files:
         stored.update(load_file(str(path)))
     return stored
 

@@ -7,7 +7,6 @@ never reach the base or another replica.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -16,11 +15,11 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..backbones.unet3d import size_multiple, vae_factor
+from ..backbones.base import Backbone, Text
+from ..backbones.registry import of_network
 from ..core.errors import ClipError, SettingsError
 from ..core.identity import BaseIdentity
 from . import codec, text
@@ -37,7 +36,7 @@ class VideoPipeline:
     All modules are frozen, in evaluation mode, on `device` and in `dtype`. Shapes are those of `axes.py`.
     """
 
-    unet: UNet3DConditionModel
+    unet: Any
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
@@ -48,6 +47,7 @@ class VideoPipeline:
     default_num_frames: int = 16
     default_fps: float = 8.0
     _place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
+    _text_place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
 
     @classmethod
     def load(
@@ -85,8 +85,15 @@ class VideoPipeline:
             changes["unet"] = share_parameters(self.unet)
         if text_encoder:
             changes["text_encoder"] = share_parameters(self.text_encoder)
-            changes["tokenizer"] = copy.deepcopy(self.tokenizer)
+            changes["tokenizer"] = text.copied(self.tokenizer)
+            # It is nobody else's: another training that makes room must not take it away between two passes.
+            changes["_text_place"] = EncoderPlace()
         return replace(self, **changes)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The family of networks that the UNet is of: everything that is particular to it."""
+        return of_network(self.unet)
 
     # Noise schedule
 
@@ -113,25 +120,33 @@ class VideoPipeline:
     @property
     def size_multiple(self) -> int:
         """Height and width in pixels must be multiples of this."""
-        return size_multiple(self.vae, self.unet)
+        return self.backbone.size_multiple(self.unet, self.vae)
 
     @property
     def vae_factor(self) -> int:
         """Pixels per latent along each side."""
-        return vae_factor(self.vae)
+        return self.backbone.pixels_per_latent(self.vae)
 
     @property
     def default_height(self) -> int:
-        return self._default_side(0)
+        return self.backbone.default_size(self.unet, self.vae)[0]
 
     @property
     def default_width(self) -> int:
-        return self._default_side(1)
+        return self.backbone.default_size(self.unet, self.vae)[1]
 
-    def _default_side(self, axis: int) -> int:
-        sides = self.unet.config["sample_size"] or 32
-        side = sides if isinstance(sides, int) else sides[axis]
-        return int(side) * self.vae_factor
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
+        """(1, c, f, h, w) of the latents of a clip; height and width in pixels."""
+        return self.backbone.latent_shape(self.unet, self.vae, num_frames, height, width)
+
+    def clip_shape(self, latents: Tensor) -> tuple[int, int, int]:
+        """Frames, height and width in pixels of the clip that latents (b, c, f, h, w) are of."""
+        frames, height, width = (int(side) for side in latents.shape[2:])
+        return self.backbone.num_frames(frames), height * self.vae_factor, width * self.vae_factor
+
+    def frames_fault(self, num_frames: int) -> str | None:
+        """Why the UNet cannot take so many frames, or None."""
+        return self.backbone.frames_fault(self.unet, num_frames) or None
 
     def size_fault(self, height: int, width: int) -> str | None:
         """What is wrong with a frame size in pixels, with the nearest one that fits, or None."""
@@ -157,10 +172,14 @@ class VideoPipeline:
         `gradients` keeps the graph, for training placeholder tokens; otherwise the result is a plain tensor even in
         inference mode. Words beyond the encoder's length are dropped with a warning in the log.
         """
+        embeddings: Tensor = next(iter(self.read_prompts(prompts, gradients=gradients).tensors.values()))
+        return embeddings
+
+    def read_prompts(self, prompts: Sequence[str], *, gradients: bool = False) -> Text:
+        """What the network takes of the prompts, as an opaque value for `backbone.predict`; see `encode_prompt`."""
         ids = self.tokenize(prompts).to(self.device)
         with self._encoder(self.text_encoder) as encoder, nullcontext() if gradients else no_gradients():
-            embeddings: Tensor = encoder(ids)[0]
-        return embeddings
+            return self.backbone.read(encoder, ids)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token numbers (b, tokens) on CPU, padded to the text encoder's length."""
@@ -181,14 +200,14 @@ class VideoPipeline:
             raise ClipError(f"frames have shape {tuple(frames.shape)}; they must be (f, h, w, 3) or (b, f, h, w, 3).")
         self.check_size(frames.shape[-3], frames.shape[-2])
         with no_gradients(), self._encoder(self.vae) as vae:
-            return codec.encode(vae, frames, self.device, self.dtype, generator, chunk)
+            return codec.encode(self.backbone, vae, frames, self.device, self.dtype, generator, chunk)
 
     def decode_latents(self, latents: Tensor, *, chunk: int = 8) -> Tensor:
         """Scaled latents (b, c, f, h, w) -> frames (b, f, h, w, 3) in [0, 1], float32 on CPU, `chunk` at a time."""
         if latents.ndim != 5:
             raise SettingsError(f"latents have shape {tuple(latents.shape)}; they must be (b, c, f, h, w).")
         with no_gradients(), self._encoder(self.vae) as vae:
-            return codec.decode(vae, latents, self.device, self.dtype, chunk)
+            return codec.decode(self.backbone, vae, latents, self.device, self.dtype, chunk)
 
     @property
     def scaling_factor(self) -> float:
@@ -205,15 +224,16 @@ class VideoPipeline:
             self._shift_offloaders(-1)
 
     def _shift_offloaders(self, change: int) -> None:
-        with self._place.lock:
-            self._place.offloaders += change
-            self._park(self.text_encoder)
-            self._park(self.vae)
+        for module in (self.text_encoder, self.vae):
+            place = self._place_of(module)
+            with place.lock:
+                place.offloaders += change
+                self._park(module)
 
     @contextmanager
     def _encoder(self, module: AnyModule) -> Iterator[AnyModule]:
         """The module on the device, for one use."""
-        with self._place.lock:
+        with self._place_of(module).lock:
             moved(module, self.device)
             try:
                 yield module
@@ -221,7 +241,10 @@ class VideoPipeline:
                 self._park(module)
 
     def _park(self, module: nn.Module) -> None:
-        moved(module, torch.device("cpu") if self._place.offloaders else self.device)
+        moved(module, torch.device("cpu") if self._place_of(module).offloaders else self.device)
+
+    def _place_of(self, module: nn.Module) -> EncoderPlace:
+        return self._text_place if module is self.text_encoder else self._place
 
 
 def _folder_name(folder: Path) -> str:

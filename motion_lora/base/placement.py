@@ -56,7 +56,8 @@ def pick_device(name: str = "auto") -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The compute dtype of that name: "fp32", "fp16", "bf16" or "auto". Raises SettingsError for another name.
 
-    "auto" is fp32 on CPU; elsewhere bf16, whose range survives training, or fp16 where bf16 is not native.
+    "auto" is fp32 on CPU; elsewhere bf16, whose range survives training, or fp16 where bf16 is not native (fp32 on
+    Macs without it).
     """
     if name in _DTYPES:
         return _DTYPES[name]
@@ -65,7 +66,19 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.float16 if emulated or device.type == "mps" else torch.bfloat16
+    if device.type == "mps":
+        # Training in fp16 needs a loss scaler, which torch has for Macs only since 2.8.
+        return torch.bfloat16 if _knows_bf16(device) else torch.float32
+    return torch.float16 if emulated else torch.bfloat16
+
+
+def _knows_bf16(device: torch.device) -> bool:
+    """Macs before macOS 14 do not."""
+    try:
+        torch.ones(1, device=device, dtype=torch.bfloat16).add_(1).item()
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def share_parameters(module: AnyModule) -> AnyModule:

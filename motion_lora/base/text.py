@@ -1,14 +1,25 @@
-"""Prompts as token numbers."""
+"""Prompts as token numbers.
+
+A tokenizer is shared by everything that runs on one base, and those of transformers 5 keep padding and truncation on
+the shared object: one thread's cut would be the next one's. So it is only ever asked for all tokens of a text, behind
+a lock, and what is read of them is cut and padded here.
+"""
 
 from __future__ import annotations
 
+import copy
 import logging
+import threading
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 logger = logging.getLogger(__name__)
+
+# One for all: a text takes microseconds, and two replicas may hold one tokenizer without knowing of each other.
+_lock = threading.Lock()
 
 
 def max_tokens(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> int:
@@ -17,16 +28,28 @@ def max_tokens(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> int:
     return min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))
 
 
+def token_ids(tokenizer: CLIPTokenizer, text: str, *, special: bool = True) -> list[int]:
+    """All token numbers of a text, however many, with or without the start and end tokens."""
+    with _lock:
+        ids = tokenizer(text, add_special_tokens=special, padding=False, truncation=False, verbose=False)["input_ids"]
+    return [int(number) for number in ids]
+
+
+def copied(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
+    """A tokenizer of one's own, for new words; nobody may be reading with the first one meanwhile."""
+    with _lock:
+        return copy.deepcopy(tokenizer)
+
+
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) -> Tensor:
     """Token numbers (b, length) on CPU, padded; what is longer is cut, with a warning in the log."""
-    _warn_truncated(tokenizer, prompts, length)
-    batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    ids: Tensor = batch["input_ids"]
-    return ids
+    return torch.tensor([_of_length(tokenizer, prompt, length) for prompt in prompts], dtype=torch.long)
 
 
-def _warn_truncated(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) -> None:
-    for prompt in prompts:
-        count = len(tokenizer(prompt)["input_ids"])
-        if count > length:
-            logger.warning("The prompt %r has %d tokens; the last %d are not read.", prompt, count, count - length)
+def _of_length(tokenizer: CLIPTokenizer, prompt: str, length: int) -> list[int]:
+    ids = token_ids(tokenizer, prompt)
+    if len(ids) > length:
+        logger.warning("The prompt %r has %d tokens; the last %d are not read.", prompt, len(ids), len(ids) - length)
+        return [*ids[: length - 1], ids[-1]]  # the end token stays: the encoder looks for it
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ids[-1]
+    return ids + [int(padding)] * (length - len(ids))

@@ -18,6 +18,7 @@ from ..core.absorber import PlaceholderTokens
 from ..core.errors import ClipError, LoRAFileError, SettingsError
 from ..core.phrases import even_shares, split_phrases
 from .pipeline import VideoPipeline
+from .text import token_ids
 
 
 def initial_tokens(pipeline: VideoPipeline, absorb_words: Sequence[str], num_tokens: int) -> PlaceholderTokens:
@@ -70,7 +71,7 @@ def check_tokens(pipeline: VideoPipeline, tokens: PlaceholderTokens) -> None:
 
 def check_length(pipeline: VideoPipeline, prompt: str) -> None:
     """Raise ClipError when the text encoder would cut the prompt; `pipeline` knows the tokens that stand in it."""
-    count = len(pipeline.tokenizer(prompt)["input_ids"])
+    count = len(token_ids(pipeline.tokenizer, prompt))
     if count > pipeline.max_tokens:
         raise ClipError(
             f"The caption {prompt!r} has {count} tokens and {pipeline.identity.name} reads {pipeline.max_tokens}; "
@@ -104,7 +105,7 @@ def _replace_child(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 def _embeddings(pipeline: VideoPipeline, phrase: str) -> Tensor:
     """The rows (m, dim) of the phrase's own tokens, float32 on the CPU."""
-    ids = pipeline.tokenizer(phrase, add_special_tokens=False)["input_ids"]
+    ids = token_ids(pipeline.tokenizer, phrase, special=False)
     if not ids:
         raise ClipError(f"The words to absorb {phrase!r} are no words to {pipeline.identity.name}; use others.")
     table = _table(pipeline)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,13 +16,12 @@ from torch import Tensor
 Layer = str
 TEMPORAL: Layer = "temporal"
 SPATIAL: Layer = "spatial"
+NoiseRange = tuple[float, float]
+ALL_NOISE: NoiseRange = (0.0, 1.0)
+JOINT: Layer = "joint"
 
-
-def layer_of(module: str) -> Layer:
-    """Which path a module of `UNet3DConditionModel` belongs to, by its dotted name."""
-    parts = module.split(".")
-    temporal = {"transformer_in", "temp_attentions", "temp_convs"}
-    return TEMPORAL if temporal.intersection(parts) else SPATIAL
+DEFAULT_BACKBONE = "unet3d"
+"""What a LoRA is for whose file does not say it: the only backbone that there was."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +45,16 @@ class LoRALayer:
 
 @dataclass(frozen=True, eq=False)
 class LoRA:
-    """Layers by dotted module name of the UNet, and string metadata (see docs/FORMAT.md for its keys)."""
+    """Layers by dotted module name of the network, string metadata (docs/FORMAT.md has its keys), and where it acts.
+
+    `acts_in` is the part of the noise, from 0 clean to 1 pure noise, in which alone it acts: what it was trained on.
+    `backbone` is the family of networks that it is for, which knows what the names mean (`backbones.lora`).
+    """
 
     layers: Mapping[str, LoRALayer]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    acts_in: NoiseRange = ALL_NOISE
+    backbone: str = DEFAULT_BACKBONE
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -66,15 +71,14 @@ class LoRA:
     def num_parameters(self) -> int:
         return sum(layer.down.numel() + layer.up.numel() for layer in self.layers.values())
 
-    def part(self, path: Layer) -> LoRA:
-        """Only the temporal or only the spatial layers."""
-        return LoRA({n: layer for n, layer in self.layers.items() if layer_of(n) == path}, self.metadata)
-
     def with_metadata(self, **entries: str) -> LoRA:
-        return LoRA(self.layers, {**self.metadata, **entries})
+        return replace(self, metadata={**self.metadata, **entries})
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, scales and factor bytes: equal when the change of the weights is stored equally."""
+        """SHA-256 over names, scales and factor bytes: equal when the change of the weights is stored equally.
+
+        `acts_in` does not count: it is when the change is made, not what it is.
+        """
         digest = hashlib.sha256()
         for name in sorted(self.layers):
             layer = self.layers[name]

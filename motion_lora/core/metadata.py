@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from .lora import SPATIAL, TEMPORAL, LoRA, layer_of
+from .lora import ALL_NOISE, LoRA, NoiseRange
 
 if TYPE_CHECKING:
     from .identity import BaseIdentity
 
 OWN = "motion_lora."
+ACTS_IN_KEY = f"{OWN}acts_in"
 MODELSPEC_VERSION = "1.0.1"
 _LIBRARIES = ("motion-lora", "torch", "diffusers", "transformers", "peft")
 # Two or more path parts after a slash that does not belong to a word, a URL or a fraction.
@@ -62,19 +63,23 @@ class Provenance:
     created: str = ""
 
 
-def build_metadata(provenance: Provenance, lora: LoRA) -> dict[str, str]:
-    """The metadata of a trained LoRA in all three namespaces, ready for `LoRA.metadata`; empty entries are left out."""
-    entries = {**_own_keys(provenance), **_modelspec_keys(provenance), **_kohya_keys(provenance), **derived_keys(lora)}
+def build_metadata(provenance: Provenance, lora: LoRA, layers: str) -> dict[str, str]:
+    """The metadata of a trained LoRA in all three namespaces, ready for `LoRA.metadata`; empty entries are left out.
+
+    `layers` is the text of `backbones.lora.layers_text`.
+    """
+    model = _modelspec_keys(provenance, lora.backbone)
+    entries = {**_own_keys(provenance), **model, **_kohya_keys(provenance), **derived_keys(lora, layers)}
     return {key: without_paths(value) for key, value in entries.items() if value not in ("", "[]", "{}")}
 
 
-def derived_keys(lora: LoRA) -> dict[str, str]:
+def derived_keys(lora: LoRA, layers: str) -> dict[str, str]:
     """What follows from the layers themselves; every file gets it anew, so arithmetic cannot make it untrue."""
     ranks = lora.ranks
     # kohya's alpha is divided by the rank; ours multiplies directly
     alphas = {layer.scale * layer.rank for layer in lora.layers.values()}
     found = {
-        f"{OWN}layers": layers_text(lora),
+        f"{OWN}layers": layers,
         f"{OWN}rank": "+".join(str(rank) for rank in ranks),
         "ss_network_dim": str(ranks[0]) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": repr(alphas.pop()) if len(alphas) == 1 else "Dynamic",
@@ -105,10 +110,25 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def layers_text(lora: LoRA) -> str:
-    """ "temporal", "spatial" or "temporal+spatial": which paths the LoRA changes."""
-    paths = {layer_of(module) for module in lora}
-    return "+".join(path for path in (TEMPORAL, SPATIAL) if path in paths)
+def acts_in_of(metadata: Mapping[str, str]) -> NoiseRange:
+    """The part of the noise that a file's LoRA acts in; all of it where the file says nothing that makes sense.
+
+    Files of before the entry say it among the settings of their training.
+    """
+    try:
+        if ACTS_IN_KEY in metadata:
+            low, high = (float(bound) for bound in json.loads(metadata[ACTS_IN_KEY]))
+        else:
+            settings = json.loads(metadata.get(f"{OWN}settings", "{}"))
+            low, high = float(settings.get("timestep_low", 0.0)), float(settings.get("timestep_high", 1.0))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return ALL_NOISE
+    return (low, high) if 0.0 <= low < high <= 1.0 else ALL_NOISE
+
+
+def acts_in_entry(lora: LoRA) -> dict[str, str]:
+    """The entry that `acts_in_of` reads."""
+    return {ACTS_IN_KEY: json.dumps(list(lora.acts_in))}
 
 
 def _own_keys(source: Provenance) -> dict[str, str]:
@@ -145,8 +165,8 @@ def _own_keys(source: Provenance) -> dict[str, str]:
     return {OWN + key: value for key, value in own.items()}
 
 
-def _modelspec_keys(source: Provenance) -> dict[str, str]:
-    architecture = source.base.name if source.base else "unet3d"
+def _modelspec_keys(source: Provenance, backbone: str) -> dict[str, str]:
+    architecture = source.base.name if source.base else backbone
     keys = {
         "sai_model_spec": MODELSPEC_VERSION,
         "architecture": f"{architecture}/lora",

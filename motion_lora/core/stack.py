@@ -15,8 +15,7 @@ from typing import Any
 from .curves import FrameCurve, Schedule
 from .errors import SettingsError
 from .highway import Highway
-from .lora import TEMPORAL, LoRA, layer_of
-from .metadata import OWN
+from .lora import ALL_NOISE, TEMPORAL, Layer, LoRA
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +23,9 @@ class StackEntry:
     """One LoRA in a stack. Strengths multiply, may be negative, and act on the change of the weights once.
 
     A layer's strength is strength * (temporal_strength or spatial_strength) * block_strengths of its block (1 where
-    the block is not named; names as in `block_of`), times `steps`, times `frames` where the layer is temporal.
+    the block is not named; names are the backbone's), times `steps`, times `frames` where the layer is temporal.
     `text_encoder` is the text part of an imported image LoRA, if it is wanted; its strength is `strength`.
-    Without `steps`, a LoRA whose file says that it was trained on a part of the noise acts in that part of the steps;
+    Without `steps`, a LoRA that was trained on a part of the noise (`LoRA.acts_in`) acts in that part of the steps;
     `Schedule()` makes it act in all of them.
     """
 
@@ -47,21 +46,16 @@ class StackEntry:
         for what, value in named.items():
             if not math.isfinite(value):
                 raise SettingsError(f"{what} of LoRA {self.name or '(unnamed)'} must be a finite number, got {value}")
-        if self.frames is not None and not any(layer_of(module) == TEMPORAL for module in self.lora):
-            raise SettingsError(
-                f"LoRA {self.name or '(unnamed)'} has no temporal layers, so a strength over frames has nothing to "
-                "act on: leave the frame curve out, or use it on a motion LoRA"
-            )
 
     @property
     def schedule(self) -> Schedule | None:
         """The strength over steps: `steps`, or what the LoRA was trained for; None where it is the same in all."""
-        return trained_schedule(self.lora.metadata) if self.steps is None else self.steps
+        return trained_schedule(self.lora) if self.steps is None else self.steps
 
-    def strength_of(self, module: str) -> float:
-        """The strength of one layer before the curves over steps and frames."""
-        path = self.temporal_strength if layer_of(module) == TEMPORAL else self.spatial_strength
-        return self.strength * path * self.block_strengths.get(block_of(module), 1.0)
+    def strength_of(self, layer: Layer, block: str) -> float:
+        """The strength of one layer, by its path and its block, before the curves over steps and frames."""
+        path = self.temporal_strength if layer == TEMPORAL else self.spatial_strength
+        return self.strength * path * self.block_strengths.get(block, 1.0)
 
     def describe(self) -> dict[str, Any]:
         """Json-able; the LoRAs by fingerprint, by which their files are found."""
@@ -108,26 +102,14 @@ class AdapterStack:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def block_of(module: str) -> str:
-    """The block a module belongs to: "transformer_in", "down_blocks.1", "mid_block", "up_blocks.2", "conv_in", ..."""
-    parts = module.split(".")
-    return ".".join(parts[:2]) if parts[0] in ("down_blocks", "up_blocks") else parts[0]
-
-
-def trained_schedule(metadata: Mapping[str, str]) -> Schedule | None:
-    """The steps that a LoRA was trained for, by the timesteps in its metadata; None for all, or where nothing is said.
+def trained_schedule(lora: LoRA) -> Schedule | None:
+    """The steps that a LoRA was trained for, by the part of the noise it acts in; None for all.
 
     Sampling runs from noise to the clip in about equal parts of the timesteps, so the part of the noise above
     `timestep_low` is the first 1 - timestep_low of the steps.
     """
-    try:
-        settings = json.loads(metadata.get(f"{OWN}settings", "{}"))
-        low, high = float(settings.get("timestep_low", 0.0)), float(settings.get("timestep_high", 1.0))
-    except (ValueError, TypeError, AttributeError):
-        return None
-    if not 0.0 <= low < high <= 1.0 or (low, high) == (0.0, 1.0):
-        return None
-    return Schedule(start=1.0 - high, end=1.0 - low)
+    low, high = lora.acts_in
+    return None if lora.acts_in == ALL_NOISE else Schedule(start=1.0 - high, end=1.0 - low)
 
 
 def title_of(metadata: Mapping[str, str]) -> str:

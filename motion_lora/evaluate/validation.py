@@ -28,11 +28,10 @@ from ..playground.model import is_playground
 from ..playground.prompts import asked_scene, other_looks
 from ..sampling.loop import sample
 from ..sampling.settings import SampleSettings, resolve
-from ..training import Callback, StepReport, TrainResult, TrainSettings
+from ..training import StepReport, TrainResult, TrainSettings
 from ..training.batches import derived_seed
 from ..training.settings import main_stages
-from ..training.stage import learns_motion
-from ..training.stops import train_with_visits
+from ..training.stops import View, Visitor
 from .checkpoints import Checkpoint, Choice, Limits, choose, has_settled
 from .judge import Judge, motion_fault
 from .scores import MOTION, Scores, mean_scores
@@ -115,7 +114,7 @@ def check_validation(
     `reference` is the first clip (f, h, w, 3). Where its motion cannot be measured there is no best checkpoint and no
     time to stop, so neither `keep_best` nor `plan.early_stop` can be followed; scores of the look alone still can.
     """
-    if not any(learns_motion(stage) for stage in main_stages(settings)):
+    if not any(stage.learns_motion for stage in main_stages(settings)):
         raise SettingsError(
             f"validate_every is {plan.every}, and method {settings.method!r} learns a look, which no validation of "
             "motion can judge; do without validate_every (0)."
@@ -205,8 +204,7 @@ class Record:
         content = _read(folder / RECORD)
         if content and content.get("plan") != self._plan:
             content = {}
-            for path in self._paths():
-                path.unlink()
+            remove_files(self._paths())
         if content.get("judge", judge) != judge:
             content = {}
         self.base: dict[str, float] = content.get("base", {})
@@ -215,7 +213,7 @@ class Record:
     def neutral(self) -> list[Tensor]:
         """The base's own videos; none before the first validation, or where they are damaged."""
         try:
-            found = read_tensors(self.folder / _NEUTRAL)
+            found = read_tensors(self.folder / _NEUTRAL, own=True)
         except (LoRAFileError, OSError):
             return []
         return [found[f"{number:04d}"] for number in range(len(found))] if self.base else []
@@ -229,9 +227,7 @@ class Record:
 
     def keep(self, step: int, lora: LoRA) -> None:
         """Keep a LoRA that is still to be scored; later ones, from before training went back, are forgotten."""
-        for path in self._paths():
-            if _step_of(path) > step:
-                path.unlink()
+        remove_files(path for path in self._paths() if _step_of(path) > step)
         save_lora(self._path(step), lora)
         self.points = [point for point in self.points if point.step < step]
 
@@ -272,11 +268,11 @@ def delete_record(folder: Path) -> None:
 
 
 class Validation:
-    """The validations of one training: when one is due, what it does, and what they say so far.
+    """The validations of one training, as its visitor: when one is due, what it does, and what they say so far.
 
     `folder` keeps what was validated, so that an interrupted training goes on; it is the caller's to remove. `heard`
     is told of each checkpoint and of the base's scores. Raises SettingsError, before anything runs, when `every` is
-    not a multiple of `report_every`, at which steps alone training can be interrupted.
+    not a multiple of `report_every`, at which steps alone training can be visited.
     """
 
     def __init__(
@@ -303,12 +299,12 @@ class Validation:
         """Whether a step is one to validate after."""
         return report.stage == self._stage and report.step % self._validator.plan.every == 0
 
-    def visit(self, lora: LoRA, step: int) -> str:
-        """Score the LoRA, unless this very one is scored; for `train_with_visits`."""
-        if not self.record.has(step, lora):
+    def visit(self, view: View) -> str:
+        """Score the LoRA, unless this very one is scored."""
+        if not self.record.has(view.step, view.lora):
             self._know_base()
-            self.record.keep(step, lora)
-            self._score(step, lora)
+            self.record.keep(view.step, view.lora)
+            self._score(view.step, view.lora)
         return "stop" if self.settled else "continue"
 
     def postpone(self, result: TrainResult) -> None:
@@ -355,12 +351,10 @@ class Validated:
     stopped_early: bool
 
 
-def train_validated(
-    run: Callable[[Callback], TrainResult], validation: Validation, callback: Callback | None = None
-) -> Validated:
-    """Train by `run(callback)` with a validation every `plan.every` steps of the motion stage, and at the end."""
+def train_validated(run: Callable[[Visitor], TrainResult], validation: Validation) -> Validated:
+    """Train by `run(visitor)` with a validation every `plan.every` steps of the motion stage, and at the end."""
     validation.catch_up()
-    result = train_with_visits(run, validation.due, validation.visit, callback)
+    result = run(validation)
     if result.ending != "completed":
         validation.postpone(result)
     record, choice = validation.record, validation.choose()

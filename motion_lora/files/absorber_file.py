@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from .container import read_header
 from .own import (
     ABSORBER_KIND,
     as_stored,
+    backbone_from,
     contents,
     described,
     factor_tensors,
@@ -47,7 +49,7 @@ def save_absorber(path: str | Path, absorber: Absorber, *, metadata: bool = True
         tensors[ROWS] = absorber.tokens.rows.detach().float().cpu()
         entries |= {NAMES_KEY: json.dumps(absorber.tokens.names), WORDS_KEY: json.dumps(absorber.tokens.words)}
     if metadata:
-        entries = {**described(path, LoRA(spatial.layers, absorber.metadata), tensors), **entries}
+        entries = {**described(path, replace(spatial, metadata=absorber.metadata), tensors), **entries}
 
     def verify(part: Path) -> None:
         found = load_absorber(part)
@@ -67,7 +69,8 @@ def load_absorber(path: str | Path) -> Absorber:
     rows = tensors.pop(ROWS, None)
     tokens = None if rows is None else _tokens(path.name, rows, metadata)
     layers = layers_from(path.name, tensors, metadata) if tensors or tokens is None else {}
-    return Absorber(LoRA(layers, metadata) if layers else None, tokens, metadata)
+    backbone = backbone_from(path.name, metadata)
+    return Absorber(LoRA(layers, metadata, backbone=backbone) if layers else None, tokens, metadata)
 
 
 def _tokens(name: str, rows: Tensor, metadata: Mapping[str, str]) -> PlaceholderTokens:

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..adapters.weights import spatial_weights
+from ..adapters.weights import spatial_shapes, spatial_weights
+from ..backbones.lora import part
 from ..core.absorber import Absorber
 from ..core.errors import LoRAFileError
-from ..core.lora import SPATIAL, LoRA, layer_of
+from ..core.lora import SPATIAL, LoRA
 from ..core.stack import title_of
 from .absorber_file import load_absorber
 from .container import Header, read_header, read_tensors
@@ -63,13 +64,14 @@ def load_any_absorber(path: str | Path, unet: nn.Module, *, strength: float = 1.
 def absorber_from_lora(lora: LoRA, name: str = "", strength: float = 1.0) -> tuple[Absorber, tuple[str, ...]]:
     """The spatial layers of a LoRA as an absorber, with notes. Raises LoRAFileError when it has none."""
     name = name or title_of(lora.metadata)
-    spatial = lora.part(SPATIAL)
+    spatial = part(lora, SPATIAL)
     if not len(spatial):
         raise LoRAFileError(f"{name} changes temporal layers only: it holds a motion, and an absorber holds a look.")
     left_out = len(lora) - len(spatial)
     notes = (f"{left_out} temporal layers of {name} are left out",) if left_out else ()
     about = {"modelspec.title": name}
-    return Absorber(LoRA(scaled(spatial, strength).layers, about), metadata=about), notes
+    look = LoRA(scaled(spatial, strength).layers, about, backbone=lora.backbone)
+    return Absorber(look, metadata=about), notes
 
 
 def scaled(lora: LoRA, strength: float) -> LoRA:
@@ -77,7 +79,7 @@ def scaled(lora: LoRA, strength: float) -> LoRA:
     if strength == 1.0:
         return lora
     layers = {name: replace(layer, scale=layer.scale * strength) for name, layer in lora.layers.items()}
-    return LoRA(layers, lora.metadata)
+    return replace(lora, layers=layers)
 
 
 def network_files(path: Path) -> list[Path]:
@@ -116,7 +118,7 @@ def _variant_of(path: Path) -> str:
 
 
 def _from_network(path: Path, files: Iterable[Path], unet: nn.Module) -> AbsorberReport:
-    wanted = {name for name, _ in unet.named_parameters() if layer_of(name) == SPATIAL}
+    wanted = set(spatial_shapes(unet))
     headers = {file: read_header(file) for file in files}
     _require_shapes(path, headers, unet)
     found: dict[str, Tensor] = {}
@@ -134,7 +136,7 @@ def _from_network(path: Path, files: Iterable[Path], unet: nn.Module) -> Absorbe
 
 def _require_shapes(path: Path, headers: dict[Path, Header], unet: nn.Module) -> None:
     """By the headers alone, before gigabytes are read. Raises LoRAFileError."""
-    known = {name: tuple(p.shape) for name, p in unet.named_parameters() if layer_of(name) == SPATIAL}
+    known = spatial_shapes(unet)
     shapes = {name: shape for header in headers.values() for name, shape in header.shapes.items()}
     for name, shape in shapes.items():
         if name in known and known[name] != shape:

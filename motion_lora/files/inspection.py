@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from ..adapters.fit import base_warning, check_fits
+from ..backbones.lora import block_of, blocks_of, layer_of
+from ..backbones.registry import named
 from ..core.errors import LoRAFileError
-from ..core.lora import SPATIAL, TEMPORAL, LoRA, LoRALayer, layer_of
+from ..core.lora import SPATIAL, TEMPORAL, LoRA, LoRALayer
 from ..core.metadata import OWN
-from ..core.stack import block_of
 from ..media.tables import aligned
 from .absorber_file import load_absorber
 from .own import ABSORBER_KIND, FINGERPRINT_KEY, KIND_KEY, is_own
@@ -139,9 +140,9 @@ def _inspect_absorber(source: Source) -> dict[str, Any]:
 
 
 def _common(source: Source, lora: LoRA) -> dict[str, Any]:
-    paths = Counter(layer_of(module) for module in lora)
+    paths = Counter(layer_of(lora, module) for module in lora)
     dtypes = {str(t.dtype).removeprefix("torch.") for layer in lora.layers.values() for t in (layer.down, layer.up)}
-    blocks = _blocks(lora.layers)
+    blocks = _blocks(lora)
     return {
         "file": source.name,
         "size": source.path.stat().st_size,
@@ -158,22 +159,15 @@ def _common(source: Source, lora: LoRA) -> dict[str, Any]:
     }
 
 
-def _blocks(layers: Mapping[str, LoRALayer]) -> list[dict[str, Any]]:
+def _blocks(lora: LoRA) -> list[dict[str, Any]]:
     """One row per block, in the order in which the network runs them."""
-    names = dict.fromkeys(sorted((block_of(module) for module in layers), key=_block_order))
     rows = []
-    for block in names:
-        own = [layer for module, layer in layers.items() if block_of(module) == block]
+    for block in sorted(blocks_of(lora), key=named(lora.backbone).block_place):
+        own = [layer for module, layer in lora.layers.items() if block_of(lora, module) == block]
         norm = _root_of_squares(delta_norm(layer) for layer in own)
         ranks = sorted({layer.rank for layer in own})
         rows.append({"block": block, "layers": len(own), "ranks": ranks, "norm": norm})
     return rows
-
-
-def _block_order(block: str) -> tuple[int, str]:
-    order = ("conv_in", "time_embedding", "transformer_in", "down_blocks", "mid_block", "up_blocks", "conv_out")
-    kind = block.split(".")[0]
-    return (order.index(kind) if kind in order else len(order), block)
 
 
 def _root_of_squares(norms: Iterable[float]) -> float:

@@ -15,21 +15,15 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import nn
 
 from ..adapters.fit import weights_of
 from ..adapters.targets import target_modules
-from ..backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
+from ..backbones.registry import DEFAULT, empty_network, of_network
 from ..core.errors import LoRAFileError, ModelError
 from ..core.lora import LoRA, LoRALayer
 from .source import Source
 
-# The most likely first; for equal lengths the shapes decide.
-PRESETS = (
-    "temporal-all", "tap-k-out", "tap-k", "spatial-self-ff", "temporal-attention", "spatial-attention", "tap-qk",
-    "temporal-conv",
-)  # fmt: skip
 WHOLE = "all-layers"  # no preset: every linear and convolution layer, in the order of the modules
 _SPATIAL = ("spatial-self-ff", "spatial-attention")
 MAX_CLIPS = 64
@@ -37,9 +31,12 @@ MAX_CLIPS = 64
 
 def read_list(source: Source, unet: nn.Module | None) -> tuple[str, tuple[LoRA, ...]]:
     """The target preset of a list file, and one LoRA (several for an N-clip spatial file). Raises LoRAFileError."""
-    network = unet or modelscope()
+    network = reference_network() if unet is None else unet
+    backbone = of_network(network)
+    if not backbone.list_targets:
+        raise LoRAFileError(f"{source.name} is a list of tensors without names, of ModelScope: {backbone.takes} fit")
     shapes = list(source.shapes.values())
-    known = {preset: _modules(network, preset) for preset in (*PRESETS, WHOLE)}
+    known = {preset: _modules(network, preset) for preset in (*backbone.list_targets, WHOLE)}
     refused = ""
     for preset, modules in known.items():
         clips = len(shapes) // (2 * len(modules)) if modules else 0
@@ -48,7 +45,7 @@ def read_list(source: Source, unet: nn.Module | None) -> tuple[str, tuple[LoRA, 
             continue
         fault = _first_fault(network, modules, shapes, clips)
         if not fault:
-            return preset, _split(source, modules, clips, preset)
+            return preset, _split(source, modules, clips, preset, backbone.name)
         refused = refused or f"it has as many tensors as {preset}, but {fault}"
     lengths = ", ".join(f"{2 * len(modules)} for {preset}" for preset, modules in known.items())
     reason = refused or f"this network takes {lengths}"
@@ -56,9 +53,9 @@ def read_list(source: Source, unet: nn.Module | None) -> tuple[str, tuple[LoRA, 
 
 
 @functools.lru_cache(maxsize=1)
-def modelscope() -> UNet3DConditionModel:
-    """ModelScope's network without its weights (meta device), where no network is at hand."""
-    return empty_unet(MODELSCOPE_UNET_CONFIG)
+def reference_network() -> nn.Module:
+    """The network that such files are of, without its weights (meta device), where no network is at hand."""
+    return empty_network(DEFAULT.reference_config)
 
 
 def _modules(network: nn.Module, preset: str) -> tuple[str, ...]:
@@ -89,11 +86,11 @@ def _first_fault(network: nn.Module, modules: Sequence[str], shapes: Sequence[tu
     return ""
 
 
-def _split(source: Source, modules: Sequence[str], clips: int, preset: str) -> tuple[LoRA, ...]:
+def _split(source: Source, modules: Sequence[str], clips: int, preset: str, backbone: str) -> tuple[LoRA, ...]:
     tensors = list(source.read().values())
     loras = []
     for clip in range(clips):
         starts = {module: 2 * (place * clips + clip) for place, module in enumerate(modules)}
         layers = {module: LoRALayer(tensors[start + 1], tensors[start]) for module, start in starts.items()}
-        loras.append(LoRA(layers, {"motion_lora.target_preset": preset}))
+        loras.append(LoRA(layers, {"motion_lora.target_preset": preset}, backbone=backbone))
     return tuple(loras)

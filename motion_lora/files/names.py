@@ -3,7 +3,9 @@
     kohya       lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight, .lora_up.weight, .lora_mid.weight, .alpha
     PEFT        [base_model.model.][unet.]<module>.lora_A[.<adapter>].weight, .lora_B...
     diffusers   unet.<module>.processor.to_q_lora.down.weight, .lora.up.weight, .lora_linear_layer...
+    AnimateDiff <module>.processor.to_q_lora.down.weight, ff.net.0.processor.proj_lora..., ff.net.processor.2_lora...
     ComfyUI     diffusion_model.<module>.lora_down.weight, .alpha
+    loralib     <module>.lora_A, .lora_B (Stable LoRA, by which ModelScope and ZeroScope were tuned in 2023)
 
 Kohya writes the dots of a module name as underscores; since some words hold underscores themselves, they are read back
 with the words that these networks are made of.
@@ -14,29 +16,29 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from ..backbones.registry import BACKBONES
+
 UNET, TEXT = "unet", "text"
 
-_NETWORK_WORDS = """
-    down_blocks up_blocks mid_block conv_in conv_out time_embedding linear_1 linear_2 transformer_in resnets attentions
-    temp_attentions temp_convs downsamplers upsamplers conv conv1 conv2 conv3 conv4 conv_shortcut time_emb_proj proj_in
-    proj_out transformer_blocks attn1 attn2 to_q to_k to_v to_out ff net proj"""
 _TEXT_WORDS = "text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2"
-_WORDS = sorted([*_NETWORK_WORDS.split(), *_TEXT_WORDS.split()], key=len, reverse=True)
+_NETWORK_WORDS = {word for backbone in BACKBONES.values() for word in backbone.key_words}
+_WORDS = sorted({*_NETWORK_WORDS, *_TEXT_WORDS.split()}, key=lambda word: (-len(word), word))
 _WORD = re.compile("(?:" + "|".join([*_WORDS, r"\d+"]) + ")(?=_|$)")
 _ROLES = r"(?P<role>down|up|mid)"
 _KOHYA = re.compile(rf"lora_(?P<part>unet|te)_(?P<module>\w+)\.(?:lora_{_ROLES}\.weight|(?P<alpha>alpha))")
 _PREFIX = re.compile(
-    r"(?:base_model\.model\.)?(?:(?P<unet>unet\.|diffusion_model\.)|(?P<text>text_encoder\.))?(?:base_model\.model\.)?"
+    r"(?:base_model\.model\.|module\.)?(?:(?P<unet>unet\.|diffusion_model\.)|(?P<text>text_encoder\.))?(?:base_model\.model\.)?"
 )
 _DOTTED = (
     re.compile(r"(?P<module>.+)\.lora_(?P<ab>[AB])(?:\.(?!weight$)[^.]+)?\.weight"),
     re.compile(rf"(?P<module>.+)\.(?:lora_|lora\.|lora_linear_layer\.){_ROLES}\.weight"),
     re.compile(rf"(?P<module>.+?)\.(?:processor\.)?(?P<projection>to_q|to_k|to_v|to_out)_lora\.{_ROLES}\.weight"),
+    re.compile(rf"(?P<module>.+?)\.processor\.(?P<leaf>\w+)_lora\.{_ROLES}\.weight"),
     re.compile(r"(?P<module>.+)\.(?P<alpha>alpha)"),
 )
+_LORALIB = re.compile(r"(?P<module>.+)\.lora_(?P<ab>[AB])")
 _PEFT_ROLES = {"A": "down", "B": "up"}
 _TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-LINEAR = re.compile(r".*\.(?:to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out|time_emb_proj)")
 
 
 class Key(NamedTuple):
@@ -64,6 +66,8 @@ def _parse_dotted(key: str) -> Key | None:
     part, rest = TEXT if prefix["text"] else UNET, key[prefix.end() :]
     if rest.startswith("lora_"):
         return None  # kohya's, for a part or with a word that is not known
+    if found := _LORALIB.fullmatch(rest):
+        return Key(part, _bare(part, found["module"]), _PEFT_ROLES[found["ab"]], "loralib")
     for pattern in _DOTTED:
         found = pattern.fullmatch(rest)
         if found is None:
@@ -72,6 +76,8 @@ def _parse_dotted(key: str) -> Key | None:
         if "projection" in groups:
             module = f"{groups['module']}.{_projection(part, groups['projection'])}"
             return Key(part, _bare(part, module), groups["role"], "diffusers")
+        if "leaf" in groups:
+            return Key(part, _bare(part, f"{groups['module']}.{groups['leaf']}"), groups["role"], "diffusers")
         if "ab" in groups:
             return Key(part, _bare(part, groups["module"]), _PEFT_ROLES[groups["ab"]], "peft")
         return Key(part, _bare(part, groups["module"]), groups.get("role") or "alpha", "diffusers")

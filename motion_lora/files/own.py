@@ -13,16 +13,19 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..backbones.lora import layers_text
+from ..backbones.registry import named
 from ..core.disk import write_atomically
 from ..core.errors import LoRAFileError
-from ..core.lora import LoRA, LoRALayer
-from ..core.metadata import MODELSPEC_VERSION, OWN, derived_keys, without_paths
+from ..core.lora import DEFAULT_BACKBONE, LoRA, LoRALayer
+from ..core.metadata import ACTS_IN_KEY, MODELSPEC_VERSION, OWN, acts_in_entry, acts_in_of, derived_keys, without_paths
 from .container import Header, read_header, read_tensors, serialize
 
 FORMAT_VERSION = 1
@@ -30,6 +33,7 @@ VERSION_KEY = f"{OWN}format_version"
 KIND_KEY = f"{OWN}kind"
 SCALE_KEY = f"{OWN}scale"
 FINGERPRINT_KEY = f"{OWN}fingerprint"
+BACKBONE_KEY = f"{OWN}backbone"
 PEFT_KEY = "lora_adapter_metadata"
 LORA_KIND, ABSORBER_KIND = "lora", "absorber"
 MAX_WORKFLOW_BYTES = 512 * 2**10  # ComfyUI shows headers of up to 1 MiB
@@ -66,7 +70,15 @@ def load_lora(path: str | Path) -> LoRA:
     header = read_header(path)
     require_kind(path.name, header, LORA_KIND)
     tensors, metadata = contents(path, header)
-    return LoRA(layers_from(path.name, tensors, metadata), metadata)
+    return lora_from(path.name, tensors, metadata)
+
+
+def lora_from(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoRA:
+    """The LoRA of what `contents` gave. Raises LoRAFileError for a damaged entry or damaged layers."""
+    acts_in = acts_in_of(metadata)
+    if ACTS_IN_KEY in metadata and json.dumps(list(acts_in)) != metadata[ACTS_IN_KEY]:
+        raise LoRAFileError(f"{name} does not say in which part of the noise it acts: {ACTS_IN_KEY} is damaged")
+    return LoRA(layers_from(name, tensors, metadata), metadata, acts_in, backbone_from(name, metadata))
 
 
 def is_own(header: Header) -> bool:
@@ -84,7 +96,7 @@ def as_stored(lora: LoRA, dtype: torch.dtype | None) -> LoRA:
         down, up = (tensor.detach().to("cpu", dtype or tensor.dtype) for tensor in (layer.down, layer.up))
         layers[module] = LoRALayer(down, up, float(layer.scale))
     require_finite("the LoRA to be saved", layers)
-    return LoRA(layers, lora.metadata)
+    return replace(lora, layers=layers)
 
 
 def factor_tensors(lora: LoRA) -> dict[str, Tensor]:
@@ -96,9 +108,12 @@ def factor_tensors(lora: LoRA) -> dict[str, Tensor]:
 def own_entries(lora: LoRA, kind: str) -> dict[str, str]:
     """The metadata without which the file cannot be read right."""
     entries = {"format": "pt", VERSION_KEY: str(FORMAT_VERSION), KIND_KEY: kind, FINGERPRINT_KEY: lora.fingerprint()}
+    entries[BACKBONE_KEY] = lora.backbone
     scales = {module: layer.scale for module, layer in lora.layers.items()}
     distinct = set(scales.values()) or {1.0}
     entries[SCALE_KEY] = json.dumps(distinct.pop() if len(distinct) == 1 else scales, sort_keys=True)
+    if kind == LORA_KIND:
+        entries |= acts_in_entry(lora)
     if any(scale != 1.0 for scale in scales.values()):
         entries[PEFT_KEY] = peft_config(lora)  # for readers that know PEFT and not us
     return entries
@@ -132,7 +147,7 @@ def described(path: Path, lora: LoRA, tensors: Mapping[str, Tensor]) -> dict[str
     clean.setdefault("modelspec.sai_model_spec", MODELSPEC_VERSION)
     clean.setdefault("modelspec.title", path.stem)
     clean |= {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest, "ss_output_name": path.stem}
-    return {**clean, **derived_keys(lora)}
+    return {**clean, **derived_keys(lora, layers_text(lora))}
 
 
 def write_checked(
@@ -147,7 +162,9 @@ def write_checked(
 
 
 def same_lora(found: LoRA, expected: LoRA, name: str) -> None:
-    """Raise LoRAFileError unless both change every weight by the same bits."""
+    """Raise LoRAFileError unless both change every weight by the same bits, in the same part of the noise."""
+    if found.acts_in != expected.acts_in:
+        raise LoRAFileError(f"{name} was not written: reading it back gave another part of the noise to act in")
     for module in {**found.layers, **expected.layers}:
         a, b = found.layers.get(module), expected.layers.get(module)
         same = a is not None and b is not None and a.scale == b.scale
@@ -201,6 +218,14 @@ def layers_from(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     require_pairs(name, layers)
     require_finite(name, layers)
     return layers
+
+
+def backbone_from(name: str, metadata: Mapping[str, str]) -> str:
+    """The backbone that a file says it is for; raises LoRAFileError for one that is not known here."""
+    try:
+        return named(metadata.get(BACKBONE_KEY, DEFAULT_BACKBONE)).name
+    except LoRAFileError as error:
+        raise LoRAFileError(f"{name} cannot be used: {error}") from error
 
 
 def require_pairs(name: str, layers: Mapping[str, LoRALayer]) -> None:

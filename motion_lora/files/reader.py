@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.fit import require_fit
+from ..backbones.base import Backbone
+from ..backbones.registry import of_keys, of_network
 from ..core.errors import LoRAFileError
 from ..core.lora import LoRA, LoRALayer
-from ..core.metadata import OWN
-from .lists import read_list
-from .names import LINEAR, TEXT, UNET, Key, parse_key
+from ..core.metadata import OWN, acts_in_of
+from .lists import read_list, reference_network
+from .loralib import unfolded
+from .names import TEXT, UNET, Key, parse_key
 from .own import (
     LORA_KIND,
     PEFT_KEY,
     contents,
     is_own,
-    layers_from,
+    lora_from,
     require_finite,
     require_kind,
     require_pairs,
@@ -36,15 +39,16 @@ from .own import (
 from .refusals import refuse_foreign
 from .source import ADAPTER_CONFIG, Source, json_object, open_source
 
-_DIALECTS = ("kohya", "peft", "diffusers")
+_DIALECTS = ("kohya", "peft", "diffusers", "loralib")
 
 
 @dataclass(frozen=True, eq=False)
 class ImportReport:
     """What was read. `matched` of `total` UNet layers have their place; without a network nothing was there to match.
 
-    `format` is "motion-lora", "kohya", "peft", "diffusers" or "list". `text_encoder` is the text part, if it was asked
-    for. `clips` holds all LoRAs of an N-clip spatial file, of which `lora` is one. `notes` are for the user's eyes.
+    `format` is "motion-lora", "kohya", "peft", "diffusers", "loralib" or "list". `text_encoder` is the text part, if
+    it was asked for. `clips` holds all LoRAs of an N-clip spatial file, of which `lora` is one. `notes` are for the
+    user's eyes.
     """
 
     lora: LoRA
@@ -87,7 +91,7 @@ def _own_report(source: Source) -> ImportReport:
     assert source.header is not None
     require_kind(source.name, source.header, LORA_KIND)
     tensors, metadata = contents(source.path, source.header)
-    lora = LoRA(layers_from(source.name, tensors, metadata), metadata)
+    lora = lora_from(source.name, tensors, metadata)
     return ImportReport(lora, "motion-lora", len(lora), len(lora))
 
 
@@ -100,30 +104,35 @@ def _list_report(source: Source, unet: nn.Module | None, clip: int) -> ImportRep
     notes = [f"a list without names, recognised as {preset} by its {len(source.shapes)} tensors"]
     if len(loras) > 1:
         notes.append(f"clip {clip} of {len(loras)}")
-    lora = LoRA(loras[clip].layers, {**loras[clip].metadata, **_origin(source, "list")})
+    chosen = loras[clip]
+    lora = replace(chosen, metadata={**chosen.metadata, **_origin(source, "list")})
     return ImportReport(lora, "list", len(lora), len(lora), tuple(notes), clips=loras)
 
 
 def _named_report(source: Source, unet: nn.Module | None, text_encoder: nn.Module | None) -> ImportReport:
-    refuse_foreign(source, unet)
-    keys = _parsed_keys(source)
+    backbone = of_network(unet) if unet is not None else of_keys(source.shapes)
+    refuse_foreign(source, unet, backbone)
+    keys = _parsed_keys(source, backbone)
     dialect = next(name for name in _DIALECTS if any(key.dialect == name for key in keys.values()))
     for key, shape in source.shapes.items():
         if keys[key].role != "alpha":
             require_plausible(source.name, key, shape)
     tensors = source.read()
     config = _peft_config(source)
-    layers = {part: _assemble(source.name, part, keys, tensors, config) for part in (UNET, TEXT)}
+    layers = {part: _assemble(source.name, part, keys, tensors, config, backbone) for part in (UNET, TEXT)}
     if not layers[UNET]:
         raise LoRAFileError(f"{source.name} changes only a text encoder: it has no layers for the video network")
-    lora = LoRA(_shaped(layers[UNET], unet), {**_carried(source), **_origin(source, dialect)})
+    if dialect == "loralib":
+        layers[UNET] = unfolded(layers[UNET], unet or reference_network())
+    about = {**_carried(source), **_origin(source, dialect)}
+    lora = LoRA(_shaped(layers[UNET], unet), about, acts_in_of(about), backbone.name)
     text, notes = _text_part(source.name, layers[TEXT], text_encoder)
     return ImportReport(lora, dialect, len(lora), len(lora), notes, text)
 
 
-def _parsed_keys(source: Source) -> dict[str, Key]:
+def _parsed_keys(source: Source, backbone: Backbone) -> dict[str, Key]:
     """Every key must mean something, and no two the same: what is not understood would be left out in silence."""
-    keys = {key: parse_key(key) for key in source.shapes}
+    keys = {key: _own_name(parse_key(key), backbone) for key in source.shapes}
     unknown = [key for key, parsed in keys.items() if parsed is None]
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
@@ -140,8 +149,17 @@ def _parsed_keys(source: Source) -> dict[str, Key]:
     return known
 
 
+def _own_name(key: Key | None, backbone: Backbone) -> Key | None:
+    return key if key is None or key.part == TEXT else key._replace(module=backbone.module_named(key.module))
+
+
 def _assemble(
-    name: str, part: str, keys: Mapping[str, Key], tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+    name: str,
+    part: str,
+    keys: Mapping[str, Key],
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    backbone: Backbone,
 ) -> dict[str, LoRALayer]:
     modules: dict[str, dict[str, Tensor]] = {}
     for key, parsed in keys.items():
@@ -156,7 +174,7 @@ def _assemble(
         scale = _scale(name, part, module, down.shape[0], roles.get("alpha"), config)
         layers[module] = LoRALayer(down, roles["up"], scale)
     if layers:
-        layers = {module: _squeezed(module, layer) for module, layer in layers.items()}
+        layers = {module: _squeezed(module, layer, backbone) for module, layer in layers.items()}
         require_pairs(name, layers)
         require_finite(name, layers)
     return layers
@@ -215,10 +233,10 @@ def _peft_config(source: Source) -> dict[str, Any]:
     return {}
 
 
-def _squeezed(module: str, layer: LoRALayer) -> LoRALayer:
+def _squeezed(module: str, layer: LoRALayer, backbone: Backbone) -> LoRALayer:
     """Factors of a linear layer may be written as 1x1 convolutions (kohya, where the layer once was one)."""
     pointwise = layer.down.ndim == 4 and layer.up.ndim == 4 and layer.down.shape[2:] == layer.up.shape[2:] == (1, 1)
-    if not pointwise or not LINEAR.fullmatch(f".{module}"):
+    if not pointwise or not backbone.is_linear(module):
         return layer
     return LoRALayer(layer.down.flatten(1), layer.up.flatten(1), layer.scale)
 

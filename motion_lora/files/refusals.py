@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
+from ..backbones.base import Backbone
+from ..backbones.registry import BACKBONES
 from ..core.errors import LoRAFileError
 from .names import TEXT, UNET, parse_key
 from .source import Source
 
-WIDTH = 1024  # of the text embeddings of ModelScope, ZeroScope and Stable Diffusion 2.1
 _WIDTHS = {
     768: "Stable Diffusion 1.5",
     1024: "Stable Diffusion 2.1",
@@ -23,9 +24,8 @@ _WIDTHS = {
     4096: "a diffusion transformer",
 }
 _ROOT = r"^(?:base_model\.model\.)?(?:transformer\.|diffusion_model\.|model\.|lora_unet_|lora_transformer_|unet\.)?"
-# In the order in which they are tried; the first that any key matches is what the file is.
+# In the order in which they are tried; the first that any key matches is what the file is. Networks without a backbone.
 _BY_KEY = (
-    (r"motion_modules", "an AnimateDiff motion LoRA: its motion modules are layers that this network does not have"),
     (rf"{_ROOT}blocks[._]\d+[._](?:self_attn|cross_attn|ffn)", "a LoRA for Wan, a diffusion transformer"),
     (r"double_blocks|single_blocks", "a LoRA for HunyuanVideo or Flux, diffusion transformers"),
     (r"single_transformer_blocks|joint_blocks|lora_transformer_", "a LoRA for Flux or SD3, diffusion transformers"),
@@ -42,25 +42,28 @@ _BY_KEY = (
     (r"^model\.diffusion_model\.|^first_stage_model\.|^cond_stage_model\.", "a whole model, not a LoRA"),
 )
 _BY_METADATA = (
-    (r"sdxl|stable-diffusion-xl", "an SDXL LoRA"),
-    (r"\bsd_v1|sd_1\.5|sd15|stable-diffusion-v1", "a Stable Diffusion 1.5 LoRA"),
-    (r"wan_?2|wan2|hunyuan|ltx|flux|sd3|cogvideo|qwen|lumina|kandinsky", "a LoRA for a diffusion transformer"),
+    (r"sdxl|stable-diffusion-xl", "an SDXL LoRA", 2048),
+    (r"\bsd_v1|sd_1\.5|sd15|stable-diffusion-v1", "a Stable Diffusion 1.5 LoRA", 768),
+    (r"wan_?2|wan2|hunyuan|ltx|flux|sd3|cogvideo|qwen|lumina|kandinsky", "a LoRA for a diffusion transformer", 4096),
 )
 _METADATA_KEYS = ("ss_base_model_version", "modelspec.architecture")
 
 
-def refuse_foreign(source: Source, unet: nn.Module | None) -> None:
-    """Raise LoRAFileError if the file is for another kind of network; the sentence says which."""
+def refuse_foreign(source: Source, unet: nn.Module | None, backbone: Backbone) -> None:
+    """Raise LoRAFileError if the file is for another kind of network than `backbone`; the sentence says which."""
     keys = list(source.shapes)
+    for other in BACKBONES.values():
+        if other is not backbone and other.recognises_keys(keys):
+            raise LoRAFileError(_sentence(source.name, other.refusal, backbone))
     for pattern, what in _BY_KEY:
         if any(re.search(pattern, key) for key in keys):
-            raise LoRAFileError(_sentence(source.name, what))
+            raise LoRAFileError(_sentence(source.name, what, backbone))
     refuse_embedding(source)
     for entry in (" ".join(source.metadata.get(key, "").lower().split()) for key in _METADATA_KEYS):
-        for pattern, what in _BY_METADATA:
-            if re.search(pattern, entry):
-                raise LoRAFileError(_sentence(source.name, f"{what} (its metadata says {entry[:60]!r})"))
-    _refuse_width(source, unet)
+        for pattern, what, width in _BY_METADATA:
+            if re.search(pattern, entry) and width != backbone.text_width:
+                raise LoRAFileError(_sentence(source.name, f"{what} (its metadata says {entry[:60]!r})", backbone))
+    _refuse_width(source, unet, backbone)
 
 
 def refuse_embedding(source: Source) -> None:
@@ -83,15 +86,15 @@ def embedding_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     return None
 
 
-def _refuse_width(source: Source, unet: nn.Module | None) -> None:
+def _refuse_width(source: Source, unet: nn.Module | None, backbone: Backbone) -> None:
     """Against the network, or, without one, against the widths that are known to be those of other bases."""
-    expected = int(getattr(getattr(unet, "config", None), "cross_attention_dim", WIDTH) or WIDTH)
-    for width in (*_widths(source.shapes, UNET, _reads_text), *_widths(source.shapes, TEXT, _text_projection)):
+    own = backbone.text_width
+    expected = int(getattr(getattr(unet, "config", None), "cross_attention_dim", own) or own)
+    for width in (*_widths(source.shapes, UNET, backbone.reads_text), *_widths(source.shapes, TEXT, _text_projection)):
         if width != expected and (unet is not None or width in _WIDTHS):
             what = _WIDTHS.get(width, "another base")
-            raise LoRAFileError(
-                _sentence(source.name, f"a LoRA for {what}: it reads text of width {width}, this base {expected}")
-            )
+            said = f"a LoRA for {what}: it reads text of width {width}, this base {expected}"
+            raise LoRAFileError(_sentence(source.name, said, backbone))
 
 
 def _widths(shapes: Mapping[str, tuple[int, ...]], part: str, wanted: Callable[[str], bool]) -> Iterable[int]:
@@ -101,14 +104,9 @@ def _widths(shapes: Mapping[str, tuple[int, ...]], part: str, wanted: Callable[[
             yield shape[1]
 
 
-def _reads_text(module: str) -> bool:
-    spatial = re.search(r"(?:^|\.)attentions\.\d+\.", module)
-    return bool(spatial) and module.endswith(("attn2.to_k", "attn2.to_v"))
-
-
 def _text_projection(module: str) -> bool:
     return module.endswith(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
 
 
-def _sentence(name: str, what: str) -> str:
-    return f"{name} is {what}; what fits here are motion LoRAs for ModelScope or ZeroScope, and SD 2.1 image LoRAs"
+def _sentence(name: str, what: str, backbone: Backbone) -> str:
+    return f"{name} is {what}; what fits here are {backbone.takes}"

@@ -5,15 +5,19 @@ In fp32 every change of a weight comes back bit for bit; in fp16 each factor is 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..backbones.registry import named
 from ..core.errors import LoRAFileError, SettingsError
-from ..core.lora import LoRA
+from ..core.lora import ALL_NOISE, LoRA, LoRALayer
+from ..core.metadata import acts_in_entry
 from .names import dotted
 from .own import (
     FINGERPRINT_KEY,
@@ -31,6 +35,7 @@ from .own import (
 from .reader import ImportReport, load_any
 
 FORMATS = ("motion-lora", "kohya", "peft")
+_log = logging.getLogger(__name__)
 
 
 def export_kohya(
@@ -57,6 +62,32 @@ def export_peft(
     return _write(Path(path), stored, factor_tensors(stored), {PEFT_KEY: peft_config(stored)}, metadata, overwrite)
 
 
+def export_native(
+    path: str | Path, lora: LoRA, *, dtype: torch.dtype | None = None, metadata: bool = True, overwrite: bool = True
+) -> Path:
+    """Write the file that the family's own tools take: for AnimateDiff what *Load AnimateDiff LoRA* of Evolved loads.
+
+    Such files have no alpha: the scale goes into the up factors. Raises LoRAFileError for a backbone without files of
+    its own, or naming the layers that its tools would drop or stumble over.
+    """
+    plain = {m: LoRALayer(layer.down, layer.up * layer.scale) for m, layer in lora.layers.items()}
+    stored = as_stored(replace(lora, layers=plain), dtype)
+    return _write(Path(path), stored, native_tensors(stored), {}, metadata, overwrite)
+
+
+def native_tensors(lora: LoRA) -> dict[str, Tensor]:
+    """The factors under the family's own keys, see `export_native`; every scale must be 1."""
+    keys = {module: named(lora.backbone).native_key(module) for module in lora}
+    lost = [module for module, key in keys.items() if key is None]
+    if lost:
+        raise LoRAFileError(
+            f"{len(lost)} of {len(lora)} layers have no place in a file for the tools of {lora.backbone}, the first is "
+            f"{lost[0]}: write only the temporal layers, or another format"
+        )
+    downs = {f"{key}.down.weight": lora.layers[module].down for module, key in keys.items()}
+    return downs | {f"{key}.up.weight": lora.layers[module].up for module, key in keys.items()}
+
+
 def convert(
     source: str | Path,
     target: str | Path,
@@ -76,6 +107,17 @@ def convert(
     return report
 
 
+def not_carried(lora: LoRA, kind: str, *, metadata: bool) -> str:
+    """What a file of that format will not say of the LoRA, in a sentence; "" where it says everything."""
+    if kind == FORMATS[0] or metadata or lora.acts_in == ALL_NOISE:
+        return ""
+    low, high = lora.acts_in
+    return (
+        f"a {kind} file without metadata cannot say that this LoRA acts in the noise from {low:g} to {high:g} only: it "
+        "will act in every sampling step; write it with metadata, or in the motion-lora format"
+    )
+
+
 def _write(
     path: Path,
     stored: LoRA,
@@ -85,7 +127,9 @@ def _write(
     overwrite: bool,
 ) -> Path:
     """With everything the LoRA's metadata says, but for the keys that would make it a file of the own format."""
-    said = described(path, stored, tensors) if metadata else {}
+    said = {**described(path, stored, tensors), **acts_in_entry(stored)} if metadata else {}
+    if lost := not_carried(stored, "foreign", metadata=metadata):
+        _log.warning("%s: %s", path.name, lost)
     for key in (VERSION_KEY, KIND_KEY, SCALE_KEY, FINGERPRINT_KEY):
         said.pop(key, None)
     needed = {key: value for key, value in entries.items() if metadata or key == PEFT_KEY}

@@ -48,9 +48,9 @@ def kept_clips(folder: Path) -> tuple[Clip, ...]:
     try:
         words = json.loads((folder / _WORDS).read_text(encoding="utf-8"))
         with torch.inference_mode(False):
-            tensors = read_tensors(folder / _CLIPS)
+            tensors = read_tensors(folder / _CLIPS, own=True)
         return tuple(Clip(frames=tensors[f"frames_{index}"], **entry) for index, entry in enumerate(words))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(
             f"the clips of this job are damaged ({error}): delete it and run its workflow again"
         ) from error

@@ -38,10 +38,19 @@ class Announcer:
             thread.join(timeout=5)
 
     def _run(self) -> None:
+        try:
+            self._tell_all()
+        finally:
+            with self._lock:
+                # Whatever ended it, the next change starts another.
+                if self._thread is threading.current_thread():
+                    self._thread = None
+
+    def _tell_all(self) -> None:
         while (ids := self._take()) is not None:
             try:
                 self._listener(self._describe(ids))
-            except (RuntimeError, OSError, ValueError, TypeError):
+            except (RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
                 # A panel that cannot be told must never end a training run.
                 _LOG.warning("Motion LoRA: a progress message could not be sent", exc_info=True)
             self._closed.wait(self._interval)

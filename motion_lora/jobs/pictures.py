@@ -22,6 +22,7 @@ from ..core.clip import Clip
 from ..core.disk import write_atomically
 from ..core.errors import MotionLoRAError
 from ..core.lora import LoRA
+from ..core.stack import AdapterStack, StackEntry
 from ..media.read import read_frames
 from ..media.write import to_bytes
 from ..playground.model import is_playground
@@ -84,7 +85,8 @@ def draw_cover(folder: Path, pipeline: VideoPipeline, lora: LoRA, plan: PreviewP
         return
     guidance = _PLAYGROUND_GUIDANCE if is_playground(pipeline) else plan.guidance_scale
     try:
-        draw_preview(folder / _COVER, pipeline, lora, replace(plan, prompt=prompt, guidance_scale=guidance), clip)
+        stack = AdapterStack().add(StackEntry(lora))
+        draw_preview(folder / _COVER, pipeline, stack, replace(plan, prompt=prompt, guidance_scale=guidance), clip)
     except (MotionLoRAError, OSError) as error:
         _LOG.warning("Motion LoRA: no picture of the finished LoRA: %s", error)
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ..base.pipeline import VideoPipeline
 from ..core.clip import Clip
-from ..core.lora import LoRA
-from ..core.stack import AdapterStack, StackEntry
+from ..core.stack import AdapterStack
 from ..media.write import write_video
 from ..sampling.loop import sample
 from ..sampling.settings import SampleSettings
@@ -18,8 +17,8 @@ from .job import PreviewPlan
 _LEAST_SIDE = 256
 
 
-def draw_preview(path: Path, pipeline: VideoPipeline, lora: LoRA, plan: PreviewPlan, clip: Clip) -> None:
-    """Sample the plan's prompt with the LoRA, in the clip's size and length, into an mp4. Raises MotionLoRAError."""
+def draw_preview(path: Path, pipeline: VideoPipeline, stack: AdapterStack, plan: PreviewPlan, clip: Clip) -> None:
+    """Sample the plan's prompt with the stack, in the clip's size and length, into an mp4. Raises MotionLoRAError."""
     settings = SampleSettings(
         plan.prompt,
         num_frames=clip.num_frames,
@@ -29,8 +28,7 @@ def draw_preview(path: Path, pipeline: VideoPipeline, lora: LoRA, plan: PreviewP
         guidance_scale=plan.guidance_scale,
         seed=plan.seed,
     )
-    video = sample(pipeline, settings, stack=AdapterStack().add(StackEntry(lora)))[0]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    video = sample(pipeline, settings, stack=stack)[0]
     write_video(path, enlarged(video.frames), clip.fps)
 
 

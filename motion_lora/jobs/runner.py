@@ -3,8 +3,9 @@
     queued -> running <-> yielding -> done | stopped | paused | interrupted | cancelled | failed
     paused, interrupted, stopped, failed, cancelled -> queued        (resume)
 
-A thread lives only while its device has work. Commands (pause, stop, cancel ...) are left with the job and picked up
-at its next step, so work is never torn out of the middle of one. Nothing here knows torch or ComfyUI.
+A thread lives only while its device has work, and no job and no disk ends it before. Commands (pause, stop, cancel
+...) are left with the job and picked up at its next step, so work is never torn out of the middle of one. Nothing here
+knows torch or ComfyUI.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+from ..core.disk import plain_fault
 from ..core.errors import MotionLoRAError, SettingsError
 from . import job as records
 from .job import ACTIVE, RESUMABLE, WITH_RESULT, Job, JobSpec, JobStatus
+from .lease import Owner
 from .loss_log import LossLog, LossPoint
 from .messages import Listener
 from .registry import Board, Entry
@@ -67,22 +70,35 @@ class JobRunner:
         node that is interrupted leaves it running.
         """
         with self._submitting:
+            known = self._board.newest(spec.fingerprint)
+            # Who asks again for what is there may have corrected its name, or how it is made.
+            renamed = known is not None and known.spec.name != spec.name
             job = self._reuse(spec, payload, retrain, background)
-            return job or self._create(spec, payload, background)
+            if job is None:
+                return self._create(spec, payload, background)
+            if renamed and job.state in WITH_RESULT:
+                return self._publish(self._board.entry(job.id)).view()
+            return job
 
     def _reuse(self, spec: JobSpec, payload: object, retrain: bool, background: bool) -> Job | None:
         with self._changed:
             entry = self._board.newest(spec.fingerprint)
             if entry is None or entry.command == "cancel" or entry.status.state == records.CANCELLED:
                 return None
+            self._require_ours(entry)
             if entry.status.state in ACTIVE:
                 self._unpause(entry)
+                self._board.describe_anew(entry, replace(entry.spec, name=spec.name))
                 background = background or entry.status.background
             elif entry.status.state in WITH_RESULT and entry.has_result:
-                return None if retrain else entry.view()
+                if retrain:
+                    return None
+                self._board.describe_anew(entry, replace(entry.spec, name=spec.name))
+                return entry.view()
             elif (entry.folder / INPUTS).is_dir():
-                entry.payload = payload
                 self._enqueue(entry)
+                entry.payload = payload
+                self._board.describe_anew(entry, spec)
             else:
                 return None
             self._board.update(entry, replace(entry.status, background=background))
@@ -90,14 +106,10 @@ class JobRunner:
 
     def _create(self, spec: JobSpec, payload: object, background: bool) -> Job:
         status = JobStatus(created=time.time(), background=background, all_steps=sum(spec.plan.values()))
-        folder = self.store.create(spec, status)
-        try:
-            self._work.keep(spec, payload, folder)
-        except MotionLoRAError:
-            self.store.delete(folder.name)
-            raise
+        folder = self.store.create(spec, status, lambda fresh: self._work.keep(spec, payload, fresh))
         with self._changed:
             entry = Entry(folder.name, folder, spec, status, LossLog(folder / "losses.jsonl"), payload)
+            entry.stamp = self.store.stamp(entry.id)
             self._board.add(entry)
             self._enqueue(entry)
             return entry.view()
@@ -137,7 +149,8 @@ class JobRunner:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     break
-                self._changed.wait(left)
+                self._board.sync()
+                self._changed.wait(_LOOK_AGAIN_AFTER if left is None else min(left, _LOOK_AGAIN_AFTER))
             return entry.view()
 
     # ------------------------------------------------------------------ commands
@@ -157,7 +170,7 @@ class JobRunner:
     def stop(self, job_id: str) -> Job:
         """Stop at the next step and save a usable result as it is then; wakes a paused job for that one step."""
         with self._changed:
-            entry = self._board.entry(job_id)
+            entry = self._ours(job_id)
             state = entry.status.state
             if state in (records.STOPPED, records.DONE):
                 return entry.view()
@@ -171,7 +184,7 @@ class JobRunner:
     def resume(self, job_id: str) -> Job:
         """Go on from the checkpoint: a paused, interrupted, stopped, failed or cancelled job enters the queue again."""
         with self._changed:
-            entry = self._board.entry(job_id)
+            entry = self._ours(job_id)
             if entry.status.active:
                 self._unpause(entry)
             elif entry.status.state == records.DONE or not (entry.folder / INPUTS).is_dir():
@@ -181,9 +194,12 @@ class JobRunner:
             return entry.view()
 
     def delete(self, job_id: str) -> None:
-        """Remove a job that is not active, with everything in its folder; what was published stays."""
+        """Remove a job that is not active, with everything in its folder; what was published stays.
+
+        Raises OutputError when a file in it is in use; the job is whole then.
+        """
         with self._changed:
-            entry = self._board.entry(job_id)
+            entry = self._ours(job_id)
             if entry.status.active:
                 raise SettingsError(f"{entry.spec.name} is {entry.status.state}; cancel it before deleting it")
             self._board.delete(job_id)
@@ -201,10 +217,22 @@ class JobRunner:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._board.close()
+        if not any(thread.is_alive() for thread in threads):
+            self.store.leases.close()
+
+    def _ours(self, job_id: str) -> Entry:
+        """The entry, as it is now. Raises SettingsError when another server works on it."""
+        entry = self._board.current(job_id)
+        self._require_ours(entry)
+        return entry
+
+    def _require_ours(self, entry: Entry) -> None:
+        if (owner := self._board.owner(entry)) is not None:
+            raise _elsewhere(entry, owner)
 
     def _command(self, job_id: str, command: str) -> Job:
         with self._changed:
-            entry = self._board.entry(job_id)
+            entry = self._ours(job_id)
             state = entry.status.state
             at_work = state in (records.RUNNING, records.YIELDING)
             if at_work or (state == records.QUEUED and command == "stop"):
@@ -227,16 +255,20 @@ class JobRunner:
     def _enqueue(self, entry: Entry, *, front: bool = False) -> None:
         if self._closing:
             raise SettingsError("the server is shutting down; no job can be started")
+        if (owner := self.store.leases.take(entry.folder)) is not None:
+            raise _elsewhere(entry, owner)
         device = entry.spec.device
         queue = self._queues.setdefault(device, deque())
         queue.insert(0 if front else len(queue), entry.id)
         entry.command = ""
         self._board.update(entry, replace(entry.status, state=records.QUEUED, message="", finished=None))
         if device not in self._threads:
-            self._threads[device] = threading.Thread(
-                target=self._serve, args=(device,), name=f"motion-lora-{device}", daemon=True
-            )
-            self._threads[device].start()
+            self._start(device)
+
+    def _start(self, device: str) -> None:
+        thread = threading.Thread(target=self._serve, args=(device,), name=f"motion-lora-{device}", daemon=True)
+        self._threads[device] = thread
+        thread.start()
 
     def _leave_queue(self, entry: Entry) -> None:
         queue = self._queues.get(entry.spec.device)
@@ -244,21 +276,34 @@ class JobRunner:
             queue.remove(entry.id)
 
     def _serve(self, device: str) -> None:
-        while (entry := self._next(device)) is not None:
-            with _Guard(self._board, entry):
-                self._run(entry)
-            self._board.tidy()
+        try:
+            while (entry := self._next(device)) is not None:
+                with _Guard(self._board, entry):
+                    self._run(entry)
+                self._board.tidy()
+        finally:
+            self._leave(device)
 
     def _next(self, device: str) -> Entry | None:
         with self._changed:
             queue = self._queues[device]
-            if self._closing or not queue:
+            while queue and not self._closing:
+                entry = self._board.entries.get(queue.popleft())
+                if entry is not None:
+                    self._board.begin_run(entry)
+                    return entry
+            del self._threads[device]
+            self._changed.notify_all()
+            return None
+
+    def _leave(self, device: str) -> None:
+        """A thread that something unforeseen ended is followed by another, while there is work."""
+        with self._changed:
+            if self._threads.get(device) is threading.current_thread():
                 del self._threads[device]
-                self._changed.notify_all()
-                return None
-            entry = self._board.entry(queue.popleft())
-            self._board.begin_run(entry)
-            return entry
+                if self._queues[device] and not self._closing:
+                    self._start(device)
+            self._changed.notify_all()
 
     def _run(self, entry: Entry) -> None:
         """Work until it is finished or a command ends it; stepping aside for a generation only interrupts it."""
@@ -294,10 +339,7 @@ class JobRunner:
         """After the work returned: publish what it saved, and say how it ended."""
         stopped = entry.command == "stop" and outcome.saved
         if outcome.saved and (outcome.finished or stopped):
-            # One that ended early by itself is finished for all that.
-            step = entry.status.all_steps if outcome.finished else entry.status.done_steps
-            name = self._work.publish(entry.spec, entry.folder, step)
-            self._board.update(entry, replace(entry.status, published=name))
+            self._publish(entry, finished=outcome.finished)
         with self._changed:
             if outcome.finished:
                 state = records.DONE
@@ -307,6 +349,15 @@ class JobRunner:
                 state = _ENDS.get(entry.command, records.INTERRUPTED)
             self._board.conclude(entry, state, outcome.note)
 
+    def _publish(self, entry: Entry, *, finished: bool | None = None) -> Entry:
+        """Put the result where users look for it. Raises OutputError where it cannot be put there."""
+        status = entry.status
+        # One that ended early by itself is finished for all that.
+        whole = status.state == records.DONE if finished is None else finished
+        name = self._work.publish(entry.spec, entry.folder, status.all_steps if whole else status.done_steps)
+        self._board.update(entry, replace(entry.status, published=name))
+        return entry
+
     def _step(self, entry: Entry, step: Step) -> str:
         wanted = entry.spec.yields and self._busy(entry.view())
         with self._changed:
@@ -314,6 +365,10 @@ class JobRunner:
             if wanted and not entry.command:
                 entry.command = "yield"
             return _ANSWERS.get(entry.command, CONTINUE)
+
+
+def _elsewhere(entry: Entry, owner: Owner) -> SettingsError:
+    return SettingsError(f"{entry.spec.name} is at work in {owner}: use the panel there, or wait for its end")
 
 
 class _Reporter:
@@ -353,8 +408,8 @@ class _Guard:
     ) -> bool:
         if error is None:
             return False
-        if isinstance(error, MotionLoRAError):
-            message = str(error)
+        if isinstance(error, MotionLoRAError | OSError):
+            message = plain_fault(error) if isinstance(error, OSError) else str(error)
             _LOG.error("Motion LoRA job %s failed: %s", self._entry.id, error)
         else:
             first_line = (str(error).strip().splitlines() or ["no message"])[0]

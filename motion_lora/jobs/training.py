@@ -5,34 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..base.pipeline import VideoPipeline
 from ..core.absorber import Absorber
-from ..core.disk import free_path, path_inside, write_atomically
-from ..core.errors import MotionLoRAError, TrainingError
+from ..core.disk import check_space, check_target, free_path, path_inside, plain_fault, safe_name, write_atomically
+from ..core.errors import MotionLoRAError, OutputError, TrainingError
 from ..core.lora import LoRA
 from ..evaluate.validation import ValidationPlan
 from ..files.absorber_file import load_absorber, save_absorber
+from ..files.container import read_header
 from ..files.own import load_lora, save_lora
 from ..training import (
-    Callback,
     StepReport,
     TrainingAbortedError,
     TrainingPausedError,
-    TrainResult,
     TrainSettings,
+    View,
     fingerprint,
     step_plan,
     train,
     train_absorber,
 )
+from ..training.recipe import make_recipe
 from ..training.settings import absorber_stages
-from ..training.stops import train_with_visits
+from ..training.space import bytes_needed
 from .inputs import TrainingInputs, keep_absorber, keep_clips, kept_absorber, kept_clips
-from .job import APPEARANCE_ABSORBER, LAST, JobSpec, PreviewPlan
+from .job import APPEARANCE_ABSORBER, LAST, MOTION_LORA, JobSpec, PreviewPlan
 from .pictures import draw_cover, publish_pictures
 from .previews import draw_preview
 from .store import CHECKPOINT, INPUTS, PREVIEWS, RESULT
@@ -40,6 +42,9 @@ from .validation import JobValidation, decides, rule_of
 from .worker import CONTINUE, STOP, Outcome, Reporter
 
 _LOG = logging.getLogger(__name__)
+# Which file the result became, or is about to become.
+PUBLISHED = "published.json"
+_TITLE = "modelspec.title"
 _EARLY = "ended early: the last validations brought nothing more"
 
 
@@ -115,8 +120,13 @@ class TrainingWork:
         self._host = host
 
     def keep(self, spec: JobSpec, payload: object, folder: Path) -> None:
-        """Clips, captions and absorber, so that a server that was restarted can go on with the job."""
+        """Clips, captions and absorber, so that a server that was restarted can go on with the job.
+
+        Raises OutputError, before anything is written, where the result could not be put in its place, or its work has
+        no room.
+        """
         inputs = _checked(payload)
+        self._check_places(spec, inputs, folder, sum(clip.frames.numel() * 4 for clip in inputs.clips))
         keep_clips(folder / INPUTS, inputs.clips)
         if inputs.absorber is not None:
             keep_absorber(folder / INPUTS, inputs.absorber)
@@ -129,6 +139,7 @@ class TrainingWork:
     def run(self, spec: JobSpec, payload: object, folder: Path, reporter: Reporter) -> Outcome:
         """Train until the end or a command, with a stop at every preview and validation."""
         inputs = _checked(payload)
+        self._check_places(spec, inputs, folder)
         self._host.prepare(spec)
         try:
             if spec.kind == APPEARANCE_ABSORBER:
@@ -140,16 +151,47 @@ class TrainingWork:
             self._host.release(spec)
 
     def publish(self, spec: JobSpec, folder: Path, step: int) -> str:
-        """Copy the result to where the user looks for it; never over another file. Its name there, with subfolder."""
-        if spec.kind not in self._host.folders:
+        """Copy the result to where the user looks for it; never over another file. Its name there, with subfolder.
+
+        Which file it becomes is written down before it is written: after a kill the same one is found again.
+        """
+        if (place := self._place(spec)) is None:
             return ""
+        root, target = place
+        if step < sum(spec.plan.values()):
+            target = target.with_name(f"{target.stem}-{step:06d}{target.suffix}")
+        _retitle(spec, folder)
+        data = (folder / RESULT).read_bytes()
+        mark = hashlib.sha256(data).hexdigest()
+        chosen = _published_before(folder, mark, target) or free_path(target)
+        while not _holds(chosen, data):
+            about = {"name": chosen.name, "asked": target.name, "sha256": mark}
+            write_atomically(folder / PUBLISHED, json.dumps(about).encode())
+            try:
+                write_atomically(chosen, data, overwrite=False)
+            except OutputError:
+                if not os.path.lexists(chosen):
+                    raise
+                # Another job took the name in the meantime.
+                chosen = free_path(target)
+        publish_pictures(folder, chosen)
+        return chosen.relative_to(root).as_posix()
+
+    def _place(self, spec: JobSpec) -> tuple[Path, Path] | None:
+        """The folder that results are listed below, and the file that this one is to be; None for no such place."""
+        if spec.kind not in self._host.folders:
+            return None
         root, subfolder = self._host.folders[spec.kind]
-        planned = sum(spec.plan.values())
-        name = spec.name if step >= planned else f"{spec.name}-{step:06d}"
-        target = free_path(path_inside(root, f"{subfolder}/{name}" if subfolder else name))
-        write_atomically(target, (folder / RESULT).read_bytes())
-        publish_pictures(folder, target)
-        return target.relative_to(root).as_posix()
+        return root, path_inside(root, f"{subfolder}/{spec.name}" if subfolder else spec.name)
+
+    def _check_places(self, spec: JobSpec, inputs: TrainingInputs, folder: Path, more: int = 0) -> None:
+        """Raise OutputError now for what would only be found out at the end."""
+        settings = TrainSettings.from_json(spec.settings)
+        recipe = make_recipe(inputs.clips, settings, inputs.absorber)
+        result, work = bytes_needed(inputs.pipeline, recipe, spec.plan)
+        if (place := self._place(spec)) is not None:
+            check_target(place[1], result)
+        check_space(folder, work + result + more)
 
 
 def load_result(folder: Path, kind: str) -> LoRA | Absorber:
@@ -157,9 +199,38 @@ def load_result(folder: Path, kind: str) -> LoRA | Absorber:
     return load_absorber(folder / RESULT) if kind == APPEARANCE_ABSORBER else load_lora(folder / RESULT)
 
 
+def _retitle(spec: JobSpec, folder: Path) -> None:
+    """A job that was renamed after it ended has its old name in the file."""
+    if spec.kind != MOTION_LORA or read_header(folder / RESULT).metadata.get(_TITLE, spec.name) == spec.name:
+        return
+    save_lora(folder / RESULT, load_lora(folder / RESULT).with_metadata(**_titles(spec)))
+
+
+def _titles(spec: JobSpec) -> dict[str, str]:
+    return {"motion_lora.title": spec.name, _TITLE: spec.name}
+
+
+def _published_before(folder: Path, mark: str, target: Path) -> Path | None:
+    """Where this very result was put, or was about to be, under the same name."""
+    try:
+        about = json.loads((folder / PUBLISHED).read_text(encoding="utf-8"))
+        same = about["sha256"] == mark and about["asked"] == target.name
+        return target.with_name(safe_name(Path(about["name"]).stem, limit=200) + target.suffix) if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a file is there, with this content."""
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False
+
+
 # One run ------------------------------------------------------------------------------------------------------------
-class _Stops:
-    """Where training stops on its way, and what is done there: previews, and validations with the LoRA as it is."""
+class _Visits:
+    """Who visits a job's training: previews, and validations with the LoRA as it is."""
 
     def __init__(
         self,
@@ -185,12 +256,13 @@ class _Stops:
             return False
         return self._previews_at(report.step) or (self.validation is not None and self.validation.due(report))
 
-    def visit(self, lora: LoRA, step: int) -> str:
+    def visit(self, view: View) -> str:
         """At the end both are done in any case."""
-        if self.validation is not None and (step == self._steps or step % self._spec.validation["every"] == 0):
-            self.settled = self.validation.visit(lora, step) == STOP
-        if self._spec.preview.wanted and (self._previews_at(step) or step == self._steps or self.settled):
-            self._fault = _preview(self._spec, self._inputs, lora, step, self._folder, self._reporter) or self._fault
+        at_end = view.step == self._steps
+        if self.validation is not None and (at_end or view.step % self._spec.validation["every"] == 0):
+            self.settled = self.validation.visit(view) == STOP
+        if self._spec.preview.wanted and (self._previews_at(view.step) or at_end or self.settled):
+            self._fault = _preview(self._spec, self._inputs, view, self._folder, self._reporter) or self._fault
         return STOP if self.settled else CONTINUE
 
     def _previews_at(self, step: int) -> bool:
@@ -200,36 +272,33 @@ class _Stops:
 def _run_motion(
     spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter, find_metric: Callable[[str, str], Path]
 ) -> Outcome:
-    settings, stops = TrainSettings(**spec.settings), _Stops(spec, inputs, folder, reporter, find_metric)
-
-    def run(callback: Callback) -> TrainResult:
-        return train(
-            inputs.pipeline,
-            inputs.clips,
-            settings,
-            absorber=inputs.absorber,
-            callback=callback,
-            checkpoint=folder / CHECKPOINT,
-        )
-
+    visits = _Visits(spec, inputs, folder, reporter, find_metric)
     # A server that went away may have left a checkpoint without its scores, or settled and not ended.
-    lora = stops.validation.catch_up() if stops.validation else None
+    lora = visits.validation.catch_up() if visits.validation else None
     finished = early = lora is not None
     if lora is None:
-        result = train_with_visits(run, stops.due, stops.visit, reporter.step)
-        if stops.validation and result.ending != "completed":
-            stops.validation.postpone(result)
+        result = train(
+            inputs.pipeline,
+            inputs.clips,
+            TrainSettings.from_json(spec.settings),
+            absorber=inputs.absorber,
+            callback=reporter.step,
+            visitor=visits,
+            checkpoint=folder / CHECKPOINT,
+        )
+        if visits.validation and result.ending != "completed":
+            visits.validation.postpone(result)
         if result.ending == "paused":
             return Outcome(finished=False, saved=False)
-        lora, early = result.lora, stops.settled and result.ending == "stopped"
+        lora, early = result.lora, visits.settled and result.ending == "stopped"
         finished = early or result.ending == "completed"
     if len(lora) == 0:
         return Outcome(finished=False, saved=False, note="the motion stage has taken no step yet; resume to go on")
-    title = {"motion_lora.title": spec.name, "modelspec.title": spec.name}
-    kept = stops.validation.kept(lora, title) if stops.validation else lora
+    title = _titles(spec)
+    kept = visits.validation.kept(lora, title) if visits.validation else lora
     save_lora(folder / RESULT, kept.with_metadata(**title))
     draw_cover(folder, inputs.pipeline, kept, spec.preview, inputs.clips[0])
-    return Outcome(finished=finished, saved=True, note=stops.fault or (_EARLY if early else ""))
+    return Outcome(finished=finished, saved=True, note=visits.fault or (_EARLY if early else ""))
 
 
 class _Asked:
@@ -244,7 +313,7 @@ class _Asked:
 
 
 def _run_absorber(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter) -> Outcome:
-    asked, settings = _Asked(reporter), TrainSettings(**spec.settings)
+    asked, settings = _Asked(reporter), TrainSettings.from_json(spec.settings)
     try:
         absorber = train_absorber(
             inputs.pipeline, inputs.clips, settings, callback=asked, checkpoint=folder / CHECKPOINT
@@ -255,13 +324,14 @@ def _run_absorber(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter:
     return Outcome(finished=asked.answer == CONTINUE, saved=True)
 
 
-def _preview(spec: JobSpec, inputs: TrainingInputs, lora: LoRA, step: int, folder: Path, reporter: Reporter) -> str:
+def _preview(spec: JobSpec, inputs: TrainingInputs, view: View, folder: Path, reporter: Reporter) -> str:
     """Draw a preview with the LoRA as it is. Why it could not be drawn, which is no reason to end the training."""
-    name = f"{step:06d}.mp4"
+    name = f"{view.step:06d}.mp4"
     try:
-        draw_preview(folder / PREVIEWS / name, inputs.pipeline, lora, spec.preview, inputs.clips[0])
+        draw_preview(folder / PREVIEWS / name, inputs.pipeline, view.stack, spec.preview, inputs.clips[0])
     except (MotionLoRAError, OSError) as error:
-        fault = f"no preview at step {step}: {error}"
+        said = plain_fault(error) if isinstance(error, OSError) else error
+        fault = f"no preview at step {view.step}: {said}"
         _LOG.warning("Motion LoRA: %s", fault)
         reporter.note(fault)
         return fault

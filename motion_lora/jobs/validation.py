@@ -23,7 +23,7 @@ from ..evaluate.judge import load_judge, notes_for
 from ..evaluate.scores import Scores
 from ..evaluate.validation import Validation, ValidationPlan, Validator
 from ..files.own import save_lora
-from ..training import StepReport, TrainResult, TrainSettings
+from ..training import StepReport, TrainResult, TrainSettings, View
 from .inputs import TrainingInputs
 from .job import BEST, CLIP_MODEL, LAST, LPIPS_WEIGHTS, JobSpec
 from .store import CURVE, VALIDATION
@@ -71,7 +71,7 @@ class JobValidation:
         self._validation = Validation(
             Validator(inputs.pipeline, judge, self._plan),
             folder / VALIDATION,
-            TrainSettings(**spec.settings),
+            TrainSettings.from_json(spec.settings),
             heard=lambda point, base: self._show(point),
         )
         self.fault = ""
@@ -80,10 +80,10 @@ class JobValidation:
         """Whether a step is one to validate after."""
         return self._validation.due(report)
 
-    def visit(self, lora: LoRA, step: int) -> str:
-        """Validate, for `train_with_visits`. A fault is a note, unless the result depends on it: then it is raised."""
-        with self._noted(f"step {step}"):
-            self._validation.visit(lora, step)
+    def visit(self, view: View) -> str:
+        """Validate. A fault is a note, unless the result depends on it: then it is raised."""
+        with self._noted(f"step {view.step}"):
+            self._validation.visit(view)
         return STOP if self._validation.settled else CONTINUE
 
     def postpone(self, result: TrainResult) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from PIL import Image, ImageDraw
 
 from ..core.errors import OutputError
-from .sheets import BACKGROUND, FAINT, INK, Font, font, plain
+from .fonts import Font, drawable, font
+from .sheets import BACKGROUND, FAINT, INK
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow.
 PALETTE = (
@@ -171,7 +172,7 @@ class _Canvas:
     def frame(self, title: str, x_label: str, y_label: str) -> None:
         """Grid, ticks, labels and title."""
         outside = ImageDraw.Draw(self.image)
-        face, bold = font(14 * _OVERSAMPLE), font(16 * _OVERSAMPLE)
+        face, bold = font(14 * _OVERSAMPLE), font(16 * _OVERSAMPLE, x_label + y_label)
         for tick in self.x.ticks:
             x, _ = self.at(tick, self.y.ticks[0])
             self.draw.line([(x, 0), (x, self.area.height)], fill=_GRID, width=_OVERSAMPLE)
@@ -183,9 +184,10 @@ class _Canvas:
             beside = (self.left - 8 * _OVERSAMPLE, self.top + y)
             outside.text(beside, f"{tick:.4g}", fill=FAINT, font=face, anchor="rm")
         middle = (self.left + self.right) / 2
-        outside.text((middle, 14 * _OVERSAMPLE), plain(title), fill=INK, font=font(19 * _OVERSAMPLE), anchor="ma")
-        outside.text((middle, self.bottom + 34 * _OVERSAMPLE), plain(x_label), fill=INK, font=bold, anchor="ma")
-        self._upright(plain(y_label), bold)
+        head = font(19 * _OVERSAMPLE, title)
+        outside.text((middle, 14 * _OVERSAMPLE), drawable(title), fill=INK, font=head, anchor="ma")
+        outside.text((middle, self.bottom + 34 * _OVERSAMPLE), drawable(x_label), fill=INK, font=bold, anchor="ma")
+        self._upright(drawable(y_label), bold)
 
     def _upright(self, text: str, face: Font) -> None:
         if not text:
@@ -233,8 +235,9 @@ class _Canvas:
 
         `beyond` stacks them on the right, where the lines that end at the points do not run.
         """
-        face, gap, height = font(13 * _OVERSAMPLE), 9 * _OVERSAMPLE, 16 * _OVERSAMPLE
-        places, texts = [self.at(point.x, point.y) for point in points], [plain(point.label) for point in points]
+        face = font(13 * _OVERSAMPLE, "".join(point.label for point in points))
+        gap, height = 9 * _OVERSAMPLE, 16 * _OVERSAMPLE
+        places, texts = [self.at(point.x, point.y) for point in points], [drawable(point.label) for point in points]
         widths = [face.getlength(text) for text in texts]
         if beyond:
             middles = stacked([y for _, y in places], height)
@@ -257,10 +260,10 @@ class _Canvas:
 
     def legend(self, labels: Sequence[str]) -> None:
         """Names where they hide the least, in a corner if one is free, in the order of drawing."""
-        named = [(plain(label), PALETTE[i % len(PALETTE)]) for i, label in enumerate(labels) if label]
+        named = [(drawable(label), PALETTE[i % len(PALETTE)]) for i, label in enumerate(labels) if label]
         if not named:
             return
-        face, step = font(14 * _OVERSAMPLE), 20 * _OVERSAMPLE
+        face, step = font(14 * _OVERSAMPLE, "".join(label for label, _ in named)), 20 * _OVERSAMPLE
         size = (round(max(face.getlength(label) for label, _ in named)) + 44 * _OVERSAMPLE, step * len(named))
         left, top = self._emptiest_place(size)
         self.draw.rectangle([left, top, left + size[0], top + size[1]], fill=BACKGROUND, outline=_GRID)

@@ -14,9 +14,11 @@ from torch import Tensor
 from ..core.clip import Clip
 from ..core.errors import ClipError
 from .captions import check_captions, read_captions
+from .images import read_images
+from .kinds import is_image_file, is_image_folder
 from .sizes import check_sizes, fit
 from .timing import Request, Timeline, pick
-from .video import is_image_file, is_image_folder, read_images, read_video
+from .video import read_video
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +81,17 @@ def read_frames(
     request = Request(num_frames, fps, start)
     # A host in inference mode would get frames that can never take part in training.
     with torch.inference_mode(False):
+
+        def fit_one(picture: np.ndarray[Any, Any]) -> Tensor:
+            # Each at once, so that a large source is never in memory as a whole.
+            return fit(torch.from_numpy(picture.copy())[None].float() / 255, height, width, multiple, path.name)[0]
+
         if is_image_folder(path) or is_image_file(path):
-            frames, rate = read_images(path, request, images_fps)
+            frames, rate = read_images(path, request, images_fps, fit_one)
         else:
-            frames, rate = read_video(path, request)
+            frames, rate = read_video(path, request, fit_one)
         _warn_repeats(path.name, frames, rate)
-        return fit(frames, height, width, multiple, path.name), rate
+        return frames, rate
 
 
 def clip_from_frames(

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..core.errors import OutputError
+from .fonts import Font, drawable, font
 from .write import to_bytes
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
@@ -17,8 +18,6 @@ _GAP = 6
 _MARGIN = 12
 _FONT_SIZE = 15
 _LABEL_WIDTH = 190
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def contact_sheet(
@@ -33,7 +32,7 @@ def contact_sheet(
         raise OutputError("A contact sheet needs at least one row of frames.")
     tiles = [[_tile(frame, tile_side) for frame in _spread(frames, columns)] for _, frames in rows]
     width = max(sum(tile.width + _GAP for tile in row) for row in tiles)
-    labels = [_wrap(label, font(), _LABEL_WIDTH) for label, _ in rows]
+    labels = [_wrap(label, _face(label), _LABEL_WIDTH) for label, _ in rows]
     left = _MARGIN + max(_text_width(label) for label in labels) + _GAP
     top = _MARGIN + (_FONT_SIZE * 2 if title else 0)
     heights = [
@@ -43,9 +42,9 @@ def contact_sheet(
         "RGB", (left + width + _MARGIN - _GAP, top + sum(heights) + _GAP * len(rows) + _MARGIN), BACKGROUND
     )
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN // 2), plain(title), fill=INK, font=font(_FONT_SIZE + 3))
+    draw.text((_MARGIN, _MARGIN // 2), drawable(title), fill=INK, font=font(_FONT_SIZE + 3, title))
     for row, label, height in zip(tiles, labels, heights, strict=True):
-        draw.multiline_text((_MARGIN, top + (height - _text_height(label)) // 2), label, fill=INK, font=font())
+        draw.multiline_text((_MARGIN, top + (height - _text_height(label)) // 2), label, fill=INK, font=_face(label))
         x = left
         for tile in row:
             sheet.paste(tile, (x, top))
@@ -77,20 +76,20 @@ def _grid_picture(
 ) -> Image.Image:
     tiles = [[_tile(to_bytes(clip)[min(index, len(clip) - 1)], side) for clip in clips] for _, clips in rows]
     cell = (max(t.width for row in tiles for t in row), max(t.height for row in tiles for t in row))
-    labels = [_wrap(label, font(), _LABEL_WIDTH) for label, _ in rows]
-    heads = [_wrap(column, font(), cell[0]) for column in columns]
+    labels = [_wrap(label, _face(label), _LABEL_WIDTH) for label, _ in rows]
+    heads = [_wrap(column, _face(column), cell[0]) for column in columns]
     left = _MARGIN + max(_text_width(label) for label in labels) + (_GAP if any(labels) else 0)
     title_top = _MARGIN + (_FONT_SIZE * 2 if title else 0)
     top = title_top + (max(_text_height(head) for head in heads) + _GAP if heads else 0)
     size = (left + len(tiles[0]) * (cell[0] + _GAP) + _MARGIN, top + len(tiles) * (cell[1] + _GAP) + _MARGIN)
     picture = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(picture)
-    draw.text((_MARGIN, _MARGIN // 2), plain(title), fill=INK, font=font(_FONT_SIZE + 3))
+    draw.text((_MARGIN, _MARGIN // 2), drawable(title), fill=INK, font=font(_FONT_SIZE + 3, title))
     for i, head in enumerate(heads):
-        draw.multiline_text((left + i * (cell[0] + _GAP), title_top), head, fill=INK, font=font())
+        draw.multiline_text((left + i * (cell[0] + _GAP), title_top), head, fill=INK, font=_face(head))
     for j, (row, label) in enumerate(zip(tiles, labels, strict=True)):
         y = top + j * (cell[1] + _GAP)
-        draw.multiline_text((_MARGIN, y + (cell[1] - _text_height(label)) // 2), label, fill=INK, font=font())
+        draw.multiline_text((_MARGIN, y + (cell[1] - _text_height(label)) // 2), label, fill=INK, font=_face(label))
         for i, tile in enumerate(row):
             x = left + i * (cell[0] + _GAP)
             picture.paste(tile, (x + (cell[0] - tile.width) // 2, y + (cell[1] - tile.height) // 2))
@@ -114,19 +113,13 @@ def _tile(picture: np.ndarray, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def font(size: int = _FONT_SIZE) -> Font:
-    """PIL's own font, so that no font file has to be found."""
-    return ImageFont.load_default(size)
-
-
-def plain(text: str) -> str:
-    """Text that the font can draw: a caption in another script must not stop a picture."""
-    return text.encode("ascii", errors="replace").decode("ascii")
+def _face(text: str) -> Font:
+    return font(_FONT_SIZE, text)
 
 
 def _wrap(text: str, face: Font, width: int) -> str:
     lines: list[str] = []
-    for word in plain(text).split():
+    for word in drawable(text).split():
         joined = f"{lines[-1]} {word}" if lines else word
         if lines and face.getlength(joined) <= width:
             lines[-1] = joined
@@ -138,7 +131,7 @@ def _wrap(text: str, face: Font, width: int) -> str:
 def _text_size(text: str) -> tuple[int, int]:
     if not text:
         return 0, 0
-    box = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), text, font=font())
+    box = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), text, font=_face(text))
     return round(box[2]), round(box[3])
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
-from .sheets import BACKGROUND, FAINT, INK, font, plain
+from .fonts import drawable, font
+from .sheets import BACKGROUND, FAINT, INK
 from .tables import is_number
 
 _MARGIN, _LINE, _GAP = 16, 22, 24
@@ -25,8 +26,8 @@ def draw_table(
     A long value is wrapped and cut after a few lines.
     """
     named = [(name, line) for name, value in (facts or {}).items() for name, line in _wrapped(name, value)]
-    cells = [[plain(str(cell)) for cell in row] for row in rows]
-    columns = [[plain(head), *(row[i] for row in cells)] for i, head in enumerate(header)] if cells else []
+    cells = [[drawable(str(cell)) for cell in row] for row in rows]
+    columns = [[drawable(head), *(row[i] for row in cells)] for i, head in enumerate(header)] if cells else []
     face = font(_SIZE)
     name_width = max((_length(name) for name, _ in named), default=0) + _GAP
     widths = [max(_length(cell) for cell in column) + _GAP for column in columns]
@@ -36,11 +37,11 @@ def draw_table(
     draw = ImageDraw.Draw(picture)
     y = _MARGIN
     if title:
-        draw.text((_MARGIN, y), plain(title), fill=INK, font=font(_SIZE + 3))
+        draw.text((_MARGIN, y), drawable(title), fill=INK, font=font(_SIZE + 3, title))
         y += _LINE
     for name, line in named:
         draw.text((_MARGIN, y), name, fill=FAINT, font=face)
-        draw.text((_MARGIN + name_width, y), line, fill=INK, font=face)
+        draw.text((_MARGIN + name_width, y), line, fill=INK, font=font(_SIZE, line))
         y += _LINE
     if columns:
         _draw_columns(draw, columns, widths, y + _LINE // 2, picture.width)
@@ -59,15 +60,15 @@ def _draw_columns(
         for place, cell in enumerate(column):
             colour = INK if place else FAINT
             at = (x + column_width - _GAP, top + place * _LINE) if right else (x, top + place * _LINE)
-            draw.text(at, cell, fill=colour, font=font(_SIZE), anchor="ra" if right else "la")
+            draw.text(at, cell, fill=colour, font=font(_SIZE, cell), anchor="ra" if right else "la")
         x += column_width
 
 
 def _wrapped(name: str, value: str) -> list[tuple[str, str]]:
     """(name, first line), ("", further lines)."""
-    lines = textwrap.wrap(plain(value), _LONGEST, max_lines=_MOST_LINES, placeholder=" ...") or [""]
-    return [(plain(name) if place == 0 else "", line) for place, line in enumerate(lines)]
+    lines = textwrap.wrap(drawable(value), _LONGEST, max_lines=_MOST_LINES, placeholder=" ...") or [""]
+    return [(drawable(name) if place == 0 else "", line) for place, line in enumerate(lines)]
 
 
 def _length(text: str) -> int:
-    return round(font(_SIZE).getlength(plain(text)))
+    return round(font(_SIZE, text).getlength(drawable(text)))

@@ -65,6 +65,12 @@ class Timeline:
     def seconds(self) -> float:
         return self.times[-1] + self.last
 
+    @property
+    def is_regular(self) -> bool:
+        """Whether a frame's number says its time: no frame is half a frame away from its place."""
+        gap = self.seconds / len(self.times)
+        return all(abs(time - number * gap) < gap / 2 for number, time in enumerate(self.times))
+
     def nearest(self, time: float) -> int:
         """Index of the frame nearest to a time in seconds; of two as near, the earlier."""
         after = bisect.bisect_left(self.times, time)
@@ -82,7 +88,7 @@ def pick(timeline: Timeline, request: Request, name: str, *, beyond: str = "") -
     count = available if request.num_frames is None else request.num_frames
     if count > available:
         raise ClipError(_too_short(timeline, request, fps, available, name) + beyond)
-    if request.fps is None:
+    if request.fps is None and timeline.is_regular:
         return list(range(min(count, len(timeline.times)))), fps
     return [timeline.nearest(i / fps) for i in range(count)], fps
 

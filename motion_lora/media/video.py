@@ -1,94 +1,60 @@
-"""Decoding: the frames of a video at the wanted times, by ffmpeg in two passes, and those of a folder of images.
+"""Decoding a video: its frames at the wanted times, by ffmpeg in two passes.
 
-The first pass only asks when each frame that can be decoded is shown, so that variable frame rates, cut-off files and
-odd containers are all met by what is really there; the second returns the chosen frames and no others.
+The first pass only asks when each frame that can be decoded is shown and how its colours are meant, so that variable
+frame rates, cut-off files and odd containers are all met by what is really there; the second returns the chosen frames,
+each brought to its size as soon as it is decoded.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..core.errors import ClipError
-from .ffmpeg import run_ffmpeg
+from . import colour, probe
+from .ffmpeg import read_pictures, run_ffmpeg
+from .kinds import VIDEO_SUFFIXES
+from .probe import Facts
 from .timing import Request, Timeline, pick
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".webm", ".mov", ".mkv", ".avi", ".gif")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+logger = logging.getLogger(__name__)
+
+Fit = Callable[[np.ndarray], Tensor]
 
 _MARGIN = 1.0  # seconds decoded beyond what is asked for, so that the last frame has neighbours
 _FALLBACK_FPS = 25.0
-_SHOWN = re.compile(r"\bn:\s*\d+\s+pts:\s*\S+\s+pts_time:\s*(\S+)")
-_RATE = re.compile(r"Video:.*?([\d.]+) fps")
-_LENGTH = re.compile(r"Duration: (\d+):(\d+):([\d.]+)")
-_PPM = re.compile(rb"P6\s+(\d+)\s+(\d+)\s+255\s")
+_MOST_RANGES = 100
+_SHAPE_TOLERANCE = 0.02
+# The first stream of moving pictures: not a cover, not a thumbnail.
+_STREAM = ("-map", "0:V:0")
 
 
-def is_image_folder(path: Path) -> bool:
-    """Whether a path is a folder with images in it."""
-    return path.is_dir() and any(child.suffix.lower() in IMAGE_SUFFIXES for child in path.iterdir())
+def read_video(path: Path, request: Request, fit: Fit) -> tuple[Tensor, float]:
+    """Frames (f, h, w, 3) in [0, 1] of a video and their rate. Raises ClipError, also for anything but a video.
 
-
-def is_image_file(path: Path) -> bool:
-    """Whether a path is a single image by its name."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-
-
-def read_video(path: Path, request: Request) -> tuple[Tensor, float]:
-    """Frames (f, h, w, 3) in [0, 1] of a video and their rate. Raises ClipError, also for anything but a video."""
+    `fit` brings a decoded picture, uint8 (h, w, 3), to its size as a frame.
+    """
     request.check(path.name)
     _check_file(path)
     source = _source(path, request)
-    status, _, log = run_ffmpeg([*source, "-map", "0:v:0", "-vf", "showinfo", "-an", "-f", "null", "-"])
-    times = [float(time) for time in _SHOWN.findall(log) if _is_number(time)]
-    if not times:
+    status, _, log = run_ffmpeg([*source, *_STREAM, "-vf", "showinfo", "-an", "-f", "null", "-"])
+    facts = probe.facts_of(log)
+    if not facts.times:
         raise ClipError(_nothing_decoded(path, request, status, log))
-    timeline = Timeline.of(times, _rate(log))
+    if facts.pictures > 1:
+        logger.warning("%s holds %d streams of pictures; the first is read.", path.name, facts.pictures)
+    _require_one_shape(path, facts)
+    timeline = Timeline.of(facts.times, probe.rate(log, _FALLBACK_FPS))
     indices, fps = pick(timeline, request, path.name, beyond=_cut_off(timeline, request, log))
     chosen = sorted(set(indices))
-    pictures = _decode(path, source, chosen)
-    frames = torch.from_numpy(np.stack([pictures[chosen.index(i)] for i in indices]))
-    return frames.float() / 255, fps
-
-
-def read_images(folder: Path, request: Request, images_fps: float | None) -> tuple[Tensor, float]:
-    """Frames (f, h, w, 3) in [0, 1] of one image, or a folder of images in natural order (2 before 10); their rate.
-
-    The images were taken at `images_fps`; without it they are the frames themselves. Raises ClipError.
-    """
-    request.check(folder.name)
-    if images_fps is not None and not (math.isfinite(images_fps) and images_fps > 0):
-        raise ClipError(f"{folder.name}: images_fps is {images_fps}; it must be above 0.")
-    files = [folder] if folder.is_file() else folder.iterdir()
-    paths = sorted((path for path in files if path.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
-    if not paths:
-        raise ClipError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-    rate = images_fps or request.fps or _FALLBACK_FPS
-    skipped = round(request.start * rate)
-    if skipped >= len(paths):
-        raise ClipError(
-            f"{folder.name} has {len(paths)} images, {len(paths) / rate:.2f} s; start is {request.start:g} s."
-        )
-    indices, fps = pick(
-        Timeline.regular(len(paths) - skipped, rate), replace(request, fps=request.fps or rate), folder.name
-    )
-    pictures = {i: _open_image(paths[skipped + i]) for i in sorted(set(indices))}
-    first = pictures[indices[0]]
-    for i, picture in pictures.items():
-        if picture.shape != first.shape:
-            raise ClipError(
-                f"{folder.name}: {paths[skipped + i].name} is {_size(picture)} and the first image {_size(first)}; "
-                "the images of a clip need one size."
-            )
-    return torch.from_numpy(np.stack([pictures[i] for i in indices])).float() / 255, fps
+    frames = dict(zip(chosen, _decode(path, source, facts, chosen, fit), strict=True))
+    return torch.stack([frames[i] for i in indices]), fps
 
 
 def _check_file(path: Path) -> None:
@@ -109,63 +75,76 @@ def _source(path: Path, request: Request) -> list[str]:
     return ["-protocol_whitelist", "file", *where, *length, "-i", f"file:{path.resolve()}"]
 
 
-def _decode(path: Path, source: Sequence[str], indices: Sequence[int]) -> list[np.ndarray]:
-    """The decoded frames of the given numbers, ascending: uint8 (h, w, 3) with square pixels."""
-    steps = (
-        f"select='{_any_of(indices)}'",
-        "scale=w='max(1,round(iw*sar))':h=ih:flags=bicubic+accurate_rnd+full_chroma_int",
-        "setsar=1",
-        "format=rgb24",
-    )
-    read = [*source, "-map", "0:v:0", "-vf", ",".join(steps), "-an"]
-    write = ["-frames:v", str(len(indices)), "-c:v", "ppm", "-f", "image2pipe", "-"]
+def _decode(path: Path, source: Sequence[str], facts: Facts, indices: Sequence[int], fit: Fit) -> list[Tensor]:
+    """The decoded frames of the given numbers, ascending."""
+    decoder = colour.alpha_decoder(facts)
+    if decoder:
+        facts = replace(facts, formats=("yuva420p",))
+    selection = _selection(indices) if facts.steady else []
+    steps = [*colour.deinterlacer(facts), *selection, *colour.filters(facts, path.name)]
+    read = [*decoder, *source, *_STREAM, "-vf", ",".join(steps), "-an"]
+    places = range(len(indices)) if selection else indices
+    write = ["-frames:v", str(places[-1] + 1), "-c:v", "pam", "-f", "image2pipe", "-"]
+
+    def keep(picture: np.ndarray) -> Tensor:
+        return fit(colour.on_white(picture))
+
     # Left alone, ffmpeg drops and doubles frames to keep the source's rate; versions before 5.1 name the option so.
     for as_they_are in (("-fps_mode", "passthrough"), ("-vsync", "0")):
-        status, raw, log = run_ffmpeg([*read, *as_they_are, *write])
+        frames, status, log = read_pictures([*read, *as_they_are, *write], places, keep)
         if "Unrecognized option" not in log:
             break
-    pictures = _split_ppm(raw)
-    if len(pictures) != len(indices):
-        raise ClipError(
-            f"{path.name}: {len(pictures)} of {len(indices)} frames could be decoded ({_reason(log, status)}); "
-            "convert it to mp4 and try again."
+    if len(frames) != len(indices):
+        raise ClipError(_not_decoded(path, facts, len(frames), len(indices), log, status))
+    return frames
+
+
+def _selection(indices: Sequence[int]) -> list[str]:
+    """A filter that lets only these frames pass, in ranges; none where there are too many for a command line."""
+    ranges: list[list[int]] = []
+    for index in indices:
+        if ranges and index == ranges[-1][1] + 1:
+            ranges[-1][1] = index
+        else:
+            ranges.append([index, index])
+    return [f"select='{_any_of(ranges)}'"] if len(ranges) <= _MOST_RANGES else []
+
+
+def _any_of(ranges: Sequence[Sequence[int]]) -> str:
+    """ffmpeg's expression for "frame n is in one of these", as a balanced tree: its parser goes only so deep."""
+    if len(ranges) == 1:
+        return f"between(n,{ranges[0][0]},{ranges[0][1]})"
+    middle = len(ranges) // 2
+    return f"({_any_of(ranges[:middle])}+{_any_of(ranges[middle:])})"
+
+
+def _require_one_shape(path: Path, facts: Facts) -> None:
+    """ffmpeg brings all frames to the size of the first, which is right only where the shape stays."""
+    width, height = facts.size
+    for other_width, other_height in facts.sizes:
+        if abs(other_width * height / (other_height * width) - 1) > _SHAPE_TOLERANCE:
+            raise ClipError(
+                f"{path.name} changes its size from {width} x {height} to {other_width} x {other_height} on the way: "
+                "cut it into parts of one size."
+            )
+
+
+def _not_decoded(path: Path, facts: Facts, got: int, wanted: int, log: str, status: int) -> str:
+    if "No such filter: 'zscale'" in log:
+        return (
+            f"{path.name} has colours ({', '.join(word for word in facts.colour if word)}) that this ffmpeg cannot "
+            "bring to SDR, it lacks zscale: use the ffmpeg of imageio-ffmpeg, or convert the video to SDR."
         )
-    return pictures
-
-
-def _any_of(indices: Sequence[int]) -> str:
-    """ffmpeg's expression for "frame n is one of these", as a balanced tree: its parser goes only a hundred deep."""
-    if len(indices) == 1:
-        return f"eq(n,{indices[0]})"
-    middle = len(indices) // 2
-    return f"({_any_of(indices[:middle])}+{_any_of(indices[middle:])})"
-
-
-def _split_ppm(raw: bytes) -> list[np.ndarray]:
-    pictures, position = [], 0
-    while header := _PPM.match(raw, position):
-        width, height = int(header[1]), int(header[2])
-        data = raw[header.end() : header.end() + width * height * 3]
-        if len(data) < width * height * 3:
-            break
-        pictures.append(np.frombuffer(data, np.uint8).reshape(height, width, 3))
-        position = header.end() + len(data)
-    return pictures
-
-
-def _rate(log: str) -> float:
-    found = _RATE.search(log)
-    return float(found[1]) if found and float(found[1]) > 0 else _FALLBACK_FPS
-
-
-def _promised(log: str) -> float | None:
-    """Seconds that the file's header claims."""
-    found = _LENGTH.search(log)
-    return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]) if found else None
+    if "Unknown decoder" in log:
+        return f"{path.name} is transparent in parts, which this ffmpeg cannot read: convert it to ProRes 4444 or PNG."
+    return (
+        f"{path.name}: {got} of {wanted} frames could be decoded ({probe.reason(log, status)}); "
+        "convert it to mp4 and try again."
+    )
 
 
 def _cut_off(timeline: Timeline, request: Request, log: str) -> str:
-    promised = _promised(log)
+    promised = probe.promised(log)
     if promised is None or request.start + timeline.seconds > promised - max(0.5, 0.05 * promised):
         return ""
     return f" The file promises {promised:.2f} s in all: it is cut off or damaged."
@@ -175,46 +154,19 @@ def _nothing_decoded(path: Path, request: Request, status: int, log: str) -> str
     if "moov atom not found" in log and _is_mp4(path):
         return f"{path.name} is cut off: the index at its end is missing; fetch or record it again."
     if "matches no streams" in log or "does not contain any stream" in log:
-        return f"{path.name} holds no picture, only sound or text; name a video."
-    promised = _promised(log)
+        cover = " and a cover picture" if "attached pic" in log else ""
+        return f"{path.name} holds no picture, only sound or text{cover}; name a video."
+    promised = probe.promised(log)
     if promised is not None and status == 0 and request.start > 0:
         return f"{path.name} is {promised:.2f} s long and has no frame after {request.start:g} s: start earlier."
     if promised is not None:
-        return f"{path.name}: no frame could be decoded, it is empty, cut off or damaged ({_reason(log, status)})."
-    legal = ", ".join(suffix.removeprefix(".") for suffix in VIDEO_SUFFIXES)
-    return f"{path.name} is not a video that can be read ({_reason(log, status)}); use one of: {legal}."
+        why = probe.reason(log, status)
+        return f"{path.name}: no frame could be decoded, it is empty, cut off or damaged ({why})."
+    legal = ", ".join(suffix.removeprefix(".") for suffix in VIDEO_SUFFIXES[:7])
+    return f"{path.name} is not a video that can be read ({probe.reason(log, status)}); use for example: {legal}."
 
 
 def _is_mp4(path: Path) -> bool:
     """Whether a file begins as an mp4 or mov does; by its name alone ffmpeg takes any file for one."""
     with path.open("rb") as file:
         return file.read(12)[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
-
-
-def _reason(log: str, status: int) -> str:
-    """ffmpeg's own words for what went wrong, without addresses and paths."""
-    lines = [line for line in log.splitlines() if re.search(r"error|invalid|not found|unknown|failed", line, re.I)]
-    if not lines:
-        return f"ffmpeg ended with {status}"
-    return re.sub(r"\[[^]]*\]\s*|file:\S+:\s*", "", lines[-1]).strip()[:120] or "unknown"
-
-
-def _open_image(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ClipError(f"{path.name} in {path.parent.name} is not an image that can be read: {error}") from error
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    parts = re.findall(r"\d+|\D+", path.name.lower())
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
-
-
-def _size(picture: np.ndarray) -> str:
-    return f"{picture.shape[1]} x {picture.shape[0]}"
-
-
-def _is_number(text: str) -> bool:
-    return bool(re.fullmatch(r"-?\d+(\.\d*)?(e[-+]?\d+)?", text, re.I))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,12 +16,23 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.disk import write_atomically
-from ..core.errors import OutputError
+from ..core.errors import ClipError, OutputError
 from .ffmpeg import run_ffmpeg
 
-_H264 = ("-c:v", "libx264", "-preset", "medium")
-_VP9 = ("-c:v", "libvpx-vp9", "-b:v", "0", "-row-mt", "0")
-_CODECS: Mapping[str, tuple[str, ...]] = {".mp4": _H264, ".mov": _H264, ".mkv": _H264, ".webm": _VP9}
+_log = logging.getLogger(__name__)
+
+# The first that this ffmpeg has is taken; not every build may bring x264. Of the others browsers play only openh264.
+_MP4: tuple[tuple[str, ...], ...] = (
+    ("-c:v", "libx264", "-preset", "medium", "-crf", "{crf}"),
+    ("-c:v", "libopenh264", "-b:v", "8M"),
+    ("-c:v", "mpeg4", "-q:v", "2"),
+    ("-c:v", "mjpeg", "-q:v", "2", "-strict", "unofficial"),
+)
+_WEBM: tuple[tuple[str, ...], ...] = (
+    ("-c:v", "libvpx-vp9", "-b:v", "0", "-row-mt", "0", "-crf", "{crf}"),
+    ("-c:v", "libvpx", "-b:v", "8M", "-crf", "{crf}"),
+)
+_CODECS: Mapping[str, tuple[tuple[str, ...], ...]] = {".mp4": _MP4, ".mov": _MP4, ".mkv": _MP4, ".webm": _WEBM}
 VIDEO_SUFFIXES = tuple(_CODECS)
 
 # Rec. 709 is written into the file, or each player would guess another matrix and shift the colours.
@@ -38,25 +50,58 @@ def write_video(path: str | Path, frames: Tensor, fps: float, *, crf: int = 12, 
 
     Odd sides get one more row or column, a copy of the last, because yuv420p has only even sizes; nothing is resized.
     `crf` is the encoder's quality, 0 best; `upscale` repeats pixels, so that small clips can be seen.
+    Where ffmpeg lacks the encoder the next best is taken, and without any a GIF or an animated PNG is written beside
+    the name, with a warning: what was computed is never lost for want of an encoder. The path returned is the file's.
     Raises OutputError for another ending, frames of another shape, fps that is not above 0, or a disk that refuses.
     """
     path = Path(path)
-    codec = _CODECS.get(path.suffix.lower())
-    if codec is None:
+    codecs = _CODECS.get(path.suffix.lower())
+    if codecs is None:
         raise OutputError(f"{path.name} should end in {', '.join(VIDEO_SUFFIXES)} to be written as a video.")
-    rate = str(Fraction(check_fps(fps)).limit_denominator(1_000_000))
+    check_fps(fps)
     pictures = _even(_repeat(to_bytes(frames), upscale))
+    faults: list[str] = []
+    for codec in codecs:
+        made = _encoded(path.suffix.lower(), pictures, fps, [part.format(crf=crf) for part in codec], faults)
+        if made is not None:
+            if faults:
+                _log.warning("%s is written by %s, as %s", path.name, codec[1], faults[0])
+            return write_atomically(path, made)
+    return _without_ffmpeg(path, frames, fps, upscale, faults[0])
+
+
+def _encoded(suffix: str, pictures: np.ndarray, fps: float, codec: Sequence[str], faults: list[str]) -> bytes | None:
+    """The bytes of a video, or None with one more sentence in `faults` where this encoder is not to be had."""
     height, width = pictures.shape[1:3]
+    rate = str(Fraction(fps).limit_denominator(1_000_000))
     raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-framerate", rate, "-i", "-")
-    quality = ("-crf", str(crf), "-pix_fmt", "yuv420p")
     # The muxer seeks in its file, so it writes into a folder of its own; a name like -x.mp4 never reaches ffmpeg.
-    with tempfile.TemporaryDirectory(prefix="motion_lora_") as folder:
-        made = Path(folder) / f"video{path.suffix.lower()}"
-        arguments = (*raw, "-vf", _TO_YUV, *codec, *quality, *_COLOUR, *_REPRODUCIBLE, str(made))
-        status, _, log = run_ffmpeg(arguments, pictures.tobytes())
-        if status != 0 or not made.is_file():
-            raise OutputError(f"{path.name} could not be encoded: {_last_line(log)}")
-        return write_atomically(path, made.read_bytes())
+    try:
+        with tempfile.TemporaryDirectory(prefix="motion_lora_") as folder:
+            made = Path(folder) / f"video{suffix}"
+            arguments = (*raw, "-vf", _TO_YUV, *codec, "-pix_fmt", "yuv420p", *_COLOUR, *_REPRODUCIBLE, str(made))
+            status, _, log = run_ffmpeg(arguments, pictures.tobytes())
+            if status == 0 and made.is_file():
+                return made.read_bytes()
+            faults.append(f"{codec[1]} could not encode it ({_last_line(log)})")
+    except ClipError as error:
+        faults.append(str(error))
+    except OSError as error:
+        raise OutputError(f"the temporary folder cannot be used: {error.strerror or error}; free some space") from error
+    return None
+
+
+def _without_ffmpeg(path: Path, frames: Tensor, fps: float, upscale: int, fault: str) -> Path:
+    """A GIF, or where it cannot be so fast an animated PNG, which Pillow writes by itself."""
+    if fps <= _GIF_TICKS / _GIF_SHORTEST:
+        written = write_gif(path.with_suffix(".gif"), frames, fps, upscale=upscale)
+    else:
+        first, *rest = [Image.fromarray(picture) for picture in _repeat(to_bytes(frames), upscale)]
+        buffer = io.BytesIO()
+        first.save(buffer, "PNG", save_all=True, append_images=rest, duration=1000 / fps, loop=0)
+        written = write_atomically(path.with_suffix(".png"), buffer.getvalue())
+    _log.warning("%s is written instead of %s: %s", written.name, path.name, fault)
+    return written
 
 
 def write_gif(path: str | Path, frames: Tensor, fps: float, *, upscale: int = 1) -> Path:

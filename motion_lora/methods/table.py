@@ -10,14 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .stages import Method, Part, Pass, Stage
-
-ABSORBERS: dict[str, str] = {
-    "dual": "a spatial LoRA and learned tokens, trained apart and loaded together",
-    "spatial": "a spatial LoRA",
-    "textual-inversion": "learned tokens",
-    "none": "no absorber",
-}
+from .losses import DEBIASED
+from .stages import AbsorberKind, Method, Part, Pass, Stage
 
 # Stages -------------------------------------------------------------------------------------------------------------
 ABSORB_BY_SPATIAL_LORA = Stage(
@@ -33,38 +27,51 @@ ABSORB_BY_TOKENS = Stage(
     name="absorber-tokens",
     batch="frames",
     steps="token_steps",
-    parts=(Part("tokens"),),
+    parts=(Part("tokens", prefix="token_"),),
     passes=(Pass(("tokens",), bypass=True, caption="appearance"),),
     source="Customize-A-Video section 4.1, Eq. 4; patch crops A.2",
 )
 
+ABSORBERS: dict[str, AbsorberKind] = {
+    "dual": AbsorberKind(
+        "a spatial LoRA and learned tokens, trained apart and loaded together",
+        (ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS),
+    ),
+    "spatial": AbsorberKind("a spatial LoRA", (ABSORB_BY_SPATIAL_LORA,)),
+    "textual-inversion": AbsorberKind("learned tokens", (ABSORB_BY_TOKENS,)),
+    "none": AbsorberKind("no absorber"),
+}
+
 LEARN_MOTION = Stage(
     name="motion",
-    parts=(Part("temporal", targets="temporal-attention"),),
+    parts=(Part("temporal", targets="temporal-attention", prefix=""),),
     passes=(Pass(("temporal",)),),
     source="Customize-A-Video section 4.2, Eq. 5",
 )
 
 DUAL_PATH = Stage(
     name="motion",
-    parts=(Part("spatial", targets="spatial-self-ff", per_clip=True), Part("temporal", targets="temporal-all")),
+    parts=(
+        Part("spatial", targets="spatial-self-ff", per_clip=True),
+        Part("temporal", targets="temporal-all", prefix=""),
+    ),
     passes=(
         Pass(("spatial",), frames="one", bypass=True, optional=True),
-        Pass(("temporal",), holds=("spatial",), debiased=True),
+        Pass(("temporal",), holds=("spatial",), loss=DEBIASED),
     ),
     source="MotionDirector Eq. 4 to 7",
 )
 
 DUAL_PATH_TAP = Stage(
     name="motion",
-    parts=(Part("spatial", targets="spatial-self-ff", per_clip=True), Part("temporal", targets="tap-k-out")),
+    parts=(Part("spatial", targets="spatial-self-ff", per_clip=True), Part("temporal", targets="tap-k-out", prefix="")),
     passes=DUAL_PATH.passes,
     source="Separate Motion from Appearance: MotionDirector's training, temporal attention purification in its code",
 )
 
 LEARN_IN_MANY_LOOKS = Stage(
     name="motion",
-    parts=(Part("temporal", targets="temporal-all"),),
+    parts=(Part("temporal", targets="temporal-all", prefix=""),),
     passes=(Pass(("temporal",)),),
     source="this project: the clip, beside its absorber, and its restyled copies in turn (training/looks.py)",
 )
@@ -85,7 +92,7 @@ LEARN_IN_SPATIAL_LAYERS = Stage(
 
 LEARN_IN_ALL_LAYERS = Stage(
     name="motion",
-    parts=(Part("spatial", targets="spatial-attention"), Part("temporal", targets="temporal-attention")),
+    parts=(Part("spatial", targets="spatial-attention"), Part("temporal", targets="temporal-attention", prefix="")),
     passes=(Pass(("spatial", "temporal")),),
     source="ablation: spatial and temporal LoRA learn from the whole clip together",
 )

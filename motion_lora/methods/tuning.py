@@ -1,13 +1,17 @@
 """What a base asks for over the methods' own defaults, and which method it is best trained by.
 
-The papers' defaults (table.py) are for bases of full size. A base of another size registers a `Tuning` under its name.
+The papers' defaults (table.py) are for bases of full size. A base of another size registers a `Tuning`, with what
+recognises it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..core.identity import BaseIdentity
 
 # In the place of a method's name: the one that the base is best trained by, as far as that has been measured.
 AUTO = "auto"
@@ -21,14 +25,14 @@ class Tuning:
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-_TUNINGS: dict[str, Tuning] = {}
+_TUNINGS: list[tuple[Callable[[BaseIdentity], bool], Tuning]] = []
 
 
-def register_tuning(base_name: str, tuning: Tuning) -> None:
-    """Use `tuning` for every base whose name begins with `base_name`."""
-    _TUNINGS[base_name] = tuning
+def register_tuning(recognise: Callable[[BaseIdentity], bool], tuning: Tuning) -> None:
+    """Use `tuning` for every base that `recognise` knows by its identity."""
+    _TUNINGS.append((recognise, tuning))
 
 
-def tuning_of(base_name: str) -> Tuning:
-    """What was registered for a base of that name, or the methods as their authors have them."""
-    return next((tuning for name, tuning in _TUNINGS.items() if base_name.startswith(name)), Tuning())
+def tuning_of(identity: BaseIdentity) -> Tuning:
+    """What was registered for that base, or the methods as their authors have them."""
+    return next((tuning for recognise, tuning in _TUNINGS if recognise(identity)), Tuning())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..methods.tuning import Tuning, register_tuning
-from .model import PLAYGROUND_NAME
+from .model import is_playground_identity
 
 # The playground's network is a thousandth of ModelScope's, and its latents are 8 x 8: a third of that is no patch.
 _PLAYGROUND: Mapping[str, Any] = {
@@ -77,4 +77,4 @@ PLAYGROUND_DEFAULTS: dict[str, Mapping[str, Any]] = {
 # The recommended one is this project's recipe, best on the playground under equal time (bench/) and measured
 # nowhere else.
 PLAYGROUND_TUNING = Tuning("many-looks", PLAYGROUND_DEFAULTS)
-register_tuning(PLAYGROUND_NAME, PLAYGROUND_TUNING)
+register_tuning(is_playground_identity, PLAYGROUND_TUNING)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..base.pipeline import VideoPipeline
+    from ..core.identity import BaseIdentity
 
 
 PLAYGROUND_NAME = "playground"
@@ -28,4 +30,20 @@ def load_playground(device: str = "auto", dtype: str = "fp32") -> VideoPipeline:
 
 def is_playground(pipeline: VideoPipeline) -> bool:
     """Whether a base draws the playground's world, so that the probe can read its videos."""
-    return pipeline.identity.name.startswith(PLAYGROUND_NAME)
+    return is_playground_identity(pipeline.identity)
+
+
+def is_playground_identity(identity: BaseIdentity) -> bool:
+    """Whether these are the shipped weights, in any dtype. A name says nothing: others may be called the same."""
+    return bool(identity.weights_hash) and identity.weights_hash == playground_hash()
+
+
+@cache
+def playground_hash() -> str:
+    """The weights hash of the shipped network, as in `BaseIdentity`; "" where it was left out of the installation."""
+    from safetensors.torch import load_file
+
+    from ..base.identity import weights_hash
+
+    path = PLAYGROUND_FOLDER / "unet" / "diffusion_pytorch_model.safetensors"
+    return weights_hash(load_file(str(path)).items()) if path.is_file() else ""

@@ -59,11 +59,11 @@ def invert(
     _check_inversion(pipeline, latents, num_inference_steps)
     levels = inversion_levels(pipeline.scheduler_config, num_inference_steps)
     with no_gradients():
-        text = pipeline.encode_prompt([prompt] * latents.shape[0]).to(pipeline.dtype)
+        text = pipeline.read_prompts([prompt] * latents.shape[0]).to(pipeline.dtype)
         noisy = latents.detach().to(pipeline.device, torch.float32)
         for done, (timestep, alpha_from, alpha_to) in enumerate(levels, start=1):
             moment = torch.tensor(timestep, device=pipeline.device)
-            predicted = pipeline.unet(noisy.to(pipeline.dtype), moment, text).sample.float()
+            predicted = pipeline.backbone.predict(pipeline.unet, noisy.to(pipeline.dtype), moment, text).float()
             noisy = inverse_step(noisy, predicted, alpha_from, alpha_to, pipeline.prediction_type)
             if callback is not None:
                 callback(done, len(levels))
@@ -164,7 +164,7 @@ def _check_inversion(pipeline: VideoPipeline, latents: Tensor, steps: int) -> No
     most = pipeline.max_inference_steps
     if not 1 <= steps <= most:
         raise SettingsError(f"num_inference_steps is {steps}; it must be from 1 to {most}.")
-    channels = int(pipeline.unet.config["in_channels"])
+    channels = pipeline.latent_shape(1, 0, 0)[1]
     if latents.ndim != 5 or latents.shape[1] != channels or 0 in latents.shape:
         raise SettingsError(f"latents have shape {tuple(latents.shape)}; they must be (b, {channels}, f, h, w).")
-    pipeline.check_size(latents.shape[3] * pipeline.vae_factor, latents.shape[4] * pipeline.vae_factor)
+    pipeline.check_size(*pipeline.clip_shape(latents)[1:])

@@ -7,6 +7,7 @@ alone or in a batch. The arithmetic of the schedulers runs in float32; only the 
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from torch import Tensor
 from ..adapters.apply import AppliedStack, applied, applied_to_text_encoder
 from ..adapters.fit import require_fit
 from ..adapters.highway import appearance_highway, plan_highway
+from ..backbones.base import Text
 from ..base.pipeline import VideoPipeline
 from ..base.placement import no_gradients
 from ..base.schedulers import SCHEDULERS, make_scheduler
 from ..core.errors import SettingsError, is_out_of_memory
+from ..core.out_of_memory import SamplingMemoryError
 from ..core.stack import AdapterStack
 from .ddim import InvertedClip, noise_prior
 from .settings import SampleSettings, resolve, steps_run
@@ -199,11 +202,11 @@ class _Batch:
     def denoise(self, unet: Any, latents: Tensor, stack: AdapterStack, progress: _Progress) -> Tensor:
         """Start latents -> clean latents (b, c, f, h, w), float32 on the device; `unet` is a replica of the base's."""
         text = self._encode_prompts(stack)
-        frames = latents.shape[2]
+        frames = self.pipeline.clip_shape(latents)[0]
         with applied(unet, stack, frames) as adapters, appearance_highway(unet, stack.highway):
             return self._loop(unet, latents, text, adapters, progress)
 
-    def _loop(self, unet: Any, latents: Tensor, text: Tensor, adapters: AppliedStack, progress: _Progress) -> Tensor:
+    def _loop(self, unet: Any, latents: Tensor, text: Text, adapters: AppliedStack, progress: _Progress) -> Tensor:
         timesteps = self.scheduler.timesteps
         for index in range(self.skipped, len(timesteps)):
             # Relative to the whole schedule, so that a position means the same noise level when an edit starts late.
@@ -214,19 +217,19 @@ class _Batch:
             progress.step()
         return latents
 
-    def _predict(self, unet: Any, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+    def _predict(self, unet: Any, noisy: Tensor, timestep: Tensor, text: Text) -> Tensor:
         """The guided prediction: uncond + scale * (cond - uncond), both in one forward pass (Ho and Salimans 2022)."""
-        copies = text.shape[0] // noisy.shape[0]
+        copies = len(text) // noisy.shape[0]
         batch = noisy.repeat(copies, 1, 1, 1, 1).to(self.pipeline.dtype)
-        predicted: Tensor = unet(batch, timestep, text).sample.float()
+        predicted = self.pipeline.backbone.predict(unet, batch, timestep, text).float()
         if copies == 1:
             return predicted
         unconditional, conditional = predicted.chunk(2)
         scales = torch.tensor([video.guidance_scale for video in self.videos], device=predicted.device)
         return unconditional + scales.view(-1, 1, 1, 1, 1) * (conditional - unconditional)
 
-    def _encode_prompts(self, stack: AdapterStack) -> Tensor:
-        """Text embeddings: negative prompts then prompts with guidance, (2 b, tokens, dim), else prompts alone."""
+    def _encode_prompts(self, stack: AdapterStack) -> Text:
+        """Text for the network: of negative prompts then prompts with guidance (2 b), else of prompts alone."""
         prompts = [video.prompt for video in self.videos]
         if self.videos[0].guidance_scale > 1.0:
             prompts = [video.negative_prompt for video in self.videos] + prompts
@@ -235,7 +238,7 @@ class _Batch:
             if any(entry.text_encoder is not None for entry in stack.entries):
                 reader = self.pipeline.replica(unet=False, text_encoder=True)
                 contexts.enter_context(applied_to_text_encoder(reader.text_encoder, stack))
-            return reader.encode_prompt(prompts).to(self.pipeline.dtype)
+            return reader.read_prompts(prompts).to(self.pipeline.dtype)
 
     def finish(self, latents: Tensor, decode: bool) -> Iterator[Sample]:
         """The samples, decoded one video at a time."""
@@ -257,10 +260,12 @@ class _Batch:
             if not is_out_of_memory(error):
                 raise
             video = self.videos[0]
-            raise SettingsError(
+            # The frames of the error hold the activations that fill the device.
+            traceback.clear_frames(error.__traceback__)
+            raise SamplingMemoryError(
                 f"{self.pipeline.device} has too little memory for {len(self.videos)} x {video.num_frames} frames of "
                 f"{video.height} x {video.width}; lower batch_size, num_frames or the size, or use a 16-bit dtype."
-            ) from error
+            ) from None
 
 
 def _noise_schedule(pipeline: VideoPipeline, settings: SampleSettings) -> Mapping[str, Any]:
@@ -275,6 +280,4 @@ def _generator(settings: SampleSettings) -> torch.Generator:
 
 def _shape(pipeline: VideoPipeline, settings: SampleSettings) -> tuple[int, int, int, int, int]:
     """Of the latents of one video with resolved settings."""
-    factor = pipeline.vae_factor
-    frames, height, width = settings.num_frames or 0, settings.height or 0, settings.width or 0
-    return 1, int(pipeline.unet.config["in_channels"]), frames, height // factor, width // factor
+    return pipeline.latent_shape(settings.num_frames or 0, settings.height or 0, settings.width or 0)

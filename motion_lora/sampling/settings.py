@@ -57,7 +57,9 @@ def _faults(pipeline: VideoPipeline, settings: SampleSettings, editing: bool) ->
     steps, most = settings.num_inference_steps, pipeline.max_inference_steps
     texts: dict[str, object] = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
     yield from (f"{name} is {text!r}; it must be text" for name, text in texts.items() if not isinstance(text, str))
-    yield from _whole("num_frames", settings.num_frames, 1, MAX_FRAMES)
+    yield from (wrong_frames := list(_whole("num_frames", settings.num_frames, 1, MAX_FRAMES)))
+    if not wrong_frames and (fault := pipeline.frames_fault(settings.num_frames or 1)):
+        yield fault
     yield from _whole("num_inference_steps", steps, 1, most)
     yield from _whole("seed", settings.seed, 0, MAX_SEED)
     yield from _number("guidance_scale", settings.guidance_scale, 0.0, MAX_GUIDANCE)

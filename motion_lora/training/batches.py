@@ -22,12 +22,11 @@ from ..base.tokens import check_length
 from ..core.absorber import PlaceholderTokens
 from ..core.axes import fold_frames
 from ..core.errors import TrainingError
-from ..core.phrases import shared_phrases, substitute
 from .looks import motion_similarity, motion_words, moving_caption, restyled_latents
-from .settings import TrainSettings
 
 if TYPE_CHECKING:
-    from ..core.clip import Clip
+    from .recipe import Recipe
+    from .settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -77,55 +76,29 @@ class Draw:
         return replace(self, latents=self.latents[:, :, frame], noise=self.noise[:, :, frame])
 
 
-def words_to_absorb(clip: Clip, settings: TrainSettings, tokens: PlaceholderTokens | None = None) -> str:
-    """The clip's `absorb_words`; without any, phrases that its two captions share, no more than there are tokens."""
-    limit = settings.num_tokens if tokens is None else min(settings.num_tokens, len(tokens.names))
-    return clip.absorb_words or shared_phrases(clip.caption, clip.appearance_caption, limit)
-
-
-def prompts_of(
-    clip: Clip, settings: TrainSettings, tokens: PlaceholderTokens | None, kinds: Iterable[str]
-) -> dict[str, str]:
-    """The clip's captions of these kinds, "full" and "appearance", with `tokens` in the place of its words to absorb.
-
-    Raises ClipError when a caption does not hold the words.
-    """
-    captions = {kind: clip.caption if kind == "full" else clip.appearance_caption for kind in kinds}
-    if tokens is None:
-        return captions
-    words = words_to_absorb(clip, settings, tokens)
-    names = tokens.names_for(words)
-    return {kind: substitute(caption, names, words) for kind, caption in captions.items()}
-
-
 def prepare(
-    pipeline: VideoPipeline,
-    clips: Sequence[Clip],
-    settings: TrainSettings,
-    tokens: PlaceholderTokens | None,
-    kinds: Iterable[str],
+    pipeline: VideoPipeline, recipe: Recipe, tokens: PlaceholderTokens | None, kinds: Iterable[str]
 ) -> list[Material]:
     """Encode the clips; `pipeline` knows `tokens`, `kinds` are the captions that will be read.
 
     Raises ClipError for tokens in a caption that the text encoder would cut.
     """
     materials = []
-    for number, clip in enumerate(clips):
-        prompts = prompts_of(clip, settings, tokens, kinds)
+    for number, clip in enumerate(recipe.clips):
+        prompts = recipe.prompts(number, tokens, kinds)
         for prompt in prompts.values() if tokens is not None else ():
             check_length(pipeline, prompt)
         # A host may hand over tensors of inference mode, which autograd refuses; a copy is a plain tensor.
         frames = clip.frames.clone()
-        flipped = pipeline.encode_frames(frames.flip(2)) if settings.horizontal_flip > 0 else None
+        flipped = pipeline.encode_frames(frames.flip(2)) if recipe.settings.horizontal_flip > 0 else None
         materials.append(Material(number, pipeline.encode_frames(frames), flipped, prompts))
     return materials
 
 
 def restyle(
     pipeline: VideoPipeline,
-    clips: Sequence[Clip],
+    recipe: Recipe,
     materials: Sequence[Material],
-    settings: TrainSettings,
     kinds: Iterable[str],
     remember: Remember,
 ) -> list[Material]:
@@ -133,6 +106,7 @@ def restyle(
 
     What was drawn goes through `remember`, by a name.
     """
+    clips, settings = recipe.clips, recipe.settings
     if not settings.looks:
         return []
     copies = []

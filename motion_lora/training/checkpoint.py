@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.disk import remove_files, remove_if_empty, write_atomically
+from ..core.disk import check_target, remove_files, remove_if_empty, write_atomically
 from ..core.errors import LoRAFileError, SettingsError, TrainingError
 from ..files.container import read_header, read_tensors, serialize
 from .reports import StepReport
@@ -29,6 +29,8 @@ INDEX = "checkpoint.json"
 KEPT = "kept-"
 # The step has seven digits; a user's own files in the folder must not look like it.
 _STATES = "state-*-" + "[0-9]" * 7 + ".safetensors"
+# A name as long as any file here has.
+_LONGEST = f"state-{'x' * 32}-0000000.safetensors"
 FORMAT = 1
 _log = logging.getLogger(__name__)
 
@@ -61,6 +63,10 @@ class OptimiserState:
             moments.setdefault(name, {})[kind] = value
         if set(moments) != set(self.parameters):
             raise TrainingError("The checkpoint holds other parameters than this run trains; delete it to start over.")
+        # All are looked at before the first is taken over.
+        for name, parameter in self.parameters.items():
+            if not _belongs(moments[name], parameter):
+                raise TrainingError(f"The checkpoint holds no usable numbers for {name}; delete it to start over.")
         for name, parameter in self.parameters.items():
             stored = moments[name]
             parameter.copy_(stored.pop("parameter"))
@@ -116,26 +122,21 @@ class Keeper:
         """
         if self.folder is None:
             return Progress()
-        was_there = self.folder.exists()
-        probe = write_atomically(self.folder / "writable", b"")
-        probe.unlink()
-        if not was_there:
-            # A run that fails before its first save leaves no empty folder behind.
-            self.folder.rmdir()
+        check_target(self.folder / _LONGEST)
         if not self.exists:
             return Progress()
         try:
             index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
             self._require_same_run(index)
-            tensors = read_tensors(self.folder / index["tensors"])
-            progress = _progress_from(index, tensors)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            tensors = read_tensors(self.folder / index["tensors"], own=True)
+            progress, scaler = _progress_from(index, tensors), dict(index["scaler"])
+        except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
             if isinstance(error, SettingsError):
                 raise
             message = f"The checkpoint in {self.folder} is damaged ({error}); delete it to start over."
             raise TrainingError(message) from error
         current = {name: tensor for name, tensor in tensors.items() if not name.startswith("result|")}
-        self._unread = (current, index["scaler"]) if current else None
+        self._unread = (current, scaler) if current else None
         return progress
 
     def restore(self, state: OptimiserState) -> None:
@@ -183,7 +184,7 @@ class Keeper:
             try:
                 header = read_header(path)
                 if header.metadata == mark:
-                    return read_tensors(path, header)[name]
+                    return read_tensors(path, header, own=True)[name]
             except (LoRAFileError, KeyError) as error:
                 _log.warning("%s is made again: %s", path.name, error)
         made = make()
@@ -200,9 +201,11 @@ class Keeper:
         remove_files(path for path in self.folder.glob(_STATES) if path.name != other_than)
 
     def _require_same_run(self, index: Mapping[str, Any]) -> None:
-        if all(index[key] == value for key, value in self._identity.items()):
-            return
         before, now = index.get("settings", {}), self._run
+        # The fingerprint stands for the settings, whose names may have changed since.
+        alike = all(index[key] == self._identity[key] for key in ("format", "fingerprint"))
+        if alike and all(before.get(key) == now[key] for key in ("stages", "dtype")):
+            return
         differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
         what = ", ".join(f"{name} {before.get(name)!r} there and {now.get(name)!r} here" for name in differing)
         raise SettingsError(
@@ -224,7 +227,18 @@ def _progress_from(index: Mapping[str, Any], tensors: Values) -> Progress:
             _, stage, name = key.split("|", 2)
             results.setdefault(stage, {})[name] = tensor
     reports = [StepReport(*entry) for entry in index["reports"]]
-    return Progress(results, reports, str(index["stage"]), int(index["step"]))
+    step = int(index["step"])
+    if step < 0 or not all(tensor.is_floating_point() for tensor in tensors.values()):
+        raise ValueError("it holds numbers of another kind")
+    return Progress(results, reports, str(index["stage"]), step)
+
+
+def _belongs(stored: Values, parameter: Tensor) -> bool:
+    """Whether what is stored for a parameter is one value of its shape, and moments of it or one number each."""
+    shapes = {key: tuple(value.shape) for key, value in stored.items()}
+    return shapes.get("parameter") == tuple(parameter.shape) and all(
+        shape in ((), tuple(parameter.shape)) for shape in shapes.values()
+    )
 
 
 def results_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

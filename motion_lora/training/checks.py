@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..adapters.fit import check_modules, max_rank, weight_of
 from ..adapters.highway import plan_highway
 from ..adapters.targets import target_modules
+from ..backbones.registry import of_network
 from ..base.noise import NoiseSchedule
 from ..base.pipeline import VideoPipeline
 from ..base.tokens import check_length, check_tokens
@@ -19,14 +20,12 @@ from ..core.absorber import Absorber
 from ..core.errors import ClipError, LoRAFileError, SettingsError
 from ..core.highway import Highway
 from ..core.identity import BaseIdentity
-from ..core.lora import SPATIAL, layer_of
+from ..core.lora import SPATIAL
 from ..core.metadata import OWN
 from ..core.phrases import missing_phrases, split_phrases, substitute
-from ..methods.stages import Stage
-from .batches import words_to_absorb
 from .looks import motion_words, moving_caption
+from .recipe import Recipe, setting_name
 from .settings import TrainSettings, find_method
-from .stage import TOKENS, learns_motion, part_settings
 
 if TYPE_CHECKING:
     from ..core.clip import Clip
@@ -39,45 +38,35 @@ def fingerprint(
     content = {
         "base": [identity.config_hash, identity.weights_hash],
         "clips": [clip.fingerprint() for clip in clips],
-        "settings": settings.with_effect(),
+        "settings": settings.hashed(),
         "absorber": absorber.fingerprint() if absorber is not None else "",
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def check_run(
-    pipeline: VideoPipeline,
-    clips: Sequence[Clip],
-    settings: TrainSettings,
-    stages: Sequence[Stage],
-    absorber: Absorber | None,
-) -> None:
-    """Raise SettingsError, ClipError, LoRAFileError or ModelError for whatever does not fit. `settings` are checked."""
+def check_run(pipeline: VideoPipeline, recipe: Recipe) -> None:
+    """Raise SettingsError, ClipError, LoRAFileError or ModelError for whatever of a run does not fit its base."""
     NoiseSchedule(pipeline.scheduler_config)
-    _check_targets(pipeline, settings, stages)
-    _check_looks(pipeline, clips, settings, absorber)
-    if settings.highway != "none":
-        plan_highway(pipeline.unet, Highway(settings.highway, settings.highway_scale))
-    if absorber is not None:
-        check_absorber(pipeline, absorber)
-    faults = list(_clip_faults(pipeline, clips, settings, stages, absorber))
+    _check_targets(pipeline, recipe)
+    _check_looks(pipeline, recipe)
+    if recipe.settings.highway != "none":
+        plan_highway(pipeline.unet, Highway(recipe.settings.highway, recipe.settings.highway_scale))
+    if recipe.given is not None:
+        check_absorber(pipeline, recipe.given)
+    faults = list(_clip_faults(pipeline, recipe))
     if faults:
         raise ClipError(" ".join(faults))
 
 
-def _check_looks(
-    pipeline: VideoPipeline,
-    clips: Sequence[Clip],
-    settings: TrainSettings,
-    absorber: Absorber | None,
-) -> None:
+def _check_looks(pipeline: VideoPipeline, recipe: Recipe) -> None:
+    settings, absorber = recipe.settings, recipe.given
     if find_method(settings.method).needs_looks and not settings.looks:
         raise SettingsError(
             f"Method {settings.method!r} learns a motion in many looks; give looks, captions of other subjects and "
             "places such as 'a robot in a desert', ten or so."
         )
     # The method's stages, not the run's: an absorber trained alone comes before the looks and does without them.
-    if settings.looks and not any(map(learns_motion, find_method(settings.method).stages)):
+    if settings.looks and not any(stage.learns_motion for stage in find_method(settings.method).stages):
         raise SettingsError(f"looks are for learning a motion, which {settings.method!r} does not; leave them out.")
     if settings.looks and absorber is not None and absorber.weights:
         raise SettingsError(
@@ -85,7 +74,7 @@ def _check_looks(
             "looks out, as method 'customize-a-video' does."
         )
     for look in settings.looks:
-        for clip in clips:
+        for clip in recipe.clips:
             check_length(pipeline, moving_caption(look, motion_words(clip.caption, clip.appearance_caption)))
 
 
@@ -104,7 +93,7 @@ def check_absorber(pipeline: VideoPipeline, absorber: Absorber) -> None:
         )
     if absorber.spatial is not None:
         check_modules(pipeline.unet, absorber.spatial)
-        if temporal := [name for name in absorber.spatial if layer_of(name) != SPATIAL]:
+        if temporal := [name for name in absorber.spatial if pipeline.backbone.layer_of(name) != SPATIAL]:
             raise LoRAFileError(f"The absorber changes the temporal layer {temporal[0]}; use its spatial part alone.")
     if absorber.tokens is not None:
         check_tokens(pipeline, absorber.tokens)
@@ -117,54 +106,49 @@ def _check_weights(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
         if name not in known or known[name].shape != weight.shape:
             here = tuple(known[name].shape) if name in known else "no such weight"
             raise LoRAFileError(f"The absorber's weight {name} is {tuple(weight.shape)}, this base has {here}.")
-        if layer_of(name) != SPATIAL:
+        if of_network(unet).layer_of(name) != SPATIAL:
             raise LoRAFileError(f"The absorber's weight {name} is of a temporal layer; leave those out.")
 
 
-def _check_targets(pipeline: VideoPipeline, settings: TrainSettings, stages: Sequence[Stage]) -> None:
+def _check_targets(pipeline: VideoPipeline, recipe: Recipe) -> None:
     faults = []
-    for part in (part for stage in stages for part in stage.parts if part.name != TOKENS):
-        chosen = part_settings(part, settings)
+    for part in (part for stage in recipe.stages for part in stage.parts if not part.is_tokens):
+        chosen = recipe.part(part)
         modules = target_modules(pipeline.unet, chosen.targets)
         limit = min(max_rank(weight_of(pipeline.unet.get_submodule(module))) for module in modules)
         if chosen.rank > limit:
-            name = {"temporal": "rank", "spatial": "spatial_rank"}.get(part.name, "absorber_rank")
+            name = setting_name(part, "rank")
             faults.append(f"{name} is {chosen.rank}, this base takes 1 to {limit} with targets {chosen.targets!r}")
     if faults:
         raise SettingsError("; ".join(faults) + ".")
 
 
-def _clip_faults(
-    pipeline: VideoPipeline,
-    clips: Sequence[Clip],
-    settings: TrainSettings,
-    stages: Sequence[Stage],
-    absorber: Absorber | None,
-) -> Iterator[str]:
-    if not clips:
+def _clip_faults(pipeline: VideoPipeline, recipe: Recipe) -> Iterator[str]:
+    if not recipe.clips:
         yield "There is no clip to learn from; give at least one."
-    passes = [a_pass for stage in stages for a_pass in stage.passes]
-    new_tokens = any(part.name == TOKENS for stage in stages for part in stage.parts)
-    for number, clip in enumerate(clips, start=1):
+    passes = [a_pass for stage in recipe.stages for a_pass in stage.passes]
+    learns_from_clips = not all(a_pass.bypass for a_pass in passes)
+    given = recipe.given.tokens if recipe.given is not None else None
+    for number, (clip, words) in enumerate(zip(recipe.clips, recipe.words, strict=True), start=1):
         name = f"Clip {number}" + (f" ({clip.source})" if clip.source else "")
         if not clip.caption.strip():
             yield f"{name} has no caption; say what is seen and what moves."
-        if clip.num_frames < 2 and not all(a_pass.bypass for a_pass in passes):
+        if clip.num_frames < 2 and learns_from_clips:
             yield f"{name} has one frame, and a motion needs 2 or more; for images use 'motiondirector-image'."
+        if learns_from_clips and (fault := pipeline.frames_fault(clip.num_frames)):
+            yield f"{name}: {fault}."
         if fault := pipeline.size_fault(clip.height, clip.width):
             yield f"{name}: {fault}."
         if any(a_pass.caption == "appearance" for a_pass in passes) and not clip.appearance_caption.strip():
             yield (
-                f"{name} has no appearance caption, which absorber {settings.resolved().absorber!r} learns from; "
+                f"{name} has no appearance caption, which absorber {recipe.settings.absorber!r} learns from; "
                 "give its caption without the motion words, or set absorber to 'none'."
             )
-        elif new_tokens:
-            words, captions = words_to_absorb(clip, settings), (clip.appearance_caption, clip.caption)
-            yield from _token_faults(pipeline, clip, name, settings.num_tokens, words, captions)
-        elif absorber is not None and absorber.tokens is not None:
-            words = words_to_absorb(clip, settings, absorber.tokens)
-            count = len(absorber.tokens.names_for(words))
-            yield from _token_faults(pipeline, clip, name, count, words, (clip.caption,))
+        elif recipe.trains_tokens:
+            captions = (clip.appearance_caption, clip.caption)
+            yield from _token_faults(pipeline, clip, name, recipe.settings.num_tokens, words, captions)
+        elif given is not None:
+            yield from _token_faults(pipeline, clip, name, len(given.names_for(words)), words, (clip.caption,))
 
 
 def _token_faults(

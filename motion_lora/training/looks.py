@@ -78,14 +78,13 @@ def restyled_latents(
     Raises SettingsError for values out of range.
     """
     draft = pipeline.replica()
-    frames, height, width = latents.shape[2:]
-    factor = pipeline.vae_factor
+    frames, height, width = pipeline.clip_shape(latents)
     wanted = [
         SampleSettings(
             prompt=still_caption(look),
             num_frames=frames,
-            height=height * factor,
-            width=width * factor,
+            height=height,
+            width=width,
             num_inference_steps=NUM_INFERENCE_STEPS,
             guidance_scale=guidance_scale,
             seed=seed,

@@ -11,13 +11,14 @@ frozen weight again in each pass. In fp16 a GradScaler covers all that trains.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,15 @@ from torch import Tensor, nn
 from ..base.pipeline import VideoPipeline
 from ..core.absorber import Absorber
 from ..core.errors import SettingsError, TrainingError, is_out_of_memory
+from ..core.lora import LoRA
+from ..core.out_of_memory import TrainingMemoryError
 from ..methods.stages import Stage
+from ..methods.table import ABSORBERS
 from .checkpoint import Keeper, OptimiserState, Progress, results_of
 from .checks import check_run, fingerprint
+from .legal import check_settings
+from .recipe import Recipe, make_recipe, setting_name
+from .repeatable import repeatable_kernels
 from .reports import (
     COMMANDS,
     Callback,
@@ -39,8 +46,9 @@ from .reports import (
     TrainResult,
 )
 from .results import absorber_from, kept_lora, spatial_loras
-from .settings import TrainSettings, absorber_stages, all_stages, check_settings, main_stages
-from .stage import StageRun, rate_setting
+from .settings import TrainSettings
+from .stage import StageRun
+from .stops import View, Visitor, undisturbed
 
 if TYPE_CHECKING:
     from ..core.clip import Clip
@@ -57,6 +65,7 @@ def train(
     *,
     absorber: Absorber | None = None,
     callback: Callback | None = None,
+    visitor: Visitor | None = None,
     checkpoint: str | Path | None = None,
 ) -> TrainResult:
     """Learn the motion of `clips` with the method of `settings`; `pipeline` stays as it is, bit for bit.
@@ -64,17 +73,22 @@ def train(
     `absorber` is used, frozen, in place of the absorber stages. `checkpoint` is a folder: a run of the same clips,
     settings, base and absorber goes on from what is in it and ends with the same bits as one without a break.
     Without a folder, what is paused cannot be resumed. `callback` hears of every `report_every`th step and answers
-    what to do. May be called in inference mode.
+    what to do; `visitor` sees the LoRA as it is after those of these steps that it asks for, and at the end (see
+    stops.py). May be called in inference mode.
 
     Raises SettingsError, ClipError, LoRAFileError before work starts; TrainingError when the loss is not finite or
     memory runs out (the checkpoint stays); TrainingAbortedError when the callback asked for it (nothing stays).
     """
     check_settings(settings)
-    stages = all_stages(settings, absorber_given=absorber is not None)
+    recipe = make_recipe(clips, settings, absorber)
     with _session(pipeline, settings):
-        run = _Run(pipeline, clips, settings, stages, absorber, callback, checkpoint)
+        run = _Run(pipeline, recipe, callback, checkpoint, visitor)
         ending = run.through_all_stages()
-        return run.result(ending)
+        result = run.result(ending)
+        if visitor is not None and ending == "completed" and result.losses:
+            with undisturbed(pipeline.device):
+                visitor.visit(View(_copied(result.lora), result.losses[-1].total))
+        return result
 
 
 def train_absorber(
@@ -91,10 +105,11 @@ def train_absorber(
     "stop" the absorber is what was trained so far.
     """
     check_settings(settings)
-    if not (stages := absorber_stages(settings)):
-        raise SettingsError("absorber is 'none', so none is trained; use 'dual', 'spatial' or 'textual-inversion'.")
+    recipe = make_recipe(clips, settings, absorber_only=True)
+    if not recipe.absorbing:
+        raise SettingsError(f"absorber is 'none', so none is trained; use {_either()}.")
     with _session(pipeline, settings):
-        run = _Run(pipeline, clips, settings, stages, None, callback, checkpoint)
+        run = _Run(pipeline, recipe, callback, checkpoint)
         if run.through_all_stages() == "paused":
             raise TrainingPausedError(f"Paused; call again with the checkpoint {checkpoint} to go on.")
         absorber = run.absorber()
@@ -102,14 +117,19 @@ def train_absorber(
         return absorber
 
 
-def fit(run: StageRun, keeper: Keeper, progress: Progress, callback: Callback | None) -> Ending:
-    """Train one stage, from where `progress` stands to its end or until the callback says otherwise."""
+def fit(
+    run: StageRun, keeper: Keeper, progress: Progress, callback: Callback | None, look: Callback | None = None
+) -> Ending:
+    """Train one stage, from where `progress` stands to its end or until the callback says otherwise.
+
+    `look` is asked after the callback, where that lets training go on and there is a next step.
+    """
     settings = run.settings
     optimiser = torch.optim.AdamW(run.groups(), betas=_BETAS, weight_decay=settings.weight_decay, foreach=_foreach(run))
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype is torch.float16)
     state = OptimiserState(run.parameters, optimiser, scaler)
     keeper.restore(state)
-    journal = _Journal(run, keeper, progress, state, callback)
+    journal = _Journal(run, keeper, progress, state, callback, look)
 
     while progress.step < run.steps:
         began = time.perf_counter()
@@ -158,25 +178,23 @@ class _Run:
     def __init__(
         self,
         pipeline: VideoPipeline,
-        clips: Sequence[Clip],
-        settings: TrainSettings,
-        stages: Sequence[Stage],
-        given: Absorber | None,
+        recipe: Recipe,
         callback: Callback | None,
         checkpoint: str | Path | None,
+        visitor: Visitor | None = None,
     ) -> None:
-        check_run(pipeline, clips, settings, stages, given)
-        self._pipeline, self._clips, self._settings = pipeline, clips, settings.resolved()
-        self._stages, self._given, self._callback = stages, given, callback
-        self._mark = fingerprint(pipeline.identity, clips, settings, given)
-        names = [stage.name for stage in stages]
+        check_run(pipeline, recipe)
+        self._pipeline, self._recipe, self._callback = pipeline, recipe.with_new_tokens(pipeline), callback
+        self._visitor, settings = visitor, recipe.settings
+        self._mark = fingerprint(pipeline.identity, recipe.clips, settings, recipe.given)
+        names = [stage.name for stage in recipe.stages]
         folder = Path(checkpoint) if checkpoint is not None else None
         self._keeper = Keeper(folder, self._mark, settings.with_effect(), names, pipeline.dtype)
         self._progress = self._keeper.open()
 
     def through_all_stages(self) -> Ending:
         """Run what is not done yet; the results are in the progress."""
-        for stage in self._stages:
+        for stage in self._recipe.stages:
             if stage.name in self._progress.results:
                 continue
             if self._progress.stage != stage.name:
@@ -188,12 +206,12 @@ class _Run:
 
     def _through(self, stage: Stage) -> Ending:
         # The parts of a dual absorber are trained apart, each on the bare network.
-        held = None if stage in absorber_stages(self._settings) else self.absorber()
-        run = StageRun(self._pipeline, stage, self._settings, self._clips, held, self._keeper.remember)
-        idle = self._settings.offload_encoders and not run.trains_tokens and run.device.type != "cpu"
+        held = None if stage in self._recipe.absorbing else self.absorber()
+        run = StageRun(self._pipeline, stage, self._recipe, held, self._keeper.remember)
+        idle = self._recipe.settings.offload_encoders and not run.trains_tokens and run.device.type != "cpu"
         with run.prepared(), self._pipeline.offload_encoders() if idle else nullcontext():
-            ending = fit(run, self._keeper, self._progress, self._callback)
-        if ending == "stopped" and stage is self._stages[-1] and self._progress.step == run.steps:
+            ending = fit(run, self._keeper, self._progress, self._callback, self._look_of(run))
+        if ending == "stopped" and stage is self._recipe.stages[-1] and self._progress.step == run.steps:
             # Stopped when there was nothing left to do.
             ending = "completed"
         if ending == "completed" or self._progress.step > 0:
@@ -202,32 +220,57 @@ class _Run:
             self._keeper.save(self._progress, None)
         return ending
 
+    def _look_of(self, run: StageRun) -> Callback | None:
+        """What shows a stage of the method to the visitor."""
+        visitor = self._visitor
+        if visitor is None or run.stage not in self._recipe.main:
+            return None
+
+        def look(report: StepReport) -> str:
+            if not visitor.due(report):
+                return "continue"
+            with undisturbed(run.device):
+                lora = self._lora({**self._progress.results, run.stage.name: results_of(run.parameters)})
+                return visitor.visit(View(lora, report.step))
+
+        return look
+
+    def _lora(self, results: Mapping[str, Mapping[str, Tensor]]) -> LoRA:
+        return kept_lora(results, self._recipe, self._pipeline, self._progress.step, self._mark)
+
     def absorber(self) -> Absorber | None:
         """The one that was given, or what the absorber stages have made so far."""
-        return self._given or absorber_from(self._progress.results, self._pipeline, self._clips, self._settings)
+        return self._recipe.given or absorber_from(self._progress.results, self._pipeline, self._recipe)
 
     def result(self, ending: Ending) -> TrainResult:
-        method_stages = main_stages(self._settings)
-        results, steps = self._progress.results, self._progress.step
-        about = (self._settings, self._pipeline, self._clips, steps, self._mark)
+        results = self._progress.results
+        about = (self._recipe, self._pipeline, self._progress.step, self._mark)
         return TrainResult(
-            lora=kept_lora(results, method_stages, *about),
+            lora=self._lora(results),
             absorber=self.absorber(),
-            spatial=spatial_loras(results, method_stages, *about),
+            spatial=spatial_loras(results, *about),
             losses=tuple(self._progress.reports),
             ending=ending,
-            settings=self._settings.with_effect(),
+            settings=self._recipe.settings.with_effect(),
         )
 
 
 class _Journal:
-    """Reads losses when they are due, tells the callback, and saves checkpoints."""
+    """Reads losses when they are due, tells the callback, lets the visitor look, and saves checkpoints."""
 
     def __init__(
-        self, run: StageRun, keeper: Keeper, progress: Progress, state: OptimiserState, callback: Callback | None
+        self,
+        run: StageRun,
+        keeper: Keeper,
+        progress: Progress,
+        state: OptimiserState,
+        callback: Callback | None,
+        look: Callback | None,
     ) -> None:
-        self._run, self._keeper, self._progress, self._state, self._callback = run, keeper, progress, state, callback
-        self._every = run.settings.report_every if callback is not None else _READ_EVERY
+        self._run, self._keeper, self._progress, self._state = run, keeper, progress, state
+        self._callback, self._look = callback, look
+        heard = callback is not None or look is not None
+        self._every = run.settings.report_every if heard else _READ_EVERY
         self._unread: list[tuple[Tensor, int, float, float]] = []
 
     def step_done(self, loss: Tensor, rate: float, seconds: float) -> Command:
@@ -244,11 +287,22 @@ class _Journal:
         return self._asked() if due else "continue"
 
     def _asked(self) -> Command:
-        answer = self._callback(self._progress.reports[-1]) if self._callback is not None else "continue"
-        for command in COMMANDS:
-            if answer == command:
-                return command
-        raise SettingsError(f"The callback answered {answer!r}; it must be one of: {', '.join(COMMANDS)}.")
+        report = self._progress.reports[-1]
+        command = _known(self._callback(report)) if self._callback is not None else "continue"
+        if command == "continue" and self._look is not None and report.step < report.total:
+            return _known(self._looked(self._look, report))
+        return command
+
+    def _looked(self, look: Callback, report: StepReport) -> str:
+        """A visit; the training goes on from this step even if it raises."""
+        made = False
+        try:
+            answer = look(report)
+            made = True
+        finally:
+            if not made:
+                self._save()
+        return answer
 
     def end_early(self, command: Command) -> Ending:
         """Do what the callback asked for; raises TrainingAbortedError for "abort"."""
@@ -282,16 +336,30 @@ class _Journal:
                 "delete it or take another folder for others."
             )
         precision = " or train in bf16 or fp32" if self._run.dtype is torch.float16 else ""
-        names = dict.fromkeys(rate_setting(part) for part in self._run.stage.parts)
+        names = dict.fromkeys(setting_name(part, "learning_rate") for part in self._run.stage.parts)
         rates = " or ".join(f"{name} (here {getattr(self._run.settings, name):g})" for name in names)
         return f"The loss of step {step} in {self._run.stage.name} is not finite; lower {rates}{precision}.{kept}"
+
+
+def _copied(lora: LoRA) -> LoRA:
+    """The same in tensors of its own."""
+    layers = {name: dataclasses.replace(x, down=x.down.clone(), up=x.up.clone()) for name, x in lora.layers.items()}
+    return dataclasses.replace(lora, layers=layers)
+
+
+def _known(answer: str) -> Command:
+    for command in COMMANDS:
+        if answer == command:
+            return command
+    raise SettingsError(f"The callback answered {answer!r}; it must be one of: {', '.join(COMMANDS)}.")
 
 
 @contextmanager
 def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]:
     """Gradients on whatever mode the host is in, repeatable kernels, and memory errors that say what to do."""
+    _require_scaler(pipeline)
     repeatable = settings.deterministic and pipeline.device.type != "cpu"
-    with torch.inference_mode(False), torch.enable_grad(), _repeatable_kernels() if repeatable else nullcontext():
+    with torch.inference_mode(False), torch.enable_grad(), repeatable_kernels() if repeatable else nullcontext():
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -299,24 +367,17 @@ def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]
                 raise
             # Whoever keeps the error, as a notebook does, must not keep the activations of its frames.
             traceback.clear_frames(error.__traceback__)
-            raise TrainingError(_memory_advice(pipeline, settings)) from None
+            raise TrainingMemoryError(_memory_advice(pipeline, settings)) from None
 
 
-@contextmanager
-def _repeatable_kernels() -> Iterator[None]:
-    """The switches are torch's, for the whole process; on CPUs every kernel in use is repeatable anyway."""
-    former = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filling: Any = torch.utils.deterministic
-    benchmark, fills = torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
-    try:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-        filling.fill_uninitialized_memory = False
-        yield
-    finally:
-        torch.use_deterministic_algorithms(former[0], warn_only=former[1])
-        torch.backends.cudnn.benchmark = benchmark
-        filling.fill_uninitialized_memory = fills
+def _require_scaler(pipeline: VideoPipeline) -> None:
+    """fp16 needs its losses scaled. Raises SettingsError where this torch cannot do that: on Macs before 2.8."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if pipeline.dtype is torch.float16 and pipeline.device.type == "mps" and version < (2, 8):
+        raise SettingsError(
+            f"dtype is fp16, in which torch {torch.__version__} cannot train on mps; load the base in bf16 or fp32, or "
+            "update torch to 2.8."
+        )
 
 
 def _memory_advice(pipeline: VideoPipeline, settings: TrainSettings) -> str:
@@ -324,6 +385,11 @@ def _memory_advice(pipeline: VideoPipeline, settings: TrainSettings) -> str:
     ways += ["use fewer frames", "use a smaller height and width", "lower frames_per_step"]
     ways += ["load the base in bf16"] if pipeline.dtype is torch.float32 else []
     return f"{pipeline.device} ran out of memory; {', '.join(ways[:-1])} or {ways[-1]}."
+
+
+def _either() -> str:
+    kinds = [repr(name) for name, kind in ABSORBERS.items() if kind.stages]
+    return f"{', '.join(kinds[:-1])} or {kinds[-1]}"
 
 
 def _foreach(run: StageRun) -> bool | None:

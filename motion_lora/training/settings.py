@@ -1,7 +1,11 @@
-"""Training settings: one frozen value, its legal ranges, and every fault of it named at once.
+"""Training settings: one frozen value whose fields carry their ranges and their help, with a version and a way up.
 
 Defaults are Customize-A-Video's; `TrainSettings.for_method` gives those of another method, `TrainSettings.for_base`
-those that a base model asks for.
+those that a base model asks for. Command line, nodes, checks, hashes and documents read the descriptions of the fields.
+
+A new setting is one field with `since` one above `SETTINGS_VERSION`, which is then raised: settings, checkpoints, jobs
+and results of before keep their hashes, since a later field counts only where it is not its default. A field that is
+renamed has its former name in `RENAMED`.
 """
 
 from __future__ import annotations
@@ -9,168 +13,162 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from ..adapters.targets import TARGETS
-from ..base.pipeline import VideoPipeline
 from ..core.errors import SettingsError
-from ..core.lora import SPATIAL, TEMPORAL
+from ..core.fields import About, described, setting
+from ..methods.losses import DEBIASED, DENOISING, LOSSES
 from ..methods.stages import Method, Stage
-from ..methods.table import ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS, ABSORBERS, METHODS
+from ..methods.table import ABSORBERS, METHODS
 from ..methods.tuning import AUTO, tuning_of
+
+if TYPE_CHECKING:
+    from ..base.pipeline import VideoPipeline
+
+SETTINGS_VERSION = 2
+# From version n to n + 1: former name -> name. A former name is never used again for something else.
+RENAMED: dict[int, Mapping[str, str]] = {}
 
 LR_SCHEDULERS = ("constant", "cosine")
 HIGHWAYS = ("none", "code", "all")
-
-# How it is run, not what comes out: these may differ between a checkpoint and the run that goes on from it.
-_WITHOUT_EFFECT = (
-    "gradient_checkpointing",
-    "compile",
-    "offload_encoders",
-    "deterministic",
-    "checkpoint_every",
-    "report_every",
-)
-
+_VERSION_KEY = "version"
 _SMALL = 1e-8
-# Lowest and highest legal value, both included.
-RANGES: Mapping[str, tuple[float, float]] = {
-    "steps": (1, 1_000_000),
-    "absorber_steps": (1, 1_000_000),
-    "token_steps": (1, 1_000_000),
-    "rank": (1, 1024),
-    "spatial_rank": (1, 1024),
-    "absorber_rank": (1, 1024),
-    "alpha": (_SMALL, 1024.0),
-    "spatial_alpha": (_SMALL, 1024.0),
-    "absorber_alpha": (_SMALL, 1024.0),
-    "learning_rate": (_SMALL, 1.0),
-    "spatial_learning_rate": (_SMALL, 1.0),
-    "absorber_learning_rate": (_SMALL, 1.0),
-    "token_learning_rate": (_SMALL, 1.0),
-    "num_tokens": (1, 6),
-    "frames_per_step": (1, 1024),
-    "dropout": (0.0, 0.9),
-    "debias_beta": (0.0, 10.0),
-    "spatial_path_probability": (0.0, 1.0),
-    "horizontal_flip": (0.0, 1.0),
-    "timestep_low": (0.0, 0.999),
-    "timestep_high": (0.001, 1.0),
-    "min_snr_gamma": (_SMALL, 1000.0),
-    "offset_noise": (0.0, 1.0),
-    "warmup_steps": (0, 1_000_000),
-    "weight_decay": (0.0, 1.0),
-    "max_grad_norm": (_SMALL, 1e6),
-    "gradient_accumulation": (1, 1024),
-    "highway_scale": (0.0, 4.0),
-    "look_strength": (0.05, 1.0),
-    "look_guidance_scale": (0.0, 100.0),
-    "look_similarity": (-1.0, 1.0),
-    "checkpoint_every": (1, 1_000_000),
-    "report_every": (1, 1_000_000),
-    "seed": (0, 2**64 - 1),
-}
+_MANY = 1_000_000
+
+
+def _presets(layer: str) -> Sequence[str]:
+    # The table needs torch, and the help of the command line does without.
+    from ..adapters.targets import TARGETS
+
+    return tuple(name for name, preset in TARGETS.items() if preset.layer == layer)
+
+
+_method = partial(setting, group="method")
+_motion = partial(setting, group="motion stage")
+_absorber = partial(setting, group="absorber stages")
+_optimiser = partial(setting, group="optimisation")
+_running = partial(setting, group="how it runs", has_effect=False)
+_share = {"low": 0.0, "high": 1.0}
+_steps = {"low": 1, "high": _MANY}
+_rank = {"low": 1, "high": 1024}
+_alpha = {"low": _SMALL, "high": 1024.0}
+_rate = {"low": _SMALL, "high": 1.0}
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train. None means what the method's row says (absorber, targets, debiasing) or the plain field beside it.
+    """How to train. None means what the method's row says, or the plain field beside it (spatial_rank: rank).
 
-    Method (see `methods.METHODS`)
-        method                    a row of the table
-        absorber                  "dual", "spatial", "textual-inversion" or "none", with any method
-        targets, spatial_targets  target presets of the temporal and of the spatial LoRA
-        debiased_loss             MotionDirector's L_ad beside the plain loss, with any method
-        debias_beta               its beta; 1 in MotionDirector's code
-        spatial_path_probability  share of the steps in which a dual path has its spatial half; 0.8 in that code
-        highway, highway_scale    train with the appearance highway, "none", "code" or "all"; the papers do not
-        looks                     captions of other subjects and places, with {motion} where the words for the motion
-                                  belong (without it, at the end); every clip is redrawn under each of them and the
-                                  motion is learned from all (looks.py), with any method that learns a motion
-        look_strength, look_guidance_scale
-            how much of a frame is redrawn, and how strictly to its caption
-        look_similarity           copies whose motion is less like the clip's than this are left out
-    Motion stage
-        steps, rank, alpha, learning_rate
-            A.4 of Customize-A-Video: rank 4, alpha 1, rate 5e-4; the steps follow from its seven minutes. alpha
-            multiplies the product directly (its Eq. 2)
-        spatial_rank, spatial_alpha, spatial_learning_rate
-            of the spatial LoRA of dual path, image path and ablations; None: as the three above
-        timestep_low, timestep_high
-            the part of the noise schedule that is trained on, 0 clean, 1 pure noise
-    Absorber stages
-        absorber_steps, absorber_rank, absorber_alpha, absorber_learning_rate
-            the spatial LoRA; A.4: rank 1, alpha 0.5, rate 5e-5, half a minute
-        token_steps, token_learning_rate, num_tokens
-            the tokens; A.4: rate 5e-5, a minute, 2 to 6 tokens by the complexity of the look (1 is allowed here)
-        patch_crop                random crops of 0.33 to 0.67 of the sides (A.2)
-        frames_per_step           unordered frames in a step
-    Optimisation (AdamW; not stated by Customize-A-Video, so MotionDirector's values)
-        lr_scheduler, warmup_steps, weight_decay, max_grad_norm, gradient_accumulation
-        dropout                   on the LoRA's output; 0.1 in MotionDirector's code
-        horizontal_flip           probability of a mirrored clip; 0.5 in the image configurations of that code
-        min_snr_gamma             Min-SNR loss weighting (Hang et al. 2023), None is off
-        offset_noise              extra noise per channel and frame, off
-        seed                      of everything random
-    How it runs (without effect on the result beyond rounding)
-        gradient_checkpointing    a third more time for a fraction of the memory
-        compile                   torch.compile
-        offload_encoders          text encoder and VAE wait in main memory while the motion is learned
-        deterministic             only repeatable kernels: the same seed gives the same file
-        checkpoint_every, report_every
-            steps between checkpoints; steps between readings of the loss, each of which waits for the device
+    Each field says what it does and in which range; `SETTINGS` has all descriptions by name. Where nothing else is
+    said, values are those of A.4 of Customize-A-Video, and of MotionDirector's code for the optimiser (AdamW), which
+    the former does not state.
     """
 
-    method: str = "customize-a-video"
-    absorber: str | None = None
-    targets: str | None = None
-    spatial_targets: str | None = None
-    debiased_loss: bool | None = None
-    debias_beta: float = 1.0
-    spatial_path_probability: float = 0.8
-    highway: str = "none"
-    highway_scale: float = 1.1
-    looks: tuple[str, ...] = ()
-    look_strength: float = 0.45
-    look_guidance_scale: float = 9.0
-    look_similarity: float = 0.6
-    steps: int = 500
-    rank: int = 4
-    alpha: float = 1.0
-    learning_rate: float = 5e-4
-    spatial_rank: int | None = None
-    spatial_alpha: float | None = None
-    spatial_learning_rate: float | None = None
-    timestep_low: float = 0.0
-    timestep_high: float = 1.0
-    absorber_steps: int = 300
-    absorber_rank: int = 1
-    absorber_alpha: float = 0.5
-    absorber_learning_rate: float = 5e-5
-    token_steps: int = 600
-    token_learning_rate: float = 5e-5
-    num_tokens: int = 4
-    patch_crop: bool = True
-    frames_per_step: int = 4
-    lr_scheduler: str = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 1e-2
-    max_grad_norm: float = 1.0
-    gradient_accumulation: int = 1
-    dropout: float = 0.0
-    horizontal_flip: float = 0.0
-    min_snr_gamma: float | None = None
-    offset_noise: float = 0.0
-    seed: int = 0
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    offload_encoders: bool = True
-    deterministic: bool = True
-    checkpoint_every: int = 50
-    report_every: int = 1
+    method: str = _method("customize-a-video", "Training method, a row of the table.", choices=lambda: tuple(METHODS))
+    absorber: str | None = _method(
+        None,
+        "What holds the clip's look while its motion is learned, with any method.",
+        choices=lambda: tuple(ABSORBERS),
+    )
+    targets: str | None = _method(
+        None, "Which temporal layers learn: a target preset.", choices=lambda: _presets("temporal")
+    )
+    spatial_targets: str | None = _method(
+        None, "Which spatial layers learn, in methods with a spatial LoRA.", choices=lambda: _presets("spatial")
+    )
+    loss: str | None = _method(
+        None,
+        "Loss of every pass that sees the clip in motion, with any method, in place of the row's own.",
+        choices=lambda: tuple(LOSSES),
+        since=2,
+    )
+    debiased_loss: bool | None = _method(
+        None, "MotionDirector's appearance-debiased loss beside the plain one, with any method."
+    )
+    debias_beta: float = _method(
+        1.0, "Its beta, 1 in the authors' code: how much of the anchor frame is taken away.", low=0.0, high=10.0
+    )
+    spatial_path_probability: float = _method(
+        0.8, "Share of the steps in which a dual path has its spatial half.", **_share
+    )
+    highway: str = _method(
+        "none",
+        "Train with the appearance highway too. The papers use it only when sampling.",
+        choices=lambda: HIGHWAYS,
+    )
+    highway_scale: float = _method(1.1, "What the highway is multiplied by.", low=0.0, high=4.0)
+    looks: tuple[str, ...] = _method(
+        (),
+        "Captions of other subjects and places, with {motion} where the words for the motion belong: a robot {motion} "
+        "in a desert. The clip is redrawn under each and the motion learned from all.",
+    )
+    look_strength: float = _method(
+        0.45, "Of looks: how much of a frame is redrawn. Too little keeps its colours.", low=0.05, high=1.0
+    )
+    look_guidance_scale: float = _method(
+        9.0, "Of looks: how strictly a frame is redrawn to its caption.", low=0.0, high=100.0
+    )
+    look_similarity: float = _method(
+        0.6, "Of looks: copies whose motion is less like the clip's than this are left out.", low=-1.0, high=1.0
+    )
+    # A.4: rank 4, alpha 1, rate 5e-4; the steps follow from its seven minutes. Alpha is a direct factor, its Eq. 2.
+    steps: int = _motion(500, "Steps of the motion stage.", **_steps)
+    rank: int = _motion(4, "Rank of the LoRA: its capacity and size.", **_rank)
+    alpha: float = _motion(1.0, "Strength at which the LoRA is trained, as a direct factor.", **_alpha)
+    learning_rate: float = _motion(5e-4, "Learning rate of the motion stage.", **_rate)
+    spatial_rank: int | None = _motion(None, "Rank of a method's spatial LoRA; unset: as the temporal one.", **_rank)
+    spatial_alpha: float | None = _motion(None, "Alpha of the spatial LoRA; unset: as the temporal one.", **_alpha)
+    spatial_learning_rate: float | None = _motion(
+        None, "Learning rate of the spatial LoRA; unset: as the temporal one.", **_rate
+    )
+    timestep_low: float = _motion(
+        0.0, "Lowest noise that the motion is trained at: 0 clean, 1 pure noise.", low=0.0, high=0.999
+    )
+    timestep_high: float = _motion(1.0, "Highest noise that the motion is trained at.", low=0.001, high=1.0)
+    # A.4: rank 1, alpha 0.5, rate 5e-5, half a minute for the LoRA and a minute for 2 to 6 tokens.
+    absorber_steps: int = _absorber(300, "Steps of the absorber's spatial LoRA.", **_steps)
+    absorber_rank: int = _absorber(1, "Rank of the absorber's spatial LoRA.", **_rank)
+    absorber_alpha: float = _absorber(0.5, "Strength at which the absorber is trained and used.", **_alpha)
+    absorber_learning_rate: float = _absorber(5e-5, "Learning rate of the absorber's LoRA.", **_rate)
+    token_steps: int = _absorber(600, "Steps of the absorber's learned tokens.", **_steps)
+    token_learning_rate: float = _absorber(5e-5, "Learning rate of the absorber's tokens.", **_rate)
+    num_tokens: int = _absorber(
+        4, "The absorber's learned tokens: 2 for a simple look to 6 for a complex one.", low=1, high=6
+    )
+    patch_crop: bool = _absorber(
+        True, "Whether the absorber is shown random parts of the frames instead of whole ones (A.2 of its paper)."
+    )
+    frames_per_step: int = _absorber(4, "Unordered frames in a step of the absorber.", low=1, high=1024)
+    lr_scheduler: str = _optimiser(
+        "constant",
+        "How the learning rate runs: constant, or half a cosine down to zero.",
+        choices=lambda: LR_SCHEDULERS,
+    )
+    warmup_steps: int = _optimiser(0, "Steps over which the learning rate rises.", low=0, high=_MANY)
+    weight_decay: float = _optimiser(1e-2, "AdamW's weight decay.", **_share)
+    max_grad_norm: float = _optimiser(1.0, "Gradients are clipped to this norm.", low=_SMALL, high=1e6)
+    gradient_accumulation: int = _optimiser(1, "Passes for each step of the optimiser.", low=1, high=1024)
+    dropout: float = _optimiser(0.0, "Dropout on the LoRA's output; 0.1 in MotionDirector's code.", low=0.0, high=0.9)
+    horizontal_flip: float = _optimiser(
+        0.0, "Probability of a mirrored clip: not for motions with a direction.", **_share
+    )
+    min_snr_gamma: float | None = _optimiser(
+        None,
+        "Min-SNR loss weighting with this gamma, 5 in its paper (Hang et al. 2023); unset: off.",
+        low=_SMALL,
+        high=1000.0,
+    )
+    offset_noise: float = _optimiser(0.0, "Extra noise per channel and frame, in training.", **_share)
+    seed: int = _optimiser(0, "Seed of everything random in the training.", low=0, high=2**64 - 1)
+    gradient_checkpointing: bool = _running(False, "About a third more time for a fraction of the memory.")
+    compile: bool = _running(False, "torch.compile.")
+    offload_encoders: bool = _running(True, "Text encoder and VAE wait in main memory while the motion is learned.")
+    deterministic: bool = _running(True, "Only repeatable kernels: the same seed gives the same file.")
+    checkpoint_every: int = _running(50, "Steps between checkpoints.", **_steps)
+    report_every: int = _running(1, "Steps between readings of the loss, each of which waits for the device.", **_steps)
 
     def __post_init__(self) -> None:
         # JSON and TOML know lists only; a single text stays what it is, so that it can be told off.
@@ -189,20 +187,45 @@ class TrainSettings:
 
         `AUTO` is the recommended method: Many Looks on the playground, Customize-A-Video elsewhere.
         """
-        tuning = tuning_of(pipeline.identity.name)
+        tuning = tuning_of(pipeline.identity)
         if method == AUTO:
             method = tuning.recommended
         return replace(cls.for_method(method), **tuning.defaults.get(method, {}))
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TrainSettings:
+        """What `to_json` of this version or an older one wrote; one that names no version is of the first.
+
+        Raises SettingsError for fields that are not known, which it names with the version.
+        """
+        version = content.get(_VERSION_KEY, 1)
+        fields = {name: value for name, value in content.items() if name != _VERSION_KEY}
+        if isinstance(version, int):
+            for older in range(version, SETTINGS_VERSION):
+                fields = {RENAMED.get(older, {}).get(name, name): value for name, value in fields.items()}
+        unknown = [name for name in fields if name not in SETTINGS]
+        if unknown or not isinstance(version, int):
+            said = ", ".join(unknown) or "no known version"
+            raise SettingsError(
+                f"These training settings are of version {version!r} and hold {said}, which this MotionLoRA (settings "
+                f"version {SETTINGS_VERSION}) does not know; update MotionLoRA, or leave that out."
+            )
+        return cls(**fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """The version and all fields as a dictionary of plain values, for `from_json`."""
+        return {_VERSION_KEY: SETTINGS_VERSION, **dataclasses.asdict(self), "looks": list(self.looks)}
+
     def resolved(self) -> TrainSettings:
-        """The same settings with every None filled in that stands for another value."""
+        """The same settings with every None filled in that stands for another value. `Recipe` holds them so."""
         method = find_method(self.method)
         return replace(
             self,
-            absorber=method.absorber if self.absorber is None else self.absorber,
-            targets=self.targets or _targets_of(method, "temporal"),
-            spatial_targets=self.spatial_targets or _targets_of(method, "spatial"),
-            debiased_loss=_is_debiased(method) if self.debiased_loss is None else self.debiased_loss,
+            absorber=self.absorber_kind,
+            targets=self.targets or _preset_of(method, "targets"),
+            spatial_targets=self.spatial_targets or _preset_of(method, "spatial_targets"),
+            loss=None if self.loss in (DEBIASED, DENOISING) else self.loss,
+            debiased_loss=self._is_debiased(method),
             spatial_rank=self.rank if self.spatial_rank is None else self.spatial_rank,
             spatial_alpha=self.alpha if self.spatial_alpha is None else self.spatial_alpha,
             spatial_learning_rate=(
@@ -210,18 +233,51 @@ class TrainSettings:
             ),
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields as a dictionary of plain values; `TrainSettings(**...)` of it is the same value."""
-        return {**dataclasses.asdict(self), "looks": list(self.looks)}
+    @property
+    def absorber_kind(self) -> str:
+        """The absorber that is asked for, by these settings or by the method's row."""
+        return find_method(self.method).absorber if self.absorber is None else self.absorber
+
+    @property
+    def loss_in_place(self) -> str | None:
+        """The loss that stands in place of the row's; None: each pass has its own."""
+        if self.loss is not None:
+            return self.loss
+        return None if self.debiased_loss is None else (DEBIASED if self.debiased_loss else DENOISING)
 
     def with_effect(self) -> dict[str, Any]:
-        """The resolved fields that decide what comes out."""
-        fields = self.resolved().to_json()
-        return {name: value for name, value in fields.items() if name not in _WITHOUT_EFFECT}
+        """The resolved fields that decide what comes out; those of later versions only where they say something."""
+        fields, plain = dataclasses.asdict(self.resolved()), TrainSettings()
+        told = {n for n, about in SETTINGS.items() if about.has_effect}
+        told -= {n for n in told if SETTINGS[n].since > 1 and fields[n] == getattr(plain, n)}
+        return {name: list(value) if name == "looks" else value for name, value in fields.items() if name in told}
+
+    def hashed(self) -> dict[str, Any]:
+        """`with_effect` under each field's first name: what hashes are made of, the same in every version."""
+        first = {name: name for name in SETTINGS}
+        for names in reversed(RENAMED.values()):
+            back = {new: old for old, new in names.items()}
+            first = {name: back.get(former, former) for name, former in first.items()}
+        return {first[name]: value for name, value in self.with_effect().items()}
 
     def fingerprint(self) -> str:
-        """SHA-256 over `with_effect`."""
-        return hashlib.sha256(json.dumps(self.with_effect(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 over `hashed`."""
+        return hashlib.sha256(json.dumps(self.hashed(), sort_keys=True).encode()).hexdigest()
+
+    def _is_debiased(self, method: Method) -> bool | None:
+        """Whether the debiased loss is on; None where the passes have losses of their own."""
+        chosen = {self.loss_in_place} if self.loss_in_place is not None else _losses_of(method)
+        return DEBIASED in chosen if chosen in ({DEBIASED}, {DENOISING}, set()) else None
+
+
+SETTINGS: Mapping[str, About] = described(TrainSettings)
+"""The description of every setting, by name."""
+RANGES: Mapping[str, tuple[float, float]] = {
+    name: (about.low, about.high)
+    for name, about in SETTINGS.items()
+    if about.low is not None and about.high is not None
+}
+"""Lowest and highest legal value of every number, both included."""
 
 
 def find_method(name: str) -> Method:
@@ -233,15 +289,14 @@ def find_method(name: str) -> Method:
 
 def absorber_stages(settings: TrainSettings) -> tuple[Stage, ...]:
     """The stages that train the absorber these settings ask for, with any method."""
-    kind = settings.resolved().absorber
-    chosen = {ABSORB_BY_SPATIAL_LORA: ("spatial", "dual"), ABSORB_BY_TOKENS: ("textual-inversion", "dual")}
-    return tuple(stage for stage, kinds in chosen.items() if kind in kinds)
+    return ABSORBERS[settings.absorber_kind].stages
 
 
 def main_stages(settings: TrainSettings) -> tuple[Stage, ...]:
-    """The stages of the method's row that are no absorber's."""
-    absorbing = (ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS)
-    return tuple(stage for stage in find_method(settings.method).stages if stage not in absorbing)
+    """The stages of the method's row that are no absorber's, with the loss of the settings where they name one."""
+    absorbing = [stage for kind in ABSORBERS.values() for stage in kind.stages]
+    stages = (stage for stage in find_method(settings.method).stages if stage not in absorbing)
+    return tuple(_with_loss(stage, settings.loss_in_place) for stage in stages)
 
 
 def all_stages(settings: TrainSettings, *, absorber_given: bool = False) -> tuple[Stage, ...]:
@@ -255,66 +310,18 @@ def step_plan(settings: TrainSettings, *, absorber_given: bool = False) -> dict[
     return {stage.name: int(getattr(settings, stage.steps)) for stage in stages}
 
 
-def check_settings(settings: TrainSettings) -> None:
-    """Raise one SettingsError that names every fault, with what is legal."""
-    faults = [*_name_faults(settings), *_number_faults(settings), *_switch_faults(settings), *_look_faults(settings)]
-    if not faults and settings.timestep_low >= settings.timestep_high:
-        low, high = settings.timestep_low, settings.timestep_high
-        faults.append(f"timestep_low is {low}, it must be below timestep_high, {high}")
-    if faults:
-        raise SettingsError("; ".join(faults) + ".")
+def _with_loss(stage: Stage, loss: str | None) -> Stage:
+    if loss is None or stage.batch != "clip":
+        return stage
+    return replace(stage, passes=tuple(replace(p, loss=loss) if p.sees_motion else p for p in stage.passes))
 
 
-def _targets_of(method: Method, part: str) -> str | None:
-    found = [p.targets for stage in method.stages for p in stage.parts if p.name == part]
-    return found[0] if found else None
+def _preset_of(method: Method, name: str) -> str | None:
+    """The row's preset where the setting `name` would stand; None where no part, or parts of several, ask for it."""
+    found = {p.targets for stage in method.stages for p in stage.parts if p.setting("targets") == name}
+    return found.pop() if len(found) == 1 else None
 
 
-def _is_debiased(method: Method) -> bool:
-    return any(a_pass.debiased for stage in method.stages for a_pass in stage.passes)
-
-
-def _name_faults(settings: TrainSettings) -> Iterator[str]:
-    temporal = [name for name, preset in TARGETS.items() if preset.layer == TEMPORAL]
-    spatial = [name for name, preset in TARGETS.items() if preset.layer == SPATIAL]
-    legal: dict[str, tuple[Any, ...]] = {
-        "method": tuple(METHODS),
-        "absorber": (None, *ABSORBERS),
-        "targets": (None, *temporal),
-        "spatial_targets": (None, *spatial),
-        "lr_scheduler": LR_SCHEDULERS,
-        "highway": HIGHWAYS,
-    }
-    for name, values in legal.items():
-        if (value := getattr(settings, name)) not in values:
-            yield f"{name} is {value!r}, it must be one of: {', '.join(v for v in values if v is not None)}"
-
-
-def _number_faults(settings: TrainSettings) -> Iterator[str]:
-    kinds = {field.name: str(field.type) for field in dataclasses.fields(settings)}
-    for name, (low, high) in RANGES.items():
-        value = getattr(settings, name)
-        if value is None and "None" in kinds[name]:
-            continue
-        whole = kinds[name].startswith("int")
-        right_kind = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not right_kind or not math.isfinite(value) or not low <= value <= high:
-            what = "a whole number" if whole else "a number"
-            yield f"{name} is {value!r}, it must be {what} from {low:g} to {_shown(high)}"
-
-
-def _switch_faults(settings: TrainSettings) -> Iterator[str]:
-    for field in dataclasses.fields(settings):
-        value, kind = getattr(settings, field.name), str(field.type)
-        if kind.startswith("bool") and not (isinstance(value, bool) or (value is None and "None" in kind)):
-            yield f"{field.name} is {value!r}, it must be true or false"
-
-
-def _look_faults(settings: TrainSettings) -> Iterator[str]:
-    looks = settings.looks
-    if not isinstance(looks, tuple) or not all(isinstance(look, str) and look.strip() for look in looks):
-        yield f"looks is {looks!r}, it must be a list of captions, none of them empty"
-
-
-def _shown(bound: float) -> str:
-    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+def _losses_of(method: Method) -> set[str]:
+    """The losses of the passes that a loss of the settings would replace."""
+    return {p.loss for stage in method.stages if stage.batch == "clip" for p in stage.passes if p.sees_motion}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +13,15 @@ from ..adapters.highway import appearance_highway
 from ..adapters.peft import Adapter, add_adapter, load_adapter, set_strength, sum_to_zero
 from ..adapters.targets import find_preset, target_modules
 from ..adapters.weights import install_weights
+from ..backbones.base import Text
 from ..backbones.bypass import temporal_bypass
 from ..backbones.checkpointing import gradient_checkpointing
 from ..base.noise import NoiseSchedule
 from ..base.pipeline import VideoPipeline
-from ..base.tokens import initial_tokens, with_tokens
+from ..base.tokens import with_tokens
 from ..core.absorber import Absorber
 from ..core.highway import Highway
-from ..methods.losses import denoising_loss, motion_loss
+from ..methods.losses import LOSSES, LossContext
 from ..methods.stages import Part, Pass, Stage
 from .batches import (
     Draw,
@@ -32,54 +32,12 @@ from .batches import (
     prepare,
     restyle,
     step_generator,
-    words_to_absorb,
 )
-from .settings import TrainSettings
-
-if TYPE_CHECKING:
-    from ..core.clip import Clip
+from .recipe import Recipe
 
 TOKENS = "tokens"
 HELD = "held"
 ROWS = "rows"
-
-
-@dataclass(frozen=True)
-class PartSettings:
-    """What a part takes from the settings."""
-
-    rank: int
-    alpha: float
-    learning_rate: float
-    targets: str
-
-
-def part_settings(part: Part, settings: TrainSettings) -> PartSettings:
-    """The settings of one part, resolved; a target preset of the settings replaces the row's on the same layers."""
-    chosen = settings.resolved()
-    table: dict[str, tuple[Any, Any, float, Any]] = {
-        "temporal": (chosen.rank, chosen.alpha, chosen.learning_rate, chosen.targets),
-        "spatial": (
-            chosen.spatial_rank,
-            chosen.spatial_alpha,
-            chosen.spatial_learning_rate or 0.0,
-            chosen.spatial_targets,
-        ),
-        "absorber": (chosen.absorber_rank, chosen.absorber_alpha, chosen.absorber_learning_rate, part.targets),
-        TOKENS: (0, 0.0, chosen.token_learning_rate, ""),
-    }
-    return PartSettings(*table[part.name])
-
-
-def rate_setting(part: Part) -> str:
-    """The name of the setting that is a part's learning rate."""
-    rates = {"temporal": "learning_rate", TOKENS: "token_learning_rate"}
-    return rates.get(part.name, f"{part.name}_learning_rate")
-
-
-def learns_motion(stage: Stage) -> bool:
-    """Whether a stage sees whole clips with the temporal layers at work."""
-    return stage.batch == "clip" and any(not a_pass.bypass for a_pass in stage.passes)
 
 
 def adapter_names_of(part: Part, num_clips: int) -> tuple[str, ...]:
@@ -94,16 +52,17 @@ class StageRun:
         self,
         pipeline: VideoPipeline,
         stage: Stage,
-        settings: TrainSettings,
-        clips: Sequence[Clip],
+        recipe: Recipe,
         absorber: Absorber | None,
         remember: Remember | None = None,
     ) -> None:
         self.stage = stage
-        self.settings = settings.resolved()
-        self.steps = int(getattr(settings, stage.steps))
+        self.settings = recipe.settings
+        self.steps = int(getattr(recipe.settings, stage.steps))
+        self._recipe = recipe
         self.device, self.dtype = pipeline.device, pipeline.dtype
         self.schedule = NoiseSchedule(pipeline.scheduler_config)
+        self.backbone = pipeline.backbone
         self.unet: nn.Module = pipeline.replica().unet.eval().requires_grad_(False)
         self.adapters: dict[str, Adapter] = {}
         self.parameters: dict[str, nn.Parameter] = {}
@@ -114,10 +73,10 @@ class StageRun:
         if absorber is not None:
             self._hold(absorber)
         for part in stage.parts:
-            if part.name != TOKENS:
-                self._add_part(pipeline, part, len(clips))
-        self._read_clips(pipeline, clips, absorber, remember or (lambda _, make: make()))
-        self._forward: Any = torch.compile(self.unet) if settings.compile else self.unet
+            if not part.is_tokens:
+                self._add_part(pipeline, part)
+        self._read_clips(pipeline, absorber, remember or (lambda _, make: make()))
+        self._forward: Any = torch.compile(self.unet) if recipe.settings.compile else self.unet
 
     # Making it ready
 
@@ -127,12 +86,12 @@ class StageRun:
         if absorber.spatial is not None:
             load_adapter(self.unet, HELD, absorber.spatial)
 
-    def _add_part(self, pipeline: VideoPipeline, part: Part, num_clips: int) -> None:
-        chosen = part_settings(part, self.settings)
+    def _add_part(self, pipeline: VideoPipeline, part: Part) -> None:
+        chosen = self._recipe.part(part)
         # On the base's UNet, whose modules have their own names still.
         modules = target_modules(pipeline.unet, chosen.targets)
         zero_sum = find_preset(chosen.targets).zero_sum
-        for name in adapter_names_of(part, num_clips):
+        for name in adapter_names_of(part, len(self._recipe.clips)):
             add_adapter(
                 self.unet,
                 name,
@@ -149,31 +108,29 @@ class StageRun:
             if zero_sum:
                 self._zero_sum += [weight for key, weight in adapter.parameters.items() if key.endswith(".down")]
 
-    def _read_clips(
-        self, pipeline: VideoPipeline, clips: Sequence[Clip], absorber: Absorber | None, remember: Remember
-    ) -> None:
+    def _read_clips(self, pipeline: VideoPipeline, absorber: Absorber | None, remember: Remember) -> None:
         """Latents of all clips, and texts unless the tokens in them are what trains."""
         self.tokens = absorber.tokens if absorber is not None else None
-        self.trains_tokens = any(part.name == TOKENS for part in self.stage.parts)
+        self._token_parts = [part for part in self.stage.parts if part.is_tokens]
+        self.trains_tokens = bool(self._token_parts)
         if self.trains_tokens:
-            words = [words_to_absorb(clip, self.settings) for clip in clips]
-            self.tokens = initial_tokens(pipeline, words, self.settings.num_tokens)
+            self.tokens = self._recipe.new_tokens
         reader = pipeline
         if self.tokens is not None:
             reader, rows = with_tokens(pipeline, self.tokens)
             if self.trains_tokens:
                 self.parameters[f"{TOKENS}|{ROWS}"] = rows
-                self._rates[TOKENS] = self.settings.token_learning_rate
+                self._rates[TOKENS] = self._recipe.part(self._token_parts[0]).learning_rate
         kinds = sorted({a_pass.caption for a_pass in self.stage.passes})
-        self._materials = prepare(reader, clips, self.settings, self.tokens, kinds)
-        if learns_motion(self.stage):
-            self._materials += restyle(pipeline, clips, self._materials, self.settings, kinds, remember)
+        self._materials = prepare(reader, self._recipe, self.tokens, kinds)
+        if self.stage.learns_motion:
+            self._materials += restyle(pipeline, self._recipe, self._materials, kinds, remember)
         # Kept only where it is used in every step: it would hold the text encoder on the device.
         self.reader = reader if self.trains_tokens else None
-        self._texts: dict[str, Tensor] = {}
+        self._texts: dict[str, Text] = {}
         if not self.trains_tokens:
             prompts = sorted({prompt for material in self._materials for prompt in material.prompts.values()})
-            self._texts = {prompt: reader.encode_prompt([prompt]).to(self.dtype) for prompt in prompts}
+            self._texts = {prompt: reader.read_prompts([prompt]).to(self.dtype) for prompt in prompts}
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser, one per learning rate; "base_rate" is the rate before any schedule."""
@@ -229,29 +186,25 @@ class StageRun:
         chosen = self.settings
         seen = draw.one_frame() if a_pass.frames == "one" else draw
         noisy = self.schedule.add_noise(seen.latents, seen.noise, seen.timesteps)
-        text = self._text(draw.prompts[a_pass.caption]).expand(len(noisy), -1, -1)
+        text = self._text(draw.prompts[a_pass.caption]).expand(len(noisy))
         timesteps = seen.timesteps.to(self.device)
-        predicted = self._forward(noisy.to(self.dtype), timesteps, text, return_dict=False)[0].float()
+        predicted = self.backbone.predict(self._forward, noisy.to(self.dtype), timesteps, text).float()
         target = self.schedule.target(seen.latents, seen.noise, seen.timesteps)
         weights = None
         if chosen.min_snr_gamma is not None:
             weights = self.schedule.min_snr_weights(seen.timesteps, chosen.min_snr_gamma).to(predicted.device)
-        if self._is_debiased(a_pass, seen):
-            return motion_loss(predicted, target, draw.anchor, chosen.debias_beta, weights)
-        return denoising_loss(predicted, target, weights)
+        return LOSSES[a_pass.loss](predicted, target, LossContext(chosen, draw.anchor, weights, seen.timesteps))
 
-    def _is_debiased(self, a_pass: Pass, seen: Draw) -> bool:
-        """Whether the pass learns from whole clips; asked for by the row or by the settings for any method."""
-        return bool(self.settings.debiased_loss) and not a_pass.bypass and seen.latents.shape[2] > 1
-
-    def _text(self, prompt: str) -> Tensor:
-        """Text embeddings (1, n, d): computed once, or with a graph in each step while tokens are trained."""
+    def _text(self, prompt: str) -> Text:
+        """What the network takes of one prompt: computed once, or with a graph in each step while tokens train."""
         if self.reader is not None:
-            return self.reader.encode_prompt([prompt], gradients=True).to(self.dtype)
+            return self.reader.read_prompts([prompt], gradients=True).to(self.dtype)
         return self._texts[prompt]
 
     def _adapter_name(self, part: str, draw: Draw) -> str:
-        return part if part == TOKENS or part in self.adapters else f"{part}_{draw.clip}"
+        if any(part == tokens.name for tokens in self._token_parts):
+            return TOKENS
+        return part if part in self.adapters else f"{part}_{draw.clip}"
 
     def _switch(self, trains: set[str], active: set[str], restyled: bool) -> None:
         """Nothing that does not learn in this pass takes a gradient: no graph is kept for it."""

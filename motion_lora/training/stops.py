@@ -1,55 +1,56 @@
-"""Training with stops on the way: at some steps the LoRA as it is is shown to somebody, then training goes on.
+"""Visits: at some steps of a running training the LoRA as it is is shown to somebody, then training goes on.
 
-A visit needs the device and the LoRA as it is, so training pauses itself: it writes its checkpoint and returns, the
-visit is made, and training goes on from the checkpoint, to the same bits as without a visit.
+A visit happens inside the loop, between two steps, with everything where it is: nothing is written, encoded or built
+again. It sees copies, and whatever it does to the random state of the process is undone, so that a training with visits
+gives the same bits as one without.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
 
 from ..core.lora import LoRA
-from .reports import Callback, StepReport, TrainResult
-
-Due = Callable[[StepReport], bool]
-Visit = Callable[[LoRA, int], str]
-"""Gets the LoRA and its step, answers "continue" or "stop"."""
+from ..core.stack import AdapterStack, StackEntry
+from .reports import StepReport
 
 
-def train_with_visits(
-    run: Callable[[Callback], TrainResult], due: Due, visit: Visit, callback: Callback | None = None
-) -> TrainResult:
-    """Call `run(callback)`, which trains with a checkpoint folder, until it ends; `visit` at every step that is `due`.
+@dataclass(frozen=True, eq=False)
+class View:
+    """A training as a visitor sees it: the LoRA after `step` steps of the method's last stage, as values of its own."""
 
-    The end of a completed training is visited in any case. After a visit that answers "stop" the result is what there
-    is, with the ending "stopped". A run that takes up a checkpoint visits only what lies beyond it.
-    """
-    visited: set[int] = set()
-    while True:
-        lap = _Lap(due, visited, callback)
-        result = run(lap)
-        if result.ending != "paused" or lap.at is None:
-            break
-        visited.add(lap.at)
-        if visit(result.lora, lap.at) == "stop":
-            return dataclasses.replace(result, ending="stopped")
-    if result.ending == "completed" and result.losses:
-        visit(result.lora, result.losses[-1].total)
-    return result
+    lora: LoRA
+    step: int
+
+    @property
+    def stack(self) -> AdapterStack:
+        """The LoRA alone at full strength, to sample with."""
+        return AdapterStack().add(StackEntry(self.lora))
 
 
-class _Lap:
-    """The callback of one call: asks the caller's, and pauses where a visit is due. `at` is where it did."""
+class Visitor(Protocol):
+    """Somebody who looks at a training now and then."""
 
-    def __init__(self, due: Due, visited: set[int], callback: Callback | None) -> None:
-        self._due, self._visited, self._callback = due, visited, callback
-        self.at: int | None = None
+    def due(self, report: StepReport) -> bool:
+        """Whether to look after this step; asked for steps that are reported, of the method's stages."""
+        ...
 
-    def __call__(self, report: StepReport) -> str:
-        answer = self._callback(report) if self._callback is not None else "continue"
-        new = report.step < report.total and report.step not in self._visited
-        if answer == "continue" and new and self._due(report):
-            self.at = report.step
-            return "pause"
-        return answer
+    def visit(self, view: View) -> str:
+        """Look; "stop" ends the training with what there is, "continue" lets it go on.
+
+        The end of a completed training is visited in any case. What a visit raises ends the training, which keeps a
+        checkpoint.
+        """
+        ...
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Inside, the process's random state may be used as one likes: it comes back, even after an error."""
+    devices = [device] if device.type not in ("cpu", "meta", "mps") else []
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        yield

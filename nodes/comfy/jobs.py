@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.utils
 
-from ...motion_lora.core.errors import TrainingError
+from ...motion_lora.core.errors import OutputError, TrainingError
 from ...motion_lora.jobs import (
     ACTIVE,
     APPEARANCE_ABSORBER,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ...motion_lora.jobs.inputs import TrainingInputs
     from ...motion_lora.jobs.training import TrainingWork
 
+_LOG = logging.getLogger(__name__)
 WAIT, BACKGROUND = "wait", "background"
 EVENT = "motion_lora.jobs"
 CONTINUATION = "continuation"
@@ -44,6 +46,8 @@ _POLL = 0.2
 
 _making = threading.Lock()
 _runner: JobRunner | None = None
+# Guards what both prompts and the messages' thread change: watchers, nodes, prompts that go on.
+_guard = threading.Lock()
 _watchers: Counter[str] = Counter()
 # The nodes that asked for a job: id within the prompt, and the workflow's own id.
 _nodes: dict[str, dict[str, str]] = {}
@@ -135,20 +139,39 @@ async def run_job(
         server.make_room_for_training()
     background = run == BACKGROUND
     job = await asyncio.to_thread(runner().submit, spec, inputs, retrain=retrain, background=background)
-    _nodes.setdefault(job.id, {})[node_id] = workflow_id
+    with _guard:
+        _nodes.setdefault(job.id, {})[node_id] = workflow_id
     if made_by is not None:
-        runner().store.put_note(job.id, WORKFLOW_NOTE, made_by)
+        _keep_workflow(job.id, made_by)
     if job.state in WITH_RESULT:
         return job
     if background:
         _blocked[node_id] += 1
         if continuation is not None:
-            runner().store.put_note(job.id, CONTINUATION, continuation)
-            _continuing[job.id] = server.client_id() or ""
+            _keep_continuation(job.id, continuation)
             # The job may have ended between these lines; nobody would hear that something waits for it.
             _tell({"jobs": [runner().get(job.id).to_json()]})
         return None
     return await _follow(job.id)
+
+
+def _keep_workflow(job_id: str, made_by: Mapping[str, Any]) -> None:
+    """The training goes on in any case; without it the LoRA's picture holds no workflow."""
+    try:
+        runner().store.put_note(job_id, WORKFLOW_NOTE, made_by)
+    except OutputError as error:
+        _LOG.warning("Motion LoRA: the workflow is not kept for the LoRA's picture: %s", error)
+
+
+def _keep_continuation(job_id: str, continuation: Mapping[str, Any]) -> None:
+    """The training goes on in any case; a prompt that cannot be kept has to be queued by hand."""
+    try:
+        runner().store.put_note(job_id, CONTINUATION, continuation)
+    except OutputError as error:
+        _LOG.warning("Motion LoRA: after the training, queue the workflow again by hand: %s", error)
+        return
+    with _guard:
+        _continuing[job_id] = server.client_id() or ""
 
 
 def cache_mark(node_id: str) -> str:
@@ -210,13 +233,15 @@ def _outcome(job: Job) -> Job:
 
 @contextmanager
 def _watching(job_id: str) -> Iterator[None]:
-    _watchers[job_id] += 1
+    with _guard:
+        _watchers[job_id] += 1
     try:
         yield
     finally:
-        _watchers[job_id] -= 1
-        if not _watchers[job_id]:
-            del _watchers[job_id]
+        with _guard:
+            _watchers[job_id] -= 1
+            if not _watchers[job_id]:
+                del _watchers[job_id]
 
 
 # To the panel -------------------------------------------------------------------------------------------------------
@@ -240,7 +265,8 @@ def take_continuation(job_id: str, *, wanted: bool = True) -> dict[str, Any] | N
     job = runner().get(job_id)
     if wanted and job.state not in WITH_RESULT:
         return None
-    _continuing.pop(job_id, None)
+    with _guard:
+        _continuing.pop(job_id, None)
     taken = runner().store.take_note(job_id, CONTINUATION)
     _tell({"jobs": [job.to_json()]})
     return taken if wanted else None
@@ -249,12 +275,14 @@ def take_continuation(job_id: str, *, wanted: bool = True) -> dict[str, Any] | N
 def _tell(message: Mapping[str, Any]) -> None:
     for change in message["jobs"]:
         if change.get("deleted"):
-            _nodes.pop(change["id"], None)
-            _continuing.pop(change["id"], None)
+            with _guard:
+                _nodes.pop(change["id"], None)
+                _continuing.pop(change["id"], None)
     server.send(EVENT, {"jobs": [change if change.get("deleted") else with_host(change) for change in message["jobs"]]})
 
 
 def with_host(job: Mapping[str, Any]) -> dict[str, Any]:
     """A job with what only the host knows: which nodes show it, and whether a prompt waits to go on after it."""
-    nodes = [{"id": node, "workflow": workflow} for node, workflow in _nodes.get(job["id"], {}).items()]
-    return {**job, "nodes": nodes, "continues": _continuing.get(job["id"])}
+    with _guard:
+        nodes = [{"id": node, "workflow": workflow} for node, workflow in _nodes.get(job["id"], {}).items()]
+        return {**job, "nodes": nodes, "continues": _continuing.get(job["id"])}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...motion_lora.backbones.classes import is_video_network
 from ...motion_lora.core.errors import ModelError
 from . import folders, server
 
@@ -63,6 +64,7 @@ def _shared(name: str, dtype: str, download: bool, make_room: Callable[[int], No
 
 
 def _load(name: str, dtype: str, download: bool, make_room: Callable[[int], None]) -> VideoPipeline:
+    from ...motion_lora.base.loading import lacks_weights
     from ...motion_lora.base.pipeline import VideoPipeline
     from ...motion_lora.playground.model import load_playground
 
@@ -70,11 +72,14 @@ def _load(name: str, dtype: str, download: bool, make_room: Callable[[int], None
     if name == PLAYGROUND:
         return load_playground(device=device, dtype="fp32" if dtype == "auto" else dtype)
     folder = _folders().get(name)
-    if folder is None:
-        folder = _fetch(name) if download and name in KNOWN else None
+    # A download that was cut off leaves a folder behind; asking again fetches only what is missing.
+    if name in KNOWN and (folder is None or lacks_weights(folder)):
+        if not download:
+            raise ModelError(_how_to_get(name))
+        folder = _fetch(name, folder)
     if folder is None:
         raise ModelError(_how_to_get(name))
-    make_room(sum(path.stat().st_size for path in folder.rglob("*.safetensors")))
+    make_room(_size_of_weights(folder))
     return VideoPipeline.load(folder, device=device, dtype=dtype)
 
 
@@ -91,7 +96,7 @@ def _folders() -> dict[str, Path]:
 def _is_video_model(folder: Path) -> bool:
     config = folder / "unet" / "config.json"
     try:
-        return config.is_file() and "UNet3DConditionModel" in config.read_text(encoding="utf-8", errors="replace")
+        return config.is_file() and is_video_network(config.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return False
 
@@ -104,17 +109,26 @@ def _how_to_get(name: str) -> str:
     if name not in KNOWN:
         return f"there is no base model {name!r}: put its diffusers folder into {_place_for(name).parent}, then press R"
     return (
-        f"{name} is not on this machine: switch `download` on to get {KNOWN[name]} (several GB), "
+        f"{name} is not on this machine, or not all of it: switch `download` on to get {KNOWN[name]} (several GB), "
         f"or put its diffusers folder at {_place_for(name)}"
     )
 
 
-def _fetch(name: str) -> Path:
+def _size_of_weights(folder: Path) -> int:
+    """In bytes; of pickles only where a part has nothing else."""
+    total = 0
+    for part in [path for path in folder.iterdir() if path.is_dir()]:
+        safe = list(part.glob("*.safetensors"))
+        total += sum(path.stat().st_size for path in safe or part.glob("*.bin"))
+    return total
+
+
+def _fetch(name: str, folder: Path | None = None) -> Path:
     """Download a known base, because the user switched that on; weights as safetensors where the hub has them."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    target = _place_for(name)
+    target = folder or _place_for(name)
     try:
         wanted = _wanted_files(HfApi().list_repo_files(KNOWN[name]))
         snapshot_download(KNOWN[name], allow_patterns=wanted, local_dir=target)

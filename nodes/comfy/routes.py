@@ -1,14 +1,17 @@
 """The panel's HTTP routes: state by GET, commands by POST with a small JSON body of names, nothing else.
 
 ComfyUI has no accounts, and a foreign web page can make a browser send requests to it. So a command has to be JSON
-(which a foreign page cannot send without asking first), small, of the known keys and types, and must not carry the
-origin of another page. Nothing here takes a path.
+(which a foreign page cannot send without asking first), small, of the known keys and types, and must not come from
+another page. The browser itself says where it comes from; a tunnel or proxy in between changes the host, not that.
+Nothing here takes a path.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,10 +19,11 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from server import PromptServer
 
+from ...motion_lora.core.disk import plain_fault
 from ...motion_lora.core.errors import LoRAFileError, MotionLoRAError, SettingsError
 from ...motion_lora.files.container import read_header
 from ...motion_lora.jobs import RESULT
-from . import jobs
+from . import jobs, server
 
 PREFIX = "/motion_lora"
 MAX_BODY = 4096
@@ -116,6 +120,8 @@ def _answering(handler: Handler) -> Handler:
             return _refusal(404 if "there is no job" in str(error) else 400, str(error))
         except MotionLoRAError as error:
             return _refusal(409, str(error))
+        except OSError as error:
+            return _refusal(507 if error.errno == errno.ENOSPC else 503, plain_fault(error))
 
     return answer
 
@@ -135,15 +141,45 @@ def _refusal(status: int, message: str) -> web.Response:
 def _same_origin(request: web.Request) -> bool:
     """Whether the request comes from a page of this server, or from no page at all.
 
-    A proxy may change Host but then says so; a page cannot set that header without the server's leave.
+    Sec-Fetch-Site is set by browsers alone, and no page can change it: where it is there, it decides. Browsers leave
+    it out towards plain http on other machines, so there the page's origin has to be a host that the request was sent
+    to: Host, or what the proxies on the way say it was before them, or an origin that the user allows by ComfyUI's
+    own --enable-cors-header.
     """
-    if request.headers.get("Sec-Fetch-Site") == "cross-site":
-        return False
+    site = request.headers.get("Sec-Fetch-Site", "").lower()
+    if site:
+        return site in ("same-origin", "none") or _allowed(request)
     origin = request.headers.get("Origin")
-    if origin is None:
+    if origin is None or _allowed(request):
         return True
-    here = {request.headers.get("Host", "").lower(), request.headers.get("X-Forwarded-Host", "").lower()} - {""}
-    return urlsplit(origin).netloc.lower() in here
+    return _host_of(origin) in _hosts(request) - {""}
+
+
+def _allowed(request: web.Request) -> bool:
+    """Whether the user lets this very origin in; the bare "*" that ComfyUI takes as well names nobody."""
+    allowed = server.cors_origin()
+    return allowed not in ("", "*") and request.headers.get("Origin", "").lower() == allowed.lower()
+
+
+def _hosts(request: web.Request) -> set[str]:
+    """Every name under which the request was sent, with the port where it is not the scheme's own."""
+    headers = request.headers
+    named = [headers.get("Host", ""), *headers.get("X-Forwarded-Host", "").split(",")]
+    named += re.findall(r'host="?([^";,]+)', headers.get("Forwarded", ""), re.IGNORECASE)
+    return {_plain(host) for host in named}
+
+
+def _host_of(origin: str) -> str:
+    """"null", and whatever is no origin, has none."""
+    try:
+        parts = urlsplit(origin)
+        return _plain(parts.netloc) if parts.scheme in ("http", "https") else ""
+    except ValueError:
+        return ""
+
+
+def _plain(host: str) -> str:
+    return re.sub(r":(80|443)$", "", host.strip().lower())
 
 
 async def _checked_body(request: web.Request) -> dict[str, Any]:
@@ -157,7 +193,7 @@ async def _checked_body(request: web.Request) -> dict[str, Any]:
             raise _RefusedError(413, f"the body is larger than {MAX_BODY} bytes")
     try:
         body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, web.RequestPayloadError) as error:
         raise _RefusedError(400, "the body is not JSON") from error
     if not isinstance(body, dict) or set(body) - {"id", "wanted"} or not isinstance(body.get("id"), str):
         raise _RefusedError(400, 'the body has to be {"id": "<job id>"}')

@@ -100,3 +100,8 @@ def tell_node(node_id: str | None, text: str) -> None:
 def metadata_allowed() -> bool:
     """Whether the user lets files say how they were made."""
     return not args.disable_metadata
+
+
+def cors_origin() -> str:
+    """The page of another origin that the user lets in by --enable-cors-header; "" for none, "*" for any."""
+    return str(getattr(args, "enable_cors_header", None) or "")

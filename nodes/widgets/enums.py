@@ -6,50 +6,37 @@ ComfyUI would pay for. So the nodes repeat the names here, and a test holds them
 
 from __future__ import annotations
 
+from ...motion_lora.core.fields import type_of
+from ...motion_lora.training.settings import HIGHWAYS, SETTINGS, TrainSettings
+
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 SCHEDULERS = ("ddim", "dpmpp-2m-karras", "euler", "euler-ancestral", "unipc")
-HIGHWAY_PRESETS = ("code", "all")
-MAX_HIGHWAY_SCALE = 4.0
+HIGHWAY_PRESETS = tuple(name for name in HIGHWAYS if name != "none")
+MAX_HIGHWAY_SCALE = SETTINGS["highway_scale"].high
 LORA_FORMATS = ("motion-lora", "kohya", "peft")
 TEMPORAL_TARGETS = (
-    "temporal-attention", "temporal-all", "temporal-conv", "temporal-full", "tap-k", "tap-k-out", "tap-qk",
+    "temporal-attention", "temporal-all", "temporal-conv", "temporal-difference", "temporal-full", "tap-k",
+    "tap-k-out", "tap-qk",
 )  # fmt: skip
 SPATIAL_TARGETS = ("spatial-attention", "spatial-self-ff", "spatial-conv", "spatial-full")
-LR_SCHEDULERS = ("constant", "cosine")
+
+
+def _highest(kind: str, low: float, high: float) -> dict[str, float]:
+    """The highest legal value of the numbers whose lowest is between these."""
+    return {
+        name: about.high
+        for name, about in SETTINGS.items()
+        if about.has_effect
+        and name != "seed"
+        and type_of(TrainSettings, name) == kind
+        and about.low is not None
+        and about.high is not None
+        and low <= about.low <= high
+    }
+
 
 # Highest legal value of the training settings that widgets set; 0 in a widget stands for the method's default.
-COUNTS = {
-    "steps": 1_000_000,
-    "absorber_steps": 1_000_000,
-    "token_steps": 1_000_000,
-    "rank": 1024,
-    "absorber_rank": 1024,
-    "num_tokens": 6,
-    "spatial_rank": 1024,
-    "frames_per_step": 1024,
-    "warmup_steps": 1_000_000,
-    "gradient_accumulation": 1024,
-}
-AMOUNTS = {
-    "alpha": 1024.0,
-    "learning_rate": 1.0,
-    "absorber_learning_rate": 1.0,
-    "token_learning_rate": 1.0,
-    "spatial_alpha": 1024.0,
-    "spatial_learning_rate": 1.0,
-    "absorber_alpha": 1024.0,
-    "min_snr_gamma": 1000.0,
-}
-# Of these 0 is a legal value; -1 in a widget stands for the method's default.
-SHARES = {
-    "debias_beta": 10.0,
-    "spatial_path_probability": 1.0,
-    "look_strength": 1.0,
-    "look_guidance_scale": 100.0,
-    "timestep_low": 0.999,
-    "timestep_high": 1.0,
-    "offset_noise": 1.0,
-    "dropout": 0.9,
-    "horizontal_flip": 1.0,
-    "weight_decay": 1.0,
-}
+COUNTS = {name: int(high) for name, high in _highest("int", 0, 1).items()}
+AMOUNTS = _highest("float", 1e-9, 1e-7)
+# Of these 0 is a legal value, or nearly; -1 in a widget stands for the method's default.
+SHARES = _highest("float", 0.0, 0.0) | _highest("float", 1e-3, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -23,6 +24,7 @@ from ...motion_lora.media.write import write_video
 from ..comfy.sockets import InputImpl, Types, io, ui
 
 _CURVE_POINTS = 240
+_log = logging.getLogger(__name__)
 
 
 def file_mark(find: Callable[[str], Path], name: str) -> str:
@@ -99,9 +101,17 @@ def video(frames: torch.Tensor, fps: float) -> Any:
 
 
 def playing(frames: torch.Tensor, fps: float) -> Any:
-    """The `ui` of a node that plays a video: an mp4 in ComfyUI's temp folder, which ComfyUI empties."""
+    """The `ui` of a node that plays a video: an mp4 in ComfyUI's temp folder, which ComfyUI empties.
+
+    None, with a line in the log, where it cannot be written: the node's result must not be lost with its preview.
+    """
     from ...motion_lora.jobs.previews import enlarged
 
     name = f"motion_lora_{uuid.uuid4().hex[:12]}.mp4"
-    write_video(Path(folder_paths.get_temp_directory()) / name, enlarged(frames), fps)
-    return ui.PreviewVideo([ui.SavedResult(name, "", io.FolderType.temp)])
+    try:
+        written = write_video(Path(folder_paths.get_temp_directory()) / name, enlarged(frames), fps)
+    except (MotionLoRAError, OSError) as error:
+        _log.warning("no preview is shown: %s", error)
+        return None
+    shown = ui.SavedResult(written.name, "", io.FolderType.temp)
+    return ui.PreviewVideo([shown]) if written.suffix == ".mp4" else {"images": [shown], "animated": (True,)}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...motion_lora.core.fields import type_of
+from ...motion_lora.training.settings import SETTINGS, TrainSettings
 from ..comfy.sockets import io
 from .enums import AMOUNTS, COUNTS, SHARES
 
@@ -14,7 +16,6 @@ OWN = -1.0
 OWN_HINT = "-1: the method's own."
 ZERO_HINT = "0: the method's own."
 SWITCHES = {"on": True, "off": False}
-SWITCH_OPTIONS = [DEFAULT, *SWITCHES]
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,26 @@ def said(widgets: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def count_input(name: str, tooltip: str) -> io.Int.Input:
-    return io.Int.Input(name, default=0, min=0, max=COUNTS[name], tooltip=tooltip)
+def setting_input(
+    name: str,
+    step: float = 0.05,
+    *,
+    options: Sequence[str] | None = None,
+    zero: str = ZERO_HINT,
+    advanced: bool = False,
+) -> io.Input:
+    """The widget of a training setting, by its description; left alone it means the method's own value.
 
-
-def amount_input(name: str, tooltip: str, step: float) -> io.Float.Input:
-    return io.Float.Input(name, default=0.0, min=0.0, max=AMOUNTS[name], step=step, round=step / 10, tooltip=tooltip)
-
-
-def share_input(name: str, tooltip: str, step: float = 0.05) -> io.Float.Input:
-    return io.Float.Input(
-        name, default=OWN, min=OWN, max=SHARES[name], step=step, round=step / 10, tooltip=f"{tooltip} {OWN_HINT}"
-    )
+    `options` are the names it offers where the description's cannot be had without torch, `zero` says what 0 means.
+    """
+    about, kind, more = SETTINGS[name], type_of(TrainSettings, name), {"advanced": advanced or None}
+    if kind in ("bool", "str"):
+        names = SWITCHES if kind == "bool" else options or (about.choices or tuple)()
+        return io.Combo.Input(name, options=[DEFAULT, *names], default=DEFAULT, tooltip=about.help, **more)
+    hint = OWN_HINT if name in SHARES else zero
+    # Some say themselves what they are where nobody sets them.
+    tooltip = about.help.replace("unset:", "0:") if "unset:" in about.help else f"{about.help} {hint}"
+    if name in COUNTS:
+        return io.Int.Input(name, default=0, min=0, max=COUNTS[name], tooltip=tooltip, **more)
+    unset, high = (OWN, SHARES[name]) if name in SHARES else (0.0, AMOUNTS[name])
+    return io.Float.Input(name, default=unset, min=unset, max=high, step=step, round=step / 10, tooltip=tooltip, **more)

@@ -10,7 +10,7 @@ from ...core.errors import ModelError
 from .options import Option
 
 if TYPE_CHECKING:
-    from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
+    from torch import nn
 
     from ...base.pipeline import VideoPipeline
 
@@ -44,16 +44,16 @@ def load_base(values: dict[str, Any]) -> VideoPipeline:
     return VideoPipeline.load(Path(base).expanduser(), device=device, dtype=dtype, variant=values.get("variant"))
 
 
-def empty_network(base: str) -> UNet3DConditionModel:
+def empty_network(base: str) -> nn.Module:
     """The network of a base on the meta device: no weights are read, so the real one costs nothing.
 
     `base` is `modelscope`, `playground`, a model folder, or a network's `config.json`. Raises ModelError.
     """
-    from ...backbones.unet3d import MODELSCOPE_UNET_CONFIG, empty_unet
+    from ...backbones import registry
 
     if base == MODELSCOPE:
-        return empty_unet(MODELSCOPE_UNET_CONFIG)
-    return empty_unet(_read_config(base))
+        return registry.empty_network(registry.DEFAULT.reference_config)
+    return registry.empty_network(_read_config(base))
 
 
 def _read_config(base: str) -> dict[str, Any]:

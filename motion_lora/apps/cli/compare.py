@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.decoding import decode_text
 from ...core.errors import SettingsError
 from .bases import BASE_OPTIONS, PLAYGROUND, add_json_flag, load_base, wants_json
 from .console import Progress, note, write, write_json
@@ -121,7 +122,7 @@ def _prompts(values: Mapping[str, Any]) -> tuple[str, ...]:
     text = list(values.get("prompt", []))
     if "prompts_file" in values:
         try:
-            text.append(values["prompts_file"].read_text(encoding="utf-8"))
+            text.append(decode_text(values["prompts_file"].read_bytes()))
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"{values['prompts_file']} cannot be read as text: {error}.") from error
     if not text:

@@ -93,7 +93,7 @@ def _parser(commands: Any, name: str, summary: str, examples: str, run: Any) -> 
 
 def run_convert(options: argparse.Namespace) -> int:
     """Read, write, prove."""
-    from ...files.writers import convert
+    from ...files.writers import convert, not_carried
 
     _check(options)
     report = convert(
@@ -105,8 +105,10 @@ def run_convert(options: argparse.Namespace) -> int:
         metadata=not options.no_metadata,
         overwrite=options.overwrite,
     )
+    lost = not_carried(report.lora, options.format, metadata=not options.no_metadata)
     facts = {"file": str(options.output), "from": report.format, "to": options.format, "layers": report.total}
-    _tell(options, facts, f"{options.output}: {report.text}")
+    facts |= {"lost": lost} if lost else {}
+    _tell(options, facts, f"{options.output}: {report.text}" + (f"; {lost}" if lost else ""))
     return 0
 
 

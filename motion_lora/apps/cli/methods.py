@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...core.errors import SettingsError
+from ...methods.losses import DEBIASED, DENOISING
 from ...methods.stages import Method, Pass, Stage
 from ...methods.table import METHODS
-from ...methods.tuning import AUTO, tuning_of
+from ...methods.tuning import AUTO, Tuning
 from ...playground.defaults import PLAYGROUND_DEFAULTS, PLAYGROUND_TUNING
 from .bases import add_json_flag, wants_json
 from .console import write, write_json, write_table
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         header = ("method", "stages", "learns", "keeps", "absorber", "steps", "rank", "source")
         write_table([_short(method) for method in chosen], header)
-        elsewhere, playground = tuning_of("").recommended, PLAYGROUND_TUNING.recommended
+        elsewhere, playground = Tuning().recommended, PLAYGROUND_TUNING.recommended
         write(f"\n{AUTO}, the default: {playground} on the playground, {elsewhere} on other base models")
     return 0
 
@@ -90,8 +91,10 @@ def _sentence(a_pass: Pass) -> str:
         words.append(f"with {' and '.join(a_pass.holds)} active and frozen")
     words.append("temporal layers bypassed" if a_pass.bypass else "temporal layers on")
     words.append(f"{a_pass.caption} caption")
-    if a_pass.debiased:
+    if a_pass.loss == DEBIASED:
         words.append("appearance-debiased loss beside the plain one")
+    elif a_pass.loss != DENOISING:
+        words.append(f"loss {a_pass.loss}")
     if a_pass.optional:
         words.append("in a part of the steps")
     return ", ".join(words)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...core.decoding import decode_text
 from ...core.errors import SettingsError
 
 if sys.version_info >= (3, 11):
@@ -79,7 +80,7 @@ def read_toml(path: Path, options: Sequence[Option], tables: Sequence[str] = ())
     Raises SettingsError for a file that cannot be read, an unknown key, or a value of the wrong type.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(decode_text(path.read_bytes()))
     except OSError as error:
         raise SettingsError(f"Settings file {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

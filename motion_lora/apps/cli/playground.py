@@ -64,9 +64,9 @@ def run_render(options: argparse.Namespace) -> int:
             raise SettingsError(f"{name} is {given[name]:g}; it must be from {low:g} to {high:g}.")
     scene = scene_of(options)
     check_video_output(options.output)
-    write_frames(options.output, world.render(scene, num_frames, size), fps)
+    written = write_frames(options.output, world.render(scene, num_frames, size), fps)
     facts = {
-        "file": str(options.output),
+        "file": str(written),
         "caption": world.caption(scene),
         "appearance_caption": world.appearance_caption(scene),
         "absorb_words": world.appearance_words(scene),

@@ -51,11 +51,8 @@ def check_video_output(path: Path) -> None:
     check_output(path)
 
 
-def write_frames(path: Path, frames: Tensor, fps: float) -> None:
-    """Frames (f, h, w, 3) in [0, 1] as a video or gif, by the ending of the name."""
+def write_frames(path: Path, frames: Tensor, fps: float) -> Path:
+    """Frames (f, h, w, 3) in [0, 1] as a video or gif, by the ending of the name; returns what was written."""
     from ...media.write import write_gif, write_video
 
-    if path.suffix.lower() == ".gif":
-        write_gif(path, frames, fps)
-    else:
-        write_video(path, frames, fps)
+    return write_gif(path, frames, fps) if path.suffix.lower() == ".gif" else write_video(path, frames, fps)

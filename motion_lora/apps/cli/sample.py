@@ -143,9 +143,11 @@ def run(options: argparse.Namespace) -> int:
             batch_size=values.get("batch_size", 4),
             callback=lambda step, total: bar.update("sampling", step, total),
         )
-    for path, video in zip(paths, videos, strict=True):
+    written = [
         write_frames(path, video.frames, float(video.settings.fps or pipeline.default_fps))
-    _report(options, paths, videos, stack)
+        for path, video in zip(paths, videos, strict=True)
+    ]
+    _report(options, written, videos, stack)
     return 0
 
 
@@ -228,8 +230,9 @@ def build_stack(
 
 def _entry(pipeline: VideoPipeline, request: Mapping[str, Any], text: bool) -> StackEntry:
     from ...adapters.fit import check_fits
+    from ...backbones.lora import blocks_of
     from ...core.curves import FrameCurve, Schedule
-    from ...core.stack import StackEntry, block_of
+    from ...core.stack import StackEntry
     from ...files.reader import load_any
 
     path: Path = request["lora"]
@@ -238,7 +241,7 @@ def _entry(pipeline: VideoPipeline, request: Mapping[str, Any], text: bool) -> S
         note(f"{path.name}: {remark}")
     steps, frames = _curve_settings(request, ""), _curve_settings(request, "frame_")
     strengths = {n: request[n] for n in ("strength", "temporal_strength", "spatial_strength") if n in request}
-    blocks = list(dict.fromkeys(block_of(module) for module in report.lora))
+    blocks = list(blocks_of(report.lora))
     return StackEntry(
         report.lora,
         **strengths,

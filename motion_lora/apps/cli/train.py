@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ...core.absorber import Absorber
     from ...core.clip import Clip
     from ...evaluate.validation import Validated
-    from ...training import Callback, Command, StepReport, TrainResult, TrainSettings
+    from ...training import Callback, Command, StepReport, TrainResult, TrainSettings, Visitor
 
 _EXAMPLES = """\
 examples:
@@ -188,7 +188,7 @@ def _check_results(values: Mapping[str, Any], settings: TrainSettings, clips: Se
     if "save_absorber" in values and "load_absorber" not in values and not absorber_stages(settings):
         raise SettingsError(
             f"--save-absorber names {values['save_absorber']}, and method {settings.method} with absorber "
-            f"{settings.resolved().absorber} trains none; leave it out, or name an --absorber."
+            f"{settings.absorber_kind} trains none; leave it out, or name an --absorber."
         )
     if any(part.per_clip for stage in main_stages(settings) for part in stage.parts):
         for number in range(1, len(clips) + 1):
@@ -330,8 +330,10 @@ def _train(
     if (checkpoint / "checkpoint.json").exists():
         note(f"Going on from the checkpoint in {checkpoint}.")
 
-    def work(callback: Callback) -> TrainResult:
-        return train(pipeline, clips, settings, absorber=absorber, callback=callback, checkpoint=checkpoint)
+    def work(callback: Callback, visitor: Visitor | None = None) -> TrainResult:
+        return train(
+            pipeline, clips, settings, absorber=absorber, callback=callback, visitor=visitor, checkpoint=checkpoint
+        )
 
     if "validate_every" not in values:
         return train_with_bar(work), None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ...evaluate.checkpoints import Checkpoint
     from ...evaluate.scores import Scores
     from ...evaluate.validation import Validated, ValidationPlan
-    from ...training import Callback, TrainResult, TrainSettings
+    from ...training import Callback, TrainResult, TrainSettings, Visitor
 
 VALIDATION_OPTIONS = (
     Option("validate_every", int, "steps between validations: a few videos are made and scored (default: none)"),
@@ -83,10 +83,10 @@ def run_validated(
     settings: TrainSettings,
     plan: ValidationPlan,
     folder: Path,
-    train: Callable[[Callback], TrainResult],
+    train: Callable[[Callback, Visitor], TrainResult],
     with_bar: Callable[[Callable[[Callback], TrainResult]], TrainResult],
 ) -> Validated:
-    """Train by `train(callback)` inside `with_bar`, with validations whose record is kept in `folder`."""
+    """Train by `train(callback, visitor)` inside `with_bar`, with validations whose record is kept in `folder`."""
     from ...evaluate.judge import load_judge, notes_for
     from ...evaluate.validation import Validation, Validator, check_validation, train_validated
 
@@ -103,7 +103,7 @@ def run_validated(
         validation = Validation(Validator(pipeline, judge, plan), folder, settings, heard=_tell)
         if again := validation.record.unscored():
             note(f"validation: scoring the checkpoints of steps {', '.join(map(str, again))}, which have no scores yet")
-        made.append(train_validated(train, validation, callback))
+        made.append(train_validated(lambda visitor: train(callback, visitor), validation))
         return made[0].result
 
     with_bar(work)

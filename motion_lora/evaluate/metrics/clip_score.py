@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...base.text import token_ids, tokenize
 from ...core.errors import ModelError
 from .optional import check_frames
 
@@ -73,16 +74,13 @@ class ClipScorer:
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> unit vectors (n, d) on CPU; words beyond CLIP's length are not read."""
-        tokens = self.tokenizer(
-            list(texts),
-            padding=True,
-            truncation=True,
-            max_length=int(self.model.config.text_config.max_position_embeddings),
-            return_tensors="pt",
-        ).to(self.device)
+        limit = int(self.model.config.text_config.max_position_embeddings)
+        lengths = torch.tensor([min(len(token_ids(self.tokenizer, text)), limit) for text in texts])
+        ids = tokenize(self.tokenizer, texts, int(lengths.max()))
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         with torch.no_grad():
             vectors = _vectors(
-                self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+                self.model.get_text_features(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
             )
         return F.normalize(vectors.float().cpu(), dim=-1)
 

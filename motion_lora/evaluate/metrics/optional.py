@@ -8,14 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from ...core.errors import ClipError, SettingsError
+from ...core.surroundings import BROKEN
 
 
 def require(module: str, package: str, purpose: str) -> Any:
     """The module, or SettingsError that names what to install."""
     try:
         return importlib.import_module(module)
-    # torchvision built for another torch raises RuntimeError while it is imported.
-    except (ImportError, RuntimeError) as error:
+    # Built for another torch or numpy, a library raises all sorts of errors while it is imported.
+    except BROKEN as error:
         raise SettingsError(
             f"{purpose} needs {package}, which is not installed or does not load ({error}): install {package}."
         ) from error

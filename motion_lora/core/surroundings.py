@@ -1,0 +1,62 @@
+"""Packages that are installed and broken: they must cost only what needs them.
+
+Other libraries import them because they are there, whether they are wanted or not; an old or half-removed one then ends
+everything with an error that has nothing to do with the work.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+
+logger = logging.getLogger(__name__)
+
+# What importing a package that was built for another torch, CUDA or numpy has been seen to raise.
+BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError, SystemError, NameError)
+# Package -> the module whose import fails, and diffusers' note of whether the package is there.
+_OF_DIFFUSERS = {
+    "xformers": ("xformers.ops", "_xformers_available"),
+    "flash_attn": ("flash_attn", "_flash_attn_available"),
+    "sageattention": ("sageattention", "_sageattention_available"),
+    "bitsandbytes": ("bitsandbytes", "_bitsandbytes_available"),
+}
+
+
+@functools.lru_cache(maxsize=1)
+def shield_diffusers() -> tuple[str, ...]:
+    """Let diffusers do without packages that do not load, with a warning; to be called before its models are imported.
+
+    Returns their names. Only diffusers' note of them is changed; nothing is asked of packages that are not installed.
+    """
+    found = tuple(package for package, (module, _) in _OF_DIFFUSERS.items() if is_broken(package, module))
+    if found:
+        notes = importlib.import_module("diffusers.utils.import_utils")
+        for package in found:
+            if hasattr(notes, _OF_DIFFUSERS[package][1]):
+                setattr(notes, _OF_DIFFUSERS[package][1], False)
+    return found
+
+
+def is_broken(package: str, module: str = "") -> bool:
+    """Whether a package is installed and cannot be imported; says so in the log, with the way out."""
+    try:
+        if importlib.util.find_spec(package) is None:
+            return False
+        importlib.import_module(module or package)
+    except BROKEN as error:
+        warn(package, str(error))
+        return True
+    return False
+
+
+def warn(package: str, reason: str) -> None:
+    """One line for a package that is left unused."""
+    logger.warning(
+        "%s is installed and does not work (%s); it is left unused. Update it for this torch, or remove it: "
+        "pip uninstall %s",
+        package,
+        " ".join(reason.split())[:200],
+        package,
+    )

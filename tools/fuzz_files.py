@@ -1,0 +1,294 @@
+"""Broken files by the thousand: LoRAs, absorbers, checkpoints, captions and settings, mutated by hypothesis.
+
+    python tools/fuzz_files.py 10000        so many mutated files over all kinds; prints a row for docs/RELIABILITY.md
+
+A reader may take a file or refuse it in one line with one of the library's own errors. It may not raise anything else,
+apply a file in part, or change a bit of the base.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import torch
+from hypothesis import HealthCheck, given, seed, settings
+from safetensors.torch import save_file
+from torch import nn
+
+from motion_lora.adapters.apply import applied
+from motion_lora.apps.cli.options import read_toml
+from motion_lora.apps.cli.settings import TRAIN_OPTIONS
+from motion_lora.core.absorber import Absorber, PlaceholderTokens
+from motion_lora.core.errors import MotionLoRAError
+from motion_lora.core.lora import LoRA, LoRALayer
+from motion_lora.core.stack import AdapterStack, StackEntry
+from motion_lora.files.absorber_file import load_absorber, save_absorber
+from motion_lora.files.own import save_lora
+from motion_lora.files.reader import load_any
+from motion_lora.media.captions import read_captions
+from motion_lora.training.checkpoint import INDEX, Keeper, OptimiserState, Progress
+from motion_lora.training.reports import StepReport
+
+_MODULES = ("down.attn1.to_q", "down.attn1.to_k", "up.attn2.to_v")
+_PLACES = st.floats(0, 1, allow_nan=False)
+_WORDS = ("0", "-1", "1e999", "null", "[]", "{}", '""', "F64", "I8", "9" * 20, "lora_A", "alpha", "\\u0000")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of file: sound ones to start from, and a reader that returns a word for what it did."""
+
+    name: str
+    sound: tuple[bytes, ...]
+    read: Callable[[bytes, Path], str]
+
+
+class Network(nn.Module):
+    """A base of three layers with names as real ones have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in _MODULES:
+            block, attention, projection = name.split(".")
+            if not hasattr(self, block):
+                self.add_module(block, nn.Module())
+            parent = self.get_submodule(block)
+            if not hasattr(parent, attention):
+                parent.add_module(attention, nn.Module())
+            parent.get_submodule(attention).add_module(projection, nn.Linear(6, 6, bias=False))
+
+
+def mutations() -> st.SearchStrategy[list[tuple[Any, ...]]]:
+    """A few changes of a file each."""
+    change = st.one_of(
+        st.tuples(st.just("flip"), _PLACES, st.integers(1, 255)),
+        st.tuples(st.just("cut"), _PLACES),
+        st.tuples(st.just("drop"), _PLACES, st.integers(1, 64)),
+        st.tuples(st.just("insert"), _PLACES, st.binary(min_size=1, max_size=24)),
+        st.tuples(st.just("copy"), _PLACES, _PLACES, st.integers(1, 200)),
+        st.tuples(st.just("token"), _PLACES, st.sampled_from(_WORDS)),
+        st.tuples(st.just("length"), st.integers(0, 2**64 - 1)),
+        st.tuples(st.just("splice"), _PLACES, st.integers(0, 7)),
+    )
+    return st.lists(change, min_size=1, max_size=4)
+
+
+def mutated(data: bytes, changes: list[tuple[Any, ...]], others: tuple[bytes, ...]) -> bytes:
+    """The bytes after all changes."""
+    for name, *values in changes:
+        at = int(values[0] * len(data)) if isinstance(values[0], float) else 0
+        if name == "flip" and at < len(data):
+            data = data[:at] + bytes([data[at] ^ values[1]]) + data[at + 1 :]
+        elif name == "cut":
+            data = data[:at]
+        elif name == "drop":
+            data = data[:at] + data[at + values[1] :]
+        elif name == "insert":
+            data = data[:at] + values[1] + data[at:]
+        elif name == "copy":
+            start = int(values[1] * len(data))
+            data = data[:at] + data[start : start + values[2]] + data[at:]
+        elif name == "token":
+            data = _with_token(data, values[0], values[1].encode())
+        elif name == "length":
+            data = values[0].to_bytes(8, "little") + data[8:]
+        elif name == "splice":
+            data = data[:at] + others[values[1] % len(others)][at:]
+    return data
+
+
+def _with_token(data: bytes, place: float, word: bytes) -> bytes:
+    """One number or word of the readable part replaced; a safetensors header keeps its right length."""
+    length = int.from_bytes(data[:8], "little")
+    is_container = 8 + length <= len(data) and data[8:9] == b"{"
+    begin, end = (8, 8 + length) if is_container else (0, len(data))
+    tokens = list(re.finditer(rb"[\w.\-]+", data[begin:end]))
+    if not tokens:
+        return data
+    token = tokens[min(int(place * len(tokens)), len(tokens) - 1)]
+    text = data[begin : begin + token.start()] + word + data[begin + token.end() : end]
+    return (len(text).to_bytes(8, "little") if is_container else b"") + text + data[end:]
+
+
+def kinds(folder: Path) -> list[Kind]:
+    """All kinds, with their sound files made in `folder`."""
+    network, lora = Network().requires_grad_(False), _lora()
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    return [
+        Kind("LoRA", _lora_files(folder, lora), lambda data, path: _read_lora(data, path, network, before)),
+        Kind("absorber", _absorber_files(folder, lora), _read_absorber),
+        Kind("checkpoint", _checkpoint_files(folder), _read_checkpoint),
+        Kind("captions", _CAPTIONS, _read_captions),
+        Kind("settings", (b'method = "motiondirector"\nsteps = 20\nrank = 4\nlearning_rate = 1e-4\n',), _read_settings),
+    ]
+
+
+def _lora(scale: float = 0.5) -> LoRA:
+    generator = torch.Generator().manual_seed(0)
+    factors = {name: [torch.randn(2, 6, generator=generator) for _ in range(2)] for name in _MODULES}
+    return LoRA({name: LoRALayer(down, up.T.contiguous(), scale) for name, (down, up) in factors.items()})
+
+
+def _lora_files(folder: Path, lora: LoRA) -> tuple[bytes, ...]:
+    own = save_lora(folder / "own.safetensors", lora).read_bytes()
+    spellings = {
+        "peft": ("unet.{}.lora_A.weight", "unet.{}.lora_B.weight"),
+        "era": ("{}.lora_A", "{}.lora_B"),
+        "dotted": ("{}.lora_down.weight", "{}.lora_up.weight"),
+    }
+    made = [own]
+    for name, (down, up) in spellings.items():
+        tensors = {down.format(module): layer.down for module, layer in lora.layers.items()}
+        tensors |= {up.format(module): layer.up for module, layer in lora.layers.items()}
+        save_file(tensors, folder / f"{name}.safetensors", {"lora_adapter_metadata": '{"r": 2, "lora_alpha": 4}'})
+        torch.save(tensors, folder / f"{name}.pt")
+        made += [(folder / f"{name}.safetensors").read_bytes(), (folder / f"{name}.pt").read_bytes()]
+    return tuple(made)
+
+
+def _read_lora(data: bytes, path: Path, network: nn.Module, before: dict[str, torch.Tensor]) -> str:
+    file = path / "mutated.safetensors"
+    file.write_bytes(data)
+    try:
+        report = load_any(file, network)
+        if set(report.lora.layers) - set(_MODULES) or report.matched != report.total:
+            raise AssertionError(f"a file was applied in part: {report.text}")
+        with applied(network, AdapterStack((StackEntry(report.lora),)), num_frames=1):
+            pass
+        return "read"
+    finally:
+        after = network.state_dict()
+        if any(not torch.equal(after[name], weight) for name, weight in before.items()):
+            raise AssertionError("the base has changed")
+
+
+def _absorber_files(folder: Path, lora: LoRA) -> tuple[bytes, ...]:
+    tokens = PlaceholderTokens(("<look-1>", "<look-2>"), torch.ones(2, 6), ("red", "red"))
+    both = save_absorber(folder / "both.safetensors", Absorber(LoRA(lora.layers), tokens))
+    words = save_absorber(folder / "words.safetensors", Absorber(None, tokens))
+    return both.read_bytes(), words.read_bytes()
+
+
+def _read_absorber(data: bytes, path: Path) -> str:
+    file = path / "mutated.safetensors"
+    file.write_bytes(data)
+    absorber = load_absorber(file)
+    if absorber.tokens is not None and len(absorber.tokens.names) != len(absorber.tokens.rows):
+        raise AssertionError("tokens without rows")
+    return "read"
+
+
+def _keeper(folder: Path) -> Keeper:
+    return Keeper(folder, "mark", {"rank": 2}, ["motion"], torch.float32)
+
+
+def _state() -> OptimiserState:
+    parameter = nn.Parameter(torch.zeros(2, 3))
+    optimiser = torch.optim.AdamW([parameter])
+    parameter.grad = torch.ones(2, 3)
+    optimiser.step()
+    return OptimiserState({"motion.down": parameter}, optimiser, torch.amp.GradScaler("cpu", enabled=False))
+
+
+def _checkpoint_files(folder: Path) -> tuple[bytes, ...]:
+    """The index and the tensors in one piece; the reader takes them apart."""
+    kept = folder / "checkpoint"
+    reports = [StepReport("motion", 1, 4, 0.5, 1e-3, 0.1)]
+    _keeper(kept).save(Progress({"look": {"a": torch.ones(2)}}, reports, "motion", 1), _state())
+    tensors = next(kept.glob("state-*"))
+    return ((kept / INDEX).read_bytes() + _SEAM + tensors.name.encode() + _SEAM + tensors.read_bytes(),)
+
+
+_SEAM = b"\n--seam--\n"
+
+
+def _read_checkpoint(data: bytes, path: Path) -> str:
+    index, name, tensors = [*data.split(_SEAM, 2), b"", b""][:3]
+    for old in path.glob("*"):
+        if old.is_file():
+            old.unlink()
+    (path / INDEX).write_bytes(index)
+    if re.fullmatch(rb"[\w.-]{1,80}", name):
+        (path / name.decode("ascii", "replace")).write_bytes(tensors)
+    keeper, state = _keeper(path), _state()
+    before = state.parameters["motion.down"].detach().clone()
+    try:
+        keeper.open()
+        keeper.restore(state)
+    except MotionLoRAError:
+        if not torch.equal(state.parameters["motion.down"], before):
+            raise AssertionError("a checkpoint was applied in part") from None
+        raise
+    return "read"
+
+
+_CAPTIONS = (
+    b'file,caption,absorb_words,start\nclip.mp4,"a red circle, moving",red,0.5\n',
+    "file;caption\nclip.mp4;a caf\u00e9\n".encode("utf-16"),
+    b'{"file": "clip.mp4", "caption": "a red circle", "start": 1}\n',
+    b"a red circle is moving\na red circle\nred\n",
+)
+
+
+def _read_captions(data: bytes, path: Path) -> str:
+    (path / "clip.mp4").touch()
+    name = {b"{": "captions.jsonl", b"f": "captions.csv", b"\xff": "captions.csv"}.get(data[:1], "clip.txt")
+    for other in ("captions.jsonl", "captions.csv", "clip.txt"):
+        (path / other).unlink(missing_ok=True)
+    (path / name).write_bytes(data)
+    (entry,) = read_captions(path)
+    if not entry.caption or "\n" in entry.caption:
+        raise AssertionError(f"a caption that is none: {entry.caption!r}")
+    return "read"
+
+
+def _read_settings(data: bytes, path: Path) -> str:
+    (path / "run.toml").write_bytes(data)
+    read_toml(path / "run.toml", TRAIN_OPTIONS)
+    return "read"
+
+
+def fuzz(kind: Kind, examples: int, first: int = 0) -> Counter[str]:
+    """Read so many mutated files of a kind; returns how many were read and refused. Raises what a reader must not."""
+    outcomes: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+
+        @seed(first)
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(mutations(), st.integers(0, 63))
+        def one(changes: list[tuple[Any, ...]], start: int) -> None:
+            data = mutated(kind.sound[start % len(kind.sound)], changes, kind.sound)
+            try:
+                outcomes[kind.read(data, Path(folder))] += 1
+            except MotionLoRAError as error:
+                if "\n" in str(error):
+                    raise AssertionError(f"more than one line: {error}") from error
+                outcomes["refused"] += 1
+
+        one()
+    return outcomes
+
+
+def main(arguments: list[str]) -> int:
+    """Fuzz all kinds and print the row."""
+    torch.set_num_threads(1)
+    total = int(arguments[0]) if arguments else 10_000
+    with tempfile.TemporaryDirectory() as folder:
+        all_kinds = kinds(Path(folder))
+        for kind in all_kinds:
+            found = fuzz(kind, total // len(all_kinds))
+            counts = f"{sum(found.values())} files, {found['read']} read, {found['refused']} refused"
+            sys.stdout.write(f"{kind.name}: {counts}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
