@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from . import absorbers, advanced, clips, compare, curves, files, load, noise, sample, save, score, stack, train
+from . import absorbers, advanced, bridge, clips, compare, curves, files, load, noise, sample, save, score, stack, train
 from .comfy import folders, routes
 from .comfy.sockets import ComfyExtension, io
 
 NODES: list[type[io.ComfyNode]] = [
     load.LoadT2VModel,
+    clips.LoadClip,
     clips.ReferenceClip,
     clips.PlaygroundClip,
     clips.CombineClips,
@@ -35,6 +36,8 @@ NODES: list[type[io.ComfyNode]] = [
     sample.SampleVideo,
     sample.DecodeVideo,
     sample.SideBySide,
+    bridge.ForKSampler,
+    bridge.BaseSigmas,
     compare.CompareLoRAs,
     score.ScoreVideo,
 ]

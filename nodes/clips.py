@@ -9,8 +9,8 @@ import torch
 from ..motion_lora.core.errors import ClipError
 from ..motion_lora.media.sheets import contact_sheet
 from ..motion_lora.playground import world
-from .comfy import server
-from .comfy.sockets import CATEGORY, MAX_SEED, Clips, io
+from .comfy import folders, server
+from .comfy.sockets import CATEGORY, MAX_SEED, Clips, InputImpl, io
 from .widgets import previews
 
 if TYPE_CHECKING:
@@ -18,6 +18,41 @@ if TYPE_CHECKING:
 
 _SHEET_COLUMNS = 8
 _OUTPUTS_TOOLTIP = "For Train Motion LoRA and Train Appearance Absorber."
+
+
+class LoadClip(io.ComfyNode):
+    """A video file: the user's own, or an example."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionLoRA_LoadClip",
+            display_name="Load Clip",
+            category=f"{CATEGORY}/clips",
+            description="Opens a video of ComfyUI's input folder, or one of the examples that come with this pack. "
+            "ComfyUI's own Load Video does the same for the input folder alone.",
+            search_aliases=["load video", "example clip", "open video"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=folders.choices(folders.video_names()),
+                    tooltip="Videos in ComfyUI's input folder, then the examples. Press R after adding one.",
+                )
+            ],
+            outputs=[io.Video.Output("video", display_name="video", tooltip="For a Reference Clip.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        return previews.file_mark(folders.video_path, file)
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        return previews.is_listed(folders.video_path, file)
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(InputImpl.VideoFromFile(str(folders.video_path(file))))
 
 
 class ReferenceClip(io.ComfyNode):
@@ -33,7 +68,7 @@ class ReferenceClip(io.ComfyNode):
             "and crops them, and shows exactly the frames that will be trained.",
             search_aliases=["training video", "load clip", "video dataset"],
             inputs=[
-                io.Video.Input("video", optional=True, tooltip="From Load Video. Connect this or images."),
+                io.Video.Input("video", optional=True, tooltip="From Load Clip or Load Video. Connect this or images."),
                 io.Image.Input("images", optional=True, tooltip="Frames in order. Connect this or a video."),
                 io.String.Input(
                     "caption",

@@ -10,7 +10,7 @@ from ..motion_lora.jobs import APPEARANCE_ABSORBER, BEST, CLIP_MODEL, LAST, LPIP
 from ..motion_lora.methods.table import ABSORBERS, METHODS
 from ..motion_lora.methods.tuning import AUTO
 from ..motion_lora.training.settings import SETTINGS
-from .comfy import jobs, models
+from .comfy import jobs, models, server
 from .comfy.sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, TrainOptions, io
 from .widgets import metrics, previews
 from .widgets.enums import AMOUNTS, COUNTS, TEMPORAL_TARGETS
@@ -234,6 +234,7 @@ async def _train(
         run=widgets["run"],
         retrain=widgets["retrain"],
         continuation=again if widgets["continue_when_done"] else None,
+        made_by=again if server.metadata_allowed() else None,
     )
     return _outputs(job)
 

@@ -195,6 +195,10 @@ _IO = {
     "Combo": _type("COMBO", "default options", multiselect=False),
     "Image": _type("IMAGE"),
     "Latent": _type("LATENT"),
+    "Model": _type("MODEL"),
+    "Clip": _type("CLIP"),
+    "Vae": _type("VAE"),
+    "Sigmas": _type("SIGMAS"),
     "Video": _type("VIDEO"),
     "LossMap": _type("LOSS_MAP"),
 }
@@ -410,6 +414,7 @@ class Host:
             "get_folder_paths": lambda name: list(known[name][0]),
             "get_filename_list": lambda name: list(dict.fromkeys(found for found, _ in listed(name))),
             "get_full_path_or_raise": full_path,
+            "get_input_directory": lambda: str(self.folder / "input"),
             "get_output_directory": lambda: str(self.folder / "output"),
             "get_temp_directory": lambda: str(self.folder / "temp"),
             "get_user_directory": lambda: str(self.folder / "user"),

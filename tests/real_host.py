@@ -303,3 +303,31 @@ class Browser:
           if (widget) { widget.value = value; widget.callback?.(value) }
         } }"""
         self.page.evaluate(code, [node_type, widget, value])
+
+
+# Shipped workflows --------------------------------------------------------------------------------------------------
+
+
+def shipped(name: str) -> dict[str, Any]:
+    """A workflow as it is shipped."""
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def saved_videos(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a prompt has written into the output folder."""
+    made = [image for output in record["outputs"].values() for image in output.get("images", [])]
+    return [image for image in made if image["type"] == "output" and image["filename"].startswith("motion_lora")]
+
+
+def run_to_end(browser: Browser, server: RealComfyUI, seconds: float) -> dict[str, Any]:
+    """Press Run and wait for a video or a fault; after a training in the background the workflow goes on by itself."""
+    known = set(server.call("/history")[1])
+    first = browser.run()
+    record = server.finished(first, seconds)
+    deadline = time.monotonic() + seconds
+    while record["status"]["status_str"] == "success" and not saved_videos(record) and time.monotonic() < deadline:
+        new = {key: one for key, one in server.call("/history")[1].items() if key not in known | {first}}
+        record = next(iter(new.values()), record)
+        # The page asks the server by itself, but only while it is given time to run.
+        browser.page.wait_for_timeout(500)
+    return record

@@ -23,7 +23,7 @@ import pytest
 import torch
 from build_workflows import WORKFLOWS
 from comfy_double import hosted
-from real_host import PACK, ROOT, Browser, RealComfyUI, lacks_requirements, until
+from real_host import PACK, ROOT, Browser, RealComfyUI, lacks_requirements, shipped, until
 from tiny import write_tiny_folder
 
 from motion_lora.media.read import read_frames
@@ -166,7 +166,7 @@ def test_object_info_is_that_of_the_double(server: RealComfyUI, tmp_path: Path) 
     with hosted(tmp_path) as double:
         expected = {node_id: node.info() for node_id, node in double.nodes.items()}
     assert set(real) == set(expected)
-    depends_on_files = {"model", "lora_name", "absorber_name"}
+    depends_on_files = {"model", "lora_name", "absorber_name", "file"}
     for node_id, info in expected.items():
         found = {key: real[node_id][key] for key in info}
         for kind in ("required", "optional"):
@@ -326,10 +326,6 @@ def differences(shipped: dict[str, Any], saved: dict[str, Any]) -> list[str]:
     if len(shipped["links"]) != len(saved["links"]):
         found.append("links are lost")
     return found
-
-
-def shipped(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def load_on_test_base(browser: Browser, name: str, **sample: Any) -> None:

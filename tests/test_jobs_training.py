@@ -125,6 +125,8 @@ def test_a_job_gives_what_train_gives_and_publishes_it(bench: Bench, expected: s
     published = load_lora(bench.folder / "loras" / job.status.published)
     assert published.fingerprint() == expected
     assert published.metadata["modelspec.title"] == "orbit" and str(bench.folder) not in str(published.metadata)
+    beside = {path.name for path in (bench.folder / "loras/motion").iterdir()}
+    assert beside == {"orbit.safetensors", "orbit.preview.png", "orbit.mp4"}
     assert [p.stage for p in bench.runner.losses(job.id)] == ["absorber-spatial"] * 3 + ["absorber-tokens"] * 2 + [
         "motion"
     ] * 5

@@ -360,6 +360,30 @@ def test_every_place_is_listed(host: Host, motion: LoRA, tmp_path: Path) -> None
         assert host.run("MotionLoRA_LoadMotionLoRA", lora_name=name).args[0].fingerprint() == motion.fingerprint()
 
 
+def test_the_examples_come_after_the_users_own_and_lie_in_the_pack(host: Host, motion: LoRA, loras: Path) -> None:
+    folders = host.module("comfy.folders")
+    (host.folder / "input").mkdir(exist_ok=True)
+    (host.folder / "input/mine.mp4").write_bytes(b"")
+    (loras / "motion").mkdir(exist_ok=True)
+    host.library("files.own").save_lora(loras / "motion/zebra.safetensors", motion)
+    names, example = folders.lora_names(), "examples/motion/orbit.safetensors"
+    assert names.index("motion/zebra.safetensors") < names.index(example)
+    assert folders.lora_path(example) == folders.EXAMPLES / "motion/orbit.safetensors"
+    assert "examples/friends/swing.safetensors" in set(folders.all_lora_names()) - set(names)
+    assert folders.video_names() == ["mine.mp4", "examples/clips/orbit.mp4"]
+    assert host.run("MotionLoRA_LoadClip", file="examples/clips/orbit.mp4").args[0].get_stream_source()
+    for wrong in ("examples/../model.py", "examples/motion/none.safetensors"):
+        with pytest.raises(Exception, match="there is no file"):
+            folders.lora_path(wrong)
+
+
+def test_a_file_of_the_user_is_meant_before_an_example(host: Host, motion: LoRA, loras: Path) -> None:
+    own = loras / "examples/motion/orbit.safetensors"
+    own.parent.mkdir(parents=True)
+    host.library("files.own").save_lora(own, motion)
+    assert host.module("comfy.folders").lora_path("examples/motion/orbit.safetensors") == own
+
+
 def test_image_loras_and_pickles_are_offered_only_where_any_format_is_read(
     host: Host, motion: LoRA, loras: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_waiting_gives_the_lora_its_name_and_its_curve(host: Host, material: dic
     assert plot.shape[0] == 1 and plot.shape[-1] == 3
     assert name in host.module("comfy.folders").lora_names()
     assert host.progress and host.progress[-1] == (3, 3)
+    assert (host.folder / "output/loras/motion/my orbit.preview.png").is_file()
     loaded, caption = host.run("MotionLoRA_LoadMotionLoRA", lora_name=name).args
     assert loaded.fingerprint() == lora.fingerprint() and caption == "a red circle circling over sand"
 

@@ -16,11 +16,14 @@ from build_workflows import WORKFLOWS
 from comfy_double import hosted
 from PIL import Image
 
+from motion_lora.playground.model import EXAMPLES
+
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
-CORE = {"MarkdownNote", "LoadVideo", "SaveVideo", "PreviewImage", "PreviewAny"}
+CORE = {"MarkdownNote", "SaveVideo", "PreviewImage", "PreviewAny"}
+CORE |= {"KSampler", "KSamplerSelect", "SamplerCustom", "CLIPTextEncode", "VAEDecode"}
 # Combos whose values are files of a user's machine.
-FILES = {"model", "lora_name", "absorber_name"}
+FILES = {"model", "lora_name", "absorber_name", "file"}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,15 @@ def test_it_has_a_thumbnail(name: str) -> None:
     assert path.stat().st_size < 400_000
 
 
-def test_the_quickstart_needs_no_download() -> None:
-    (base,) = [node for node in read("01_quickstart_playground")["nodes"] if node["type"] == "MotionLoRA_LoadT2VModel"]
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_as_shipped_without_a_download(name: str) -> None:
+    """On the built-in model, with files that come with the pack."""
+    nodes = read(name)["nodes"]
+    (base,) = [node for node in nodes if node["type"] == "MotionLoRA_LoadT2VModel"]
     assert base["widgets_values"][0] == "playground (built-in)" and base["widgets_values"][2] is False
+    texts = [value for node in nodes for value in node.get("widgets_values") or [] if isinstance(value, str)]
+    for text in texts:
+        if text.startswith("examples/"):
+            assert (EXAMPLES / text.removeprefix("examples/")).is_file(), text
+        elif "\n" not in text:
+            assert not text.endswith((".safetensors", ".mp4")), f"{text} is on no new user's machine"

@@ -22,8 +22,10 @@ from real_host import ROOT, Browser, RealComfyUI
 
 FOLDER = ROOT / "workflows"
 PLAYGROUND = "playground (built-in)"
-LORA = "motion/my_motion.safetensors"
-FRIENDS = "friends_motion.safetensors"
+# What comes with the pack (tools/make_examples.py).
+ORBIT, BOUNCE = "examples/motion/orbit.safetensors", "examples/motion/bounce.safetensors"
+LOOK, FRIENDS = "examples/look/striped_cyan_cross.safetensors", "examples/friends/swing.safetensors"
+CLIP = "examples/clips/orbit.mp4"
 # Text is drawn however small it is, so that a thumbnail can be read.
 _SETTINGS = {
     "Comfy.Minimap.Visible": False,
@@ -168,67 +170,73 @@ twice. With more time: `method` *auto* and `steps` 0 carry a motion best on this
         note(
             "note",
             (0, 0),
-            (420, 400),
+            (420, 470),
             """
-# Customize-A-Video on your own clip
+# Customize-A-Video on a video file
 
-1. Put ModelScope (`text-to-video-ms-1.7b`) or ZeroScope (`zeroscope_v2_576w`) in diffusers' layout into
-   `models/diffusers`, or allow the download once in **Load T2V Model**.
-2. Choose your clip in **Load Video**: two seconds of one clear motion.
+Press Run: it learns the motion of the example clip on the built-in model. Nothing is downloaded.
+
+With your own clip and a real model:
+
+1. **Load T2V Model**: set `model` to *text-to-video-ms-1.7b* (ModelScope) or *zeroscope_v2_576w*, and `download` to
+   *allowed*, or put its diffusers folder into `models/diffusers`. These two widgets are all that the model needs.
+2. Copy two seconds of one clear motion into ComfyUI's `input` folder, press R, choose it in **Load Clip**.
 3. Describe it in **Reference Clip**: the caption with its motion, the appearance caption without, and the words for the
-   look that stand in both.
-4. Press Run. The node shows the frames that are trained; training takes minutes on a GPU.
+   look that stand in both. Set 16 frames at 256 x 256 there, and a guidance_scale of 9 in **Sample Video**.
 
 Little memory? Switch gradient_checkpointing on in the training node, or make the clip smaller.
 """,
         ),
-        base((0, 460), "text-to-video-ms-1.7b"),
-        Node("video", "LoadVideo", (0, 650), {}, size=(420, 300)),
+        base((0, 530)),
+        Node("video", "MotionLoRA_LoadClip", (0, 720), {"file": CLIP}, size=(420, 80)),
         Node(
             "clip",
             "MotionLoRA_ReferenceClip",
             (480, 0),
             {
-                "caption": "a man is skateboarding on a street",
-                "appearance_caption": "a man on a street",
-                "absorb_words": "man, street",
+                "caption": "a red circle circling around over sand",
+                "appearance_caption": "a red circle over sand",
+                "absorb_words": "red circle, sand",
+                "num_frames": 8,
+                "width": 64,
+                "height": 64,
             },
-            {"video": ("video", "VIDEO")},
+            {"video": ("video", "video")},
             (420, 560),
         ),
         Node(
             "train",
             "MotionLoRA_TrainMotionLoRA",
             (960, 0),
-            {"method": "customize-a-video", "name": "skateboarding"},
+            {"method": "customize-a-video", "name": "my motion"},
             {"base_model": ("base", "base_model"), "clips": ("clip", "clips")},
             (420, 780),
         ),
         Node("plot", "PreviewImage", (960, 830), {}, {"images": ("train", "loss_plot")}, (420, 300)),
         stack("stack", (1440, 0), "train"),
-        sample("moved", (1440, 280), "a panda is skateboarding on a beach", "stack", num_frames=16),
+        play("moved", (1440, 280), PROMPT, "stack"),
         save("save", (1900, 0), "moved", "video/motion_lora"),
     ],
     "03_sample_shared_lora": [
         note(
             "note",
             (0, 0),
-            (400, 260),
+            (400, 290),
             """
 # Use a motion LoRA
 
-1. Put the file into `models/loras/motion` (or `models/motion_lora`) and press R.
-2. Choose it in **Load Motion LoRA**, and in **Load T2V Model** a base of the kind it was trained on. Its caption
-   says in which words to prompt.
-3. Press Run: the same seed with the base model alone and with the LoRA.
+Press Run: the same seed with the base model alone and with an example LoRA, which comes with this pack.
+
+With another file: put it into `models/loras/motion` (or `models/motion_lora`), press R, choose it in **Load Motion
+LoRA**, and in **Load T2V Model** a base of the kind it was trained on. Its caption says in which words to prompt.
 """,
         ),
-        base((0, 320), "text-to-video-ms-1.7b"),
-        Node("lora", "MotionLoRA_LoadMotionLoRA", (0, 510), {"lora_name": LORA}),
-        Node("caption", "PreviewAny", (0, 660), {}, {"source": ("lora", "caption")}, (400, 160)),
+        base((0, 350)),
+        Node("lora", "MotionLoRA_LoadMotionLoRA", (0, 540), {"lora_name": ORBIT}),
+        Node("caption", "PreviewAny", (0, 690), {}, {"source": ("lora", "caption")}, (400, 160)),
         stack("stack", (460, 0), "lora"),
-        sample("plain", (460, 280), "a panda is skateboarding on a beach", title="Sample Video: base model"),
-        sample("moved", (920, 280), "a panda is skateboarding on a beach", "stack", "Sample Video: with motion LoRA"),
+        play("plain", (460, 280), PROMPT, title="Sample Video: base model"),
+        play("moved", (920, 280), PROMPT, "stack", "Sample Video: with motion LoRA"),
         beside((1380, 0), "plain", "moved"),
         save("save", (1380, 480), "beside", "video/motion_lora_compare"),
     ],
@@ -236,32 +244,32 @@ Little memory? Switch gradient_checkpointing on in the training node, or make th
         note(
             "note",
             (0, 0),
-            (400, 320),
+            (400, 360),
             """
 # Two motions and a look on one stack
 
-A stack is a list of LoRAs with strengths; the order changes nothing.
+Press Run. A stack is a list of LoRAs with strengths; the order changes nothing. All three come with this pack.
 
-1. Choose two motion LoRAs and turn their strengths. Below 0 turns a motion round.
+1. Turn the strengths of the two motions, or choose others. Below 0 turns a motion round.
 2. **Appearance LoRA** takes an image LoRA that fits the base (Stable Diffusion 2.1 for ModelScope and ZeroScope). To do
    without, bypass the node (Ctrl+B).
 3. **Appearance Highway** keeps the motion LoRAs out of the skip connections: switch it, press Run and compare.
 """,
         ),
-        base((0, 380), "text-to-video-ms-1.7b"),
-        Node("first", "MotionLoRA_LoadMotionLoRA", (0, 570), {"lora_name": LORA}),
-        Node("second", "MotionLoRA_LoadMotionLoRA", (0, 720), {"lora_name": LORA}),
+        base((0, 420)),
+        Node("first", "MotionLoRA_LoadMotionLoRA", (0, 610), {"lora_name": ORBIT}),
+        Node("second", "MotionLoRA_LoadMotionLoRA", (0, 760), {"lora_name": BOUNCE}),
         stack("one", (460, 0), "first", strength=0.8),
         stack("two", (460, 270), "second", "one", strength=0.5),
         Node(
             "look",
             "MotionLoRA_AppearanceLoRA",
             (460, 540),
-            {"lora_name": LORA, "strength": 0.7},
+            {"lora_name": LOOK, "strength": 0.7},
             {"base_model": ("base", "base_model"), "stack": ("two", "stack")},
         ),
         Node("highway", "MotionLoRA_AppearanceHighway", (460, 770), {}, {"stack": ("look", "stack")}),
-        sample("moved", (920, 0), "a panda is skateboarding on a beach", "highway"),
+        play("moved", (920, 0), "a striped cyan cross circling around over sand", "highway"),
         save("save", (1380, 0), "moved", "video/motion_lora_stack"),
     ],
     "05_train_in_background": [
@@ -528,9 +536,9 @@ For a model that was tuned on the subject (DreamBooth) there is **Absorber from 
             """
 # A friend's LoRA under your own
 
-1. Put the downloaded file into `models/loras` (any format: kohya, PEFT, diffusers, MotionDirector) and press R. Choose
-   it in **Inspect LoRA** and in **Load LoRA**.
-2. Press Run. **Inspect LoRA** shows what it holds and whether it fits the base; **Load LoRA** says how many layers
+1. Press Run with the examples, one of them in kohya's format. A file that you downloaded goes into `models/loras` (any
+   format: kohya, PEFT, diffusers, MotionDirector): press R, choose it in **Inspect LoRA** and in **Load LoRA**.
+2. **Inspect LoRA** shows what it holds and whether it fits the base; **Load LoRA** says how many layers
    matched. A file for another model is refused with the reason.
 3. Your motion acts in the first half of the sampling steps, where motion is decided; the friend's comes in later, and
    weaker. Turn **end**, **start** and the strengths.
@@ -538,8 +546,8 @@ For a model that was tuned on the subject (DreamBooth) there is **Absorber from 
 To share the mix as one file: **Merge LoRAs**, then **Convert LoRA**.
 """,
         ),
-        base((0, 480), "text-to-video-ms-1.7b"),
-        Node("own", "MotionLoRA_LoadMotionLoRA", (0, 680), {"lora_name": LORA}, title="Load Motion LoRA: yours"),
+        base((0, 480)),
+        Node("own", "MotionLoRA_LoadMotionLoRA", (0, 680), {"lora_name": ORBIT}, title="Load Motion LoRA: yours"),
         Node(
             "inspect",
             "MotionLoRA_InspectLoRA",
@@ -577,7 +585,7 @@ To share the mix as one file: **Merge LoRAs**, then **Convert LoRA**.
             title="Strength Schedule: late",
         ),
         stack("two", (1440, 300), "friend", "one", 0.6, schedule="late"),
-        sample("moved", (1900, 0), "a panda is skateboarding on a beach", "two"),
+        play("moved", (1900, 0), PROMPT, "two"),
         save("save", (1440, 600), "moved", "video/motion_lora_friends"),
     ],
     "13_compare_and_choose": [
@@ -635,6 +643,105 @@ Take the strength at which the motion is there and the look is not.
         ),
         Node("table", "PreviewAny", (960, 520), {}, {"source": ("compare", "table")}, (420, 300)),
         save("save", (1940, 0), "compare", "video/motion_lora_compare_and_choose"),
+    ],
+    "14_ksampler": [
+        note(
+            "note",
+            (0, 0),
+            (420, 420),
+            """
+# KSampler too
+
+Press Run. **For KSampler** turns a base with its stack into ComfyUI's MODEL, CLIP and VAE: samplers, schedulers,
+guiders, latent tools, previews and Cancel work as with any model, and the stack acts in every step.
+
+* Left **Sample Video**, for comparison.
+* Middle **SamplerCustom** on **Base Sigmas**: the same seed, steps and guidance give the same video.
+* Right **KSampler** with one of ComfyUI's own schedulers: other steps, so a slightly other video.
+
+Size, frames and batch are set in For KSampler, whose latents are (b, c, f, h, w). Words in brackets have no weights.
+""",
+        ),
+        base((0, 480)),
+        Node("lora", "MotionLoRA_LoadMotionLoRA", (0, 670), {"lora_name": ORBIT}),
+        stack("stack", (480, 0), "lora"),
+        Node(
+            "bridge",
+            "MotionLoRA_ForKSampler",
+            (480, 280),
+            {},
+            {"base_model": ("base", "base_model"), "stack": ("stack", "stack")},
+            (400, 220),
+        ),
+        Node("positive", "CLIPTextEncode", (480, 560), {"text": PROMPT}, {"clip": ("bridge", "clip")}, (400, 140)),
+        Node("negative", "CLIPTextEncode", (480, 760), {"text": ""}, {"clip": ("bridge", "clip")}, (400, 120)),
+        play("own", (940, 0), PROMPT, "stack", scheduler="euler", num_inference_steps=20),
+        Node("euler", "KSamplerSelect", (1400, 0), {"sampler_name": "euler"}, size=(360, 60)),
+        Node(
+            "sigmas",
+            "MotionLoRA_BaseSigmas",
+            (1400, 120),
+            {"scheduler": "euler", "num_inference_steps": 20},
+            {"base_model": ("base", "base_model")},
+            (360, 100),
+        ),
+        Node(
+            "custom",
+            "SamplerCustom",
+            (1400, 280),
+            {"add_noise": True, "noise_seed": 7, "cfg": 2.5},
+            {
+                "model": ("bridge", "model"),
+                "positive": ("positive", "CONDITIONING"),
+                "negative": ("negative", "CONDITIONING"),
+                "sampler": ("euler", "SAMPLER"),
+                "sigmas": ("sigmas", "sigmas"),
+                "latent_image": ("bridge", "latents"),
+            },
+            (360, 400),
+        ),
+        Node(
+            "ksampler",
+            "KSampler",
+            (1400, 740),
+            {"seed": 7, "steps": 20, "cfg": 2.5, "sampler_name": "dpmpp_2m", "scheduler": "normal", "denoise": 1.0},
+            {
+                "model": ("bridge", "model"),
+                "positive": ("positive", "CONDITIONING"),
+                "negative": ("negative", "CONDITIONING"),
+                "latent_image": ("bridge", "latents"),
+            },
+            (360, 400),
+        ),
+        Node(
+            "custom_frames",
+            "VAEDecode",
+            (1820, 0),
+            {},
+            {"samples": ("custom", "output"), "vae": ("bridge", "vae")},
+            (240, 60),
+        ),
+        Node(
+            "frames",
+            "VAEDecode",
+            (1820, 120),
+            {},
+            {"samples": ("ksampler", "LATENT"), "vae": ("bridge", "vae")},
+            (240, 60),
+        ),
+        Node(
+            "beside",
+            "MotionLoRA_SideBySide",
+            (1820, 240),
+            {"left_label": "SamplerCustom", "right_label": "KSampler"},
+            {
+                "left": ("custom_frames", "IMAGE"),
+                "right": ("frames", "IMAGE"),
+                "reference": ("own", "images"),
+            },
+            (400, 420),
+        ),
+        save("save", (2280, 0), "beside", "video/motion_lora_ksampler"),
     ],
 }
 
@@ -709,8 +816,6 @@ def main(names: list[str]) -> int:
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         server = RealComfyUI(Path(folder), settings=_SETTINGS)
-        # A combo without options would be saved as "undefined".
-        (Path(folder) / "input" / "my_clip.mp4").write_bytes(b"")
         server.start()
         browser = Browser(playwright, server, Path(folder)).open()
         browser.page.set_viewport_size({"width": 1920, "height": 1080})

@@ -35,6 +35,7 @@ from ..training.settings import absorber_stages
 from ..training.space import bytes_needed
 from .inputs import TrainingInputs, keep_absorber, keep_clips, kept_absorber, kept_clips
 from .job import APPEARANCE_ABSORBER, LAST, MOTION_LORA, JobSpec, PreviewPlan
+from .pictures import draw_cover, publish_pictures
 from .previews import draw_preview
 from .store import CHECKPOINT, INPUTS, PREVIEWS, RESULT
 from .validation import JobValidation, decides, rule_of
@@ -173,6 +174,7 @@ class TrainingWork:
                     raise
                 # Another job took the name in the meantime.
                 chosen = free_path(target)
+        publish_pictures(folder, chosen)
         return chosen.relative_to(root).as_posix()
 
     def _place(self, spec: JobSpec) -> tuple[Path, Path] | None:
@@ -295,6 +297,7 @@ def _run_motion(
     title = _titles(spec)
     kept = visits.validation.kept(lora, title) if visits.validation else lora
     save_lora(folder / RESULT, kept.with_metadata(**title))
+    draw_cover(folder, inputs.pipeline, kept, spec.preview, inputs.clips[0])
     return Outcome(finished=finished, saved=True, note=visits.fault or (_EARLY if early else ""))
 
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 PLAYGROUND_NAME = "playground"
 PLAYGROUND_FOLDER = Path(__file__).parent / "weights"
+# LoRAs and clips that the workflows use (tools/make_examples.py). Not beside the workflows: ComfyUI would take a folder
+# `examples` of a pack for its templates and then find none of those in `workflows`.
+EXAMPLES = Path(__file__).parent / "examples"
 
 
 def load_playground(device: str = "auto", dtype: str = "fp32") -> VideoPipeline:

@@ -10,8 +10,10 @@ from pathlib import Path
 import folder_paths
 
 from ...motion_lora.core.disk import free_path, path_inside
-from ...motion_lora.core.errors import LoRAFileError, ModelError
+from ...motion_lora.core.errors import ClipError, LoRAFileError, ModelError
 from ...motion_lora.jobs import CLIP_MODEL
+from ...motion_lora.media.video import VIDEO_SUFFIXES
+from ...motion_lora.playground.model import EXAMPLES
 
 OWN = "motion_lora"
 ABSORBERS = "motion_lora_absorbers"
@@ -25,6 +27,9 @@ _SUFFIX = ".safetensors"
 # What other tools write LoRAs to; a name says nothing of the content, which the importer looks at.
 _FOREIGN = {_SUFFIX, ".pt", ".pth", ".bin", ".ckpt"}
 NONE_FOUND = "(none found)"
+# What comes with the pack is listed under this name, after what is the user's own, and never copied anywhere.
+SHIPPED = "examples"
+_SHIPPED_MOTIONS = f"{SHIPPED}/motion/"
 
 
 def register() -> None:
@@ -60,14 +65,51 @@ def diffusers_folders() -> list[Path]:
 
 
 def lora_names() -> list[str]:
-    """Motion LoRAs: the subfolder of the loras folders, and our own folder under its name; safetensors only."""
+    """Motion LoRAs: the subfolder of the loras folders, and our own folder under its name; safetensors only.
+
+    The examples of motions come last.
+    """
     shared = [name for name in _listed("loras") if name.startswith(f"{SUBFOLDER}/")]
-    return sorted(name for name in {*shared, *_own_names()} if name.endswith(_SUFFIX))
+    own = sorted(name for name in {*shared, *_own_names()} if name.endswith(_SUFFIX))
+    return own + [name for name in _shipped({_SUFFIX}) if name.startswith(_SHIPPED_MOTIONS) and name not in own]
 
 
 def all_lora_names() -> list[str]:
-    """Every LoRA that ComfyUI knows, and ours, of any kind of file."""
-    return sorted({*_listed("loras"), *_own_names()})
+    """Every LoRA that ComfyUI knows, and ours, of any kind of file; then the examples."""
+    own = sorted({*_listed("loras"), *_own_names()})
+    return own + [name for name in _shipped({_SUFFIX}) if name not in own]
+
+
+def video_names() -> list[str]:
+    """Videos in ComfyUI's input folder, then the examples."""
+    try:
+        here = sorted(path.name for path in _input_folder().iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+    except OSError:
+        here = []
+    return here + _shipped(set(VIDEO_SUFFIXES), "clips/")
+
+
+def video_path(name: str) -> Path:
+    """The file of a listed video. Raises ClipError for a name that is not listed."""
+    if name not in video_names():
+        raise ClipError(f"there is no video {name!r}: put it into {_shown(str(_input_folder()))}, then press R")
+    return _shipped_path(name) or _input_folder() / name
+
+
+def _input_folder() -> Path:
+    return Path(folder_paths.get_input_directory())
+
+
+def _shipped(suffixes: set[str], below: str = "") -> list[str]:
+    """Names of the examples, of all or of those in one of their folders."""
+    found = (path for path in (EXAMPLES / below).rglob("*") if path.suffix in suffixes)
+    return sorted(f"{SHIPPED}/{path.relative_to(EXAMPLES).as_posix()}" for path in found)
+
+
+def _shipped_path(name: str) -> Path | None:
+    """The file of an example; None for any other name."""
+    path = EXAMPLES / name.removeprefix(f"{SHIPPED}/")
+    return path if name in _shipped({path.suffix}) else None
 
 
 def _own_names() -> list[str]:
@@ -81,8 +123,11 @@ def absorber_names() -> list[str]:
 def lora_path(name: str) -> Path:
     """The file of a listed LoRA. Raises LoRAFileError for a name that is not listed.
 
-    A loras folder may have a subfolder with the name of our own folder; where both hold the file, ours is meant.
+    A loras folder may have a subfolder with the name of our own folder; where both hold the file, ours is meant. An
+    example is meant only where the user has no file of that name.
     """
+    if name not in _listed("loras") and (example := _shipped_path(name)) is not None:
+        return example
     own = name.removeprefix(f"{OWN}/")
     if own != name and (own in _listed(OWN) or name not in _listed("loras")):
         return _find(OWN, own)

@@ -40,6 +40,8 @@ _LOG = logging.getLogger(__name__)
 WAIT, BACKGROUND = "wait", "background"
 EVENT = "motion_lora.jobs"
 CONTINUATION = "continuation"
+# Repeats `motion_lora.jobs.pictures.WORKFLOW_NOTE`, whose module imports diffusers.
+WORKFLOW_NOTE = "workflow"
 _POLL = 0.2
 
 _making = threading.Lock()
@@ -124,11 +126,13 @@ async def run_job(
     run: str,
     retrain: bool,
     continuation: Mapping[str, Any] | None,
+    made_by: Mapping[str, Any] | None = None,
 ) -> Job | None:
     """The finished (or stopped and saved) job of this spec; None when it was handed to the background.
 
     In the meantime the server's other work goes on. A waiting job is interrupted with ComfyUI's Cancel: it keeps a
-    checkpoint, and the same node goes on from there. Raises TrainingError when the job failed.
+    checkpoint, and the same node goes on from there. `made_by` is the prompt and the workflow for the LoRA's picture.
+    Raises TrainingError when the job failed.
     """
     known = runner().find(spec.fingerprint)
     if retrain or known is None or known.state not in WITH_RESULT:
@@ -137,6 +141,8 @@ async def run_job(
     job = await asyncio.to_thread(runner().submit, spec, inputs, retrain=retrain, background=background)
     with _guard:
         _nodes.setdefault(job.id, {})[node_id] = workflow_id
+    if made_by is not None:
+        _keep_workflow(job.id, made_by)
     if job.state in WITH_RESULT:
         return job
     if background:
@@ -147,6 +153,14 @@ async def run_job(
             _tell({"jobs": [runner().get(job.id).to_json()]})
         return None
     return await _follow(job.id)
+
+
+def _keep_workflow(job_id: str, made_by: Mapping[str, Any]) -> None:
+    """The training goes on in any case; without it the LoRA's picture holds no workflow."""
+    try:
+        runner().store.put_note(job_id, WORKFLOW_NOTE, made_by)
+    except OutputError as error:
+        _LOG.warning("Motion LoRA: the workflow is not kept for the LoRA's picture: %s", error)
 
 
 def _keep_continuation(job_id: str, continuation: Mapping[str, Any]) -> None:
