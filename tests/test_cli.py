@@ -78,7 +78,7 @@ def test_every_example_in_the_help_parses() -> None:
         lines = (parser.epilog or "").replace("\\\n", " ").splitlines()
         for line in lines:
             if line.strip().startswith("motion-lora "):
-                command = line.strip().split("   ")[0]
+                command = line.strip().split("   ")[0].removesuffix(" &")
                 words = shlex.split(command)[1:]
                 assert root.parse_args(words).command, f"{name}: {command}"
 

@@ -35,7 +35,7 @@ Stop it at any time: the same command goes on with the cells that are missing. T
 """
 
 _BASE_EXAMPLES = """\
-example:
+examples:
   motion-lora bench base models/zeroscope_v2_576w --clip skate.mp4 --caption "a man is skateboarding on a street" \\
       --appearance-caption "a man on a street" --num-frames 16 --fps 8 --height 256 --width 256 \\
       --prompt "a bear is skateboarding in a forest" --clip-model models/clip-vit-base-patch32 --output out/base
