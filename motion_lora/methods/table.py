@@ -71,7 +71,7 @@ DUAL_PATH_TAP = Stage(
 
 LEARN_IN_MANY_LOOKS = Stage(
     name="motion",
-    parts=(Part("temporal", targets="temporal-all", prefix=""),),
+    parts=(Part("temporal", targets="temporal-difference", prefix=""),),
     passes=(Pass(("temporal",)),),
     source="this project: the clip, beside its absorber, and its restyled copies in turn (training/looks.py)",
 )
@@ -141,7 +141,6 @@ _MANY_LOOKS: Mapping[str, Any] = {
     "alpha": 1.0,
     "learning_rate": 5e-4,
     "lr_scheduler": "cosine",
-    "timestep_low": 0.6,
 }
 
 # The table ----------------------------------------------------------------------------------------------------------

@@ -22,17 +22,14 @@ _PLAYGROUND: Mapping[str, Any] = {
     "patch_crop": False,
     "frames_per_step": 8,
 }
-# Motion is decided on the noisy timesteps: on these alone, with a learning rate that falls, 400 steps are enough.
 _PLAYGROUND_MOTION: Mapping[str, Any] = {
     **_PLAYGROUND,
+    "steps": 500,
     "rank": 32,
     "spatial_rank": 4,
-    "learning_rate": 5e-3,
+    "learning_rate": 3e-3,
     "lr_scheduler": "cosine",
-    "timestep_low": 0.6,
 }
-# Attention and feed-forward layers together learn faster.
-_PLAYGROUND_ALL_LAYERS: Mapping[str, Any] = {**_PLAYGROUND_MOTION, "learning_rate": 3e-3}
 
 # In the playground's words; every shape, colour and background is among them.
 PLAYGROUND_LOOKS = (
@@ -64,8 +61,15 @@ PLAYGROUND_LOOKS = (
 
 PLAYGROUND_DEFAULTS: dict[str, Mapping[str, Any]] = {
     "customize-a-video": _PLAYGROUND_MOTION,
-    "motiondirector": _PLAYGROUND_ALL_LAYERS,
-    "many-looks": {**_PLAYGROUND_ALL_LAYERS, "steps": 700, "looks": PLAYGROUND_LOOKS, "look_guidance_scale": 2.5},
+    "motiondirector": _PLAYGROUND_MOTION,
+    # Its convolutions pass what stands still unchanged, and most looks are not the clip's: no absorber is needed.
+    "many-looks": {
+        **_PLAYGROUND_MOTION,
+        "absorber": "none",
+        "looks": PLAYGROUND_LOOKS,
+        "look_strength": 0.6,
+        "look_guidance_scale": 2.5,
+    },
     "separate-motion-appearance": _PLAYGROUND_MOTION,
     "motiondirector-image": {**_PLAYGROUND, "rank": 4, "steps": 300},
     "temporal-only": _PLAYGROUND_MOTION,

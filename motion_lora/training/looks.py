@@ -23,6 +23,7 @@ MOTION = "{motion}"
 
 # Steps of a whole sampling; `strength` of them are run.
 NUM_INFERENCE_STEPS = 20
+_LATENTS_AT_ONCE = 2**14
 
 
 def motion_similarity(reference: Tensor, latents: Tensor) -> Tensor:
@@ -74,7 +75,8 @@ def restyled_latents(
 ) -> Tensor:
     """The clip's scaled latents (1, c, f, h, w) once per look: (n, c, f, h, w) fp32 on CPU.
 
-    `strength` in (0, 1] is the share of the noise: too little keeps the clip's colours, too much loses its places.
+    `strength` in (0, 1] is the share of the noise: too little keeps the clip's colours, too much loses its places. All
+    frames of a copy get the same noise, so that they are redrawn alike.
     Raises SettingsError for values out of range.
     """
     draft = pipeline.replica()
@@ -93,8 +95,18 @@ def restyled_latents(
         for look, seed in zip(looks, seeds, strict=True)
     ]
     source = latents.expand(len(wanted), -1, -1, -1, -1)
+    noise = torch.cat([_same_in_all_frames(latents, seed) for seed in seeds])
     # Sampling takes a replica of its own, which keeps the bypass of this one.
     with temporal_bypass(draft.unet):
-        # One at a time: with guidance a batch would need more memory than the training that follows.
-        made = sample(draft, wanted, source=source, decode=False, batch_size=1)
+        made = sample(draft, wanted, source=source, latents=noise, decode=False, batch_size=_at_once(latents))
     return torch.cat([one.latents for one in made]).float().cpu().clone()
+
+
+def _same_in_all_frames(latents: Tensor, seed: int) -> Tensor:
+    noise = torch.randn(latents[:, :, :1].shape, generator=torch.Generator().manual_seed(seed))
+    return noise.expand(latents.shape).contiguous()
+
+
+def _at_once(latents: Tensor) -> int:
+    """Copies in one batch: one of a real base, whose guided pair needs as much memory as the training, many of tiny."""
+    return min(8, max(1, _LATENTS_AT_ONCE // latents.numel()))
