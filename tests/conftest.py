@@ -20,6 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 SLOW_FILES = {
     f"test_{name}.py"
     for name in [
+        "backbone_matrix",
         "bench",
         "choice",
         "cli",
@@ -46,6 +47,7 @@ SLOW_FILES = {
         "real_clips",
         "restyle",
         "scoring",
+        "stack",
         "storage",
         "threads",
         "training",

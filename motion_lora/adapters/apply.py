@@ -1,7 +1,7 @@
 """The one place where an adapter stack is applied to a network.
 
 Whatever is constant is merged into new tensors of a replica, so ten stacked LoRAs cost per step what none cost;
-whatever varies over steps or frames, or is too small for the weights' precision, runs beside the module in a hook.
+whatever varies over steps or frames runs beside the module in a hook.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..backbones.base import Backbone
@@ -22,7 +23,7 @@ from ..core.lora import DEFAULT_BACKBONE, TEMPORAL
 from ..core.stack import AdapterStack, StackEntry
 from .branches import Branch
 from .fit import require_fit, weights_of
-from .merging import AppliedLayer, is_below_precision, merged_weight
+from .merging import AppliedLayer, merged_weight
 
 _log = logging.getLogger(__name__)
 
@@ -145,26 +146,17 @@ def _at_work(
     originals: list[tuple[nn.Module, nn.Parameter]] = []
     handles = []
     try:
-        faint = 0
-        beside = {name: list(parts) for name, parts in varying.items()}
+        faint = []
         for name, parts in constant.items():
             module = modules[name]
             weight = module._parameters["weight"]
             assert weight is not None  # `require_fit` has seen it
-            merged = merged_weight(weight, parts)
-            if merged is None:
-                beside.setdefault(name, []).extend(parts)
-                faint += is_below_precision(weight, parts)
-                continue
+            merged, enough = merged_weight(weight, parts)
+            faint += [] if enough else [weight.dtype]
             originals.append((module, weight))
             module._parameters["weight"] = nn.Parameter(merged, requires_grad=False)
-        if faint:
-            _log.warning(
-                "the change of %d layers is too small for %s, part of it is lost: load the base in fp16 or fp32",
-                faint,
-                str(weight.dtype).removeprefix("torch."),
-            )
-        branches = {name: Branch(name, modules[name], parts, backbone.frame_axis) for name, parts in beside.items()}
+        _warn_of_faint(faint)
+        branches = {name: Branch(name, modules[name], parts, backbone.frame_axis) for name, parts in varying.items()}
         for name, branch in branches.items():
             handles.append(modules[name].register_forward_hook(branch))
         yield AppliedStack(branches, len(originals))
@@ -173,6 +165,16 @@ def _at_work(
             handle.remove()
         for module, weight in originals:
             module._parameters["weight"] = weight
+
+
+def _warn_of_faint(dtypes: Sequence[torch.dtype]) -> None:
+    """Say once that the weights cannot hold changes so small; `dtypes` has one of each such layer."""
+    if dtypes:
+        precision = str(dtypes[0]).removeprefix("torch.")
+        way_out = "load the base in fp32" if dtypes[0] == torch.float16 else "load the base in fp16 or fp32"
+        _log.warning(
+            "the change of %d layers is too small for %s, part of it is lost: %s", len(dtypes), precision, way_out
+        )
 
 
 def _check_entries(unet: nn.Module, stack: AdapterStack, backbone: Backbone) -> None:

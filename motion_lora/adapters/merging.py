@@ -24,29 +24,24 @@ class AppliedLayer:
     frames: tuple[float, ...] | None = None
 
 
-# Share of a change that may be lost when it is rounded into 16-bit weights.
-_MOST_LOST = 0.1
+# A change of which less than this arrives in 16-bit weights is worth a warning.
+_ENOUGH = 0.9
 
 
 @torch.no_grad()
-def merged_weight(weight: Tensor, parts: Sequence[AppliedLayer]) -> Tensor | None:
-    """W + sum(strength * delta) in fp32, rounded once to W's dtype.
+def merged_weight(weight: Tensor, parts: Sequence[AppliedLayer]) -> tuple[Tensor, bool]:
+    """W + sum(strength * delta) in fp32, rounded once to W's dtype; and whether that dtype holds enough of the change.
 
-    None where the change is so small beside W that more than a tenth of it would be lost by rounding: W lies on the
-    grid of its dtype already, so that what is below half a step is not blurred but gone. It then has to stay beside W.
+    W lies on the grid of its dtype already, so what is below half a step is not blurred but gone. A branch beside W
+    would not save it: the outputs, in the same dtype, round it off alike (measured: 56 % of a change of a thousandth of
+    a bfloat16 weight arrived, merged 48 %, at a cost in every step).
     """
     total = _change(weight, parts)
     merged = (weight.float() + total).to(weight.dtype)
     if weight.element_size() > 2:
-        return merged
-    lost = (merged.float() - weight.float() - total).norm()
-    return merged if float(lost) <= _MOST_LOST * float(total.norm()) else None
-
-
-@torch.no_grad()
-def is_below_precision(weight: Tensor, parts: Sequence[AppliedLayer]) -> bool:
-    """Whether even beside W, on outputs of its dtype, much of so small a change would be rounded off."""
-    return float(_change(weight, parts).norm()) < torch.finfo(weight.dtype).eps / 4 * float(weight.float().norm())
+        return merged, True
+    arrived = ((merged.float() - weight.float()) * total).sum()
+    return merged, float(arrived) >= _ENOUGH * float(total.square().sum())
 
 
 def _change(weight: Tensor, parts: Sequence[AppliedLayer]) -> Tensor:
