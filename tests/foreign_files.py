@@ -119,6 +119,13 @@ _TEXT = "text_model_encoder_layers_0"
 _PLAIN = _kohya_pair(f"{_BLOCK}_attn1_to_q", 320, 320)
 _SD15, _DIT = "Stable Diffusion 1.5", "diffusion transformer"
 
+# Files of the other backbone: refused on this one, read where no network is given.
+ANIMATEDIFF: dict[str, dict[str, Tensor]] = {
+    "as its tools write": _processor_pair(_OLD_MOTION, 320, 320),
+    "prefixed": _processor_pair(f"module.{_OLD_MOTION}", 320, 320),
+    "of diffusers": _processor_pair(f"unet.{_MOTION}.transformer_blocks.0.attn1", 320, 320),
+}
+
 # Files of other networks: what they are, their tensors, their metadata, and words that the refusal must hold.
 FOREIGN: dict[str, tuple[dict[str, Tensor], dict[str, str], str]] = {
     "sd15 by cross-attention": (_kohya_pair(f"{_BLOCK}_attn2_to_k", 768, 320), {}, _SD15),
@@ -130,13 +137,6 @@ FOREIGN: dict[str, tuple[dict[str, Tensor], dict[str, str], str]] = {
     "sdxl by ldm names": (_kohya_pair("lora_unet_input_blocks_4_1_proj_in", 640, 640), {}, "SDXL"),
     "sdxl by depth": (_kohya_pair(f"{_BLOCK[:-1]}1_attn1_to_q", 640, 640), {}, "SDXL"),
     "sdxl by metadata": (_PLAIN, {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, "SDXL"),
-    "animatediff": (_processor_pair(_OLD_MOTION, 320, 320), {}, "AnimateDiff"),
-    "animatediff, prefixed": (_processor_pair(f"module.{_OLD_MOTION}", 320, 320), {}, "AnimateDiff"),
-    "animatediff of diffusers": (
-        _processor_pair(f"unet.{_MOTION}.transformer_blocks.0.attn1", 320, 320),
-        {},
-        "AnimateDiff",
-    ),
     "wan": (_peft_pair("diffusion_model.blocks.0.self_attn.q", 1536, 1536), {}, "Wan"),
     "wan of musubi": (_kohya_pair("lora_unet_blocks_0_cross_attn_k", 5120, 5120), {}, "Wan"),
     "ltx": (_peft_pair("transformer.transformer_blocks.0.attn1.to_q", 2048, 2048), {}, "LTX"),

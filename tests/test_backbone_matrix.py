@@ -26,7 +26,7 @@ from motion_lora.backbones.registry import BACKBONES, describe, empty_network, n
 from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.core.axes import fold_frames, unfold_frames
 from motion_lora.core.curves import FrameCurve, Schedule
-from motion_lora.core.errors import LoRAFileError, ModelError, SettingsError
+from motion_lora.core.errors import ClipError, LoRAFileError, ModelError, SettingsError
 from motion_lora.core.highway import Highway
 from motion_lora.core.lora import SPATIAL, TEMPORAL, LoRA, LoRALayer
 from motion_lora.core.stack import AdapterStack, StackEntry
@@ -71,7 +71,7 @@ def presets_of(unet: nn.Module) -> list[str]:
 
 def lora_on(unet: nn.Module, preset: str, seed: int = 0) -> LoRA:
     lora = random_lora(unet, list(target_modules(unet, preset)), 2, seed)
-    return LoRA(lora.layers, lora.metadata, of_network(unet).name)
+    return LoRA(lora.layers, lora.metadata, backbone=of_network(unet).name)
 
 
 def image_network(unet: nn.Module) -> UNet2DConditionModel:
@@ -202,7 +202,7 @@ def test_merged_and_varying_agree_and_leave_the_base_alone(base, unet):
 
 def test_strengths_of_paths_and_blocks(base, unet):
     motion, look = lora_on(base, "temporal-attention"), lora_on(base, "spatial-attention", 1)
-    both = LoRA({**motion.layers, **look.layers}, {}, motion.backbone)
+    both = LoRA({**motion.layers, **look.layers}, backbone=motion.backbone)
     with applied(unet, AdapterStack((StackEntry(both, temporal_strength=0.0),)), FRAMES):
         without_motion = run(unet, FRAMES)
     with applied(unet, AdapterStack((StackEntry(look),)), FRAMES):
@@ -241,7 +241,7 @@ def test_merge_keeps_the_backbone_and_mixes_none(base, backbone):
     assert {layer_of(lora, module) for module in part(lora, TEMPORAL)} == {TEMPORAL}
     assert layers_text(lora) == "temporal"
     with pytest.raises(LoRAFileError, match="not belong to one network: they are for"):
-        merge([lora, LoRA(lora.layers, {}, next(name for name in BACKBONES if name != backbone))])
+        merge([lora, LoRA(lora.layers, backbone=next(name for name in BACKBONES if name != backbone))])
 
 
 # Highway
@@ -375,7 +375,7 @@ def test_more_frames_than_positions_are_refused():
     pipeline = tiny_pipeline(levels=2, backbone="animatediff")
     with pytest.raises(SettingsError, match="positions for 8 frames, not for 9; take at most 8"):
         sample(pipeline, SampleSettings("a red circle", num_frames=9))
-    with pytest.raises(SettingsError, match="positions for 8 frames, not for 9"):
+    with pytest.raises(ClipError, match="positions for 8 frames, not for 9"):
         train(pipeline, [sample_clip(num_frames=9)], quick(method="temporal-only"))
 
 
@@ -412,7 +412,7 @@ def test_frames_normalised_one_by_one_as_animatediff_does():
 def test_native_files_hold_what_their_loader_takes(tmp_path):
     unet = tiny_motion_unet()
     sample_lora = lora_on(unet, "temporal-all")
-    lora = LoRA({m: replace(layer, scale=0.3) for m, layer in sample_lora.layers.items()}, {}, "animatediff")
+    lora = LoRA({m: replace(layer, scale=0.3) for m, layer in sample_lora.layers.items()}, backbone="animatediff")
     path = export_native(tmp_path / "x.safetensors", lora)
     shapes = read_header(path).shapes
     assert len(shapes) == 2 * len(lora)
@@ -447,7 +447,7 @@ def test_official_counts(mid, tensors, parameters):
     network = empty_network({**ANIMATEDIFF_CONFIG, "use_motion_mid_block": mid})
     weights = {name: network.get_submodule(name).weight for name in target_modules(network, "temporal-attention")}
     layers = {n: LoRALayer(w.new_empty(64, w.shape[1]), w.new_empty(w.shape[0], 64)) for n, w in weights.items()}
-    found = native_tensors(LoRA(layers, {}, "animatediff"))
+    found = native_tensors(LoRA(layers, backbone="animatediff"))
     assert len(found) == tensors
     assert sum(tensor.numel() for tensor in found.values()) == parameters
     assert any("mid_block" in key for key in found) is mid

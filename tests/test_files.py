@@ -206,6 +206,8 @@ def test_without_metadata_the_file_says_only_how_to_read_it(tmp_path, unet):
         "motion_lora.kind",
         "motion_lora.scale",
         "motion_lora.fingerprint",
+        "motion_lora.acts_in",
+        "motion_lora.backbone",
         "lora_adapter_metadata",
     }
     assert set(read_header(path).metadata) == allowed

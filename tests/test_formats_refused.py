@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 import torch
-from foreign_files import FOREIGN, RunsCode, diffusers_processors, kohya, list_file, peft
+from foreign_files import ANIMATEDIFF, FOREIGN, RunsCode, diffusers_processors, kohya, list_file, peft
 from lora_samples import (
     ATTENTION,
     appearance_sample,
@@ -88,6 +88,22 @@ def test_sd21_at_full_size_is_not_refused(tmp_path, full):
     metadata = {"ss_base_model_version": "sd_v2.1_768_v", "modelspec.architecture": "stable-diffusion-v2-768-v/lora"}
     report = load_any(kohya(tmp_path / "x.safetensors", random_lora(full, modules, 1), metadata=metadata), full)
     assert report.matched == 32
+
+
+@pytest.mark.parametrize("what", ANIMATEDIFF)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_files_of_animatediff_are_refused_on_this_base_and_read_without_one(tmp_path, full, what, suffix):
+    path = tmp_path / f"innocent{suffix}"
+    if suffix == ".pt":
+        torch.save(ANIMATEDIFF[what], path)
+    else:
+        save_file(ANIMATEDIFF[what], path)
+    refused(path, full, "AnimateDiff")
+    with pytest.raises(LoRAFileError, match="AnimateDiff"):
+        inspect(path, full)
+    report = load_any(path)
+    assert (report.lora.backbone, inspect(path)["layers"]) == ("animatediff", 1)
+    assert list(report.lora) == ["down_blocks.0.motion_modules.0.transformer_blocks.0.attn1.to_q"]
 
 
 def test_animatediff_is_refused_although_its_shapes_fit(tmp_path, full):

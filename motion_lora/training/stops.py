@@ -51,6 +51,9 @@ class Visitor(Protocol):
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """Inside, the process's random state may be used as one likes: it comes back, even after an error."""
-    devices = [device] if device.type not in ("cpu", "meta", "mps") else []
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-        yield
+    if device.type in ("cpu", "meta", "mps"):
+        with torch.random.fork_rng([]):
+            yield
+    else:
+        with torch.random.fork_rng([device], device_type=device.type):
+            yield
