@@ -274,4 +274,4 @@ def test_the_upper_end_counts_too() -> None:
 def test_the_row_is_a_temporal_lora() -> None:
     row = METHODS["many-looks"]
     assert row.needs_looks and row.keeps == ("temporal",) and row.absorber == "dual"
-        assert TrainSettings.for_method("many-looks").resolved().targets == "temporal-difference"
+    assert TrainSettings.for_method("many-looks").resolved().targets == "temporal-difference"
