@@ -40,6 +40,7 @@ SHORT = {**REFERENCE_LOOK, "background": "sand"}
 TINY = DemoSettings(
     method="customize-a-video",
     steps=2,
+    absorber="dual",
     absorber_steps=2,
     token_steps=2,
     num_inference_steps=2,

@@ -63,11 +63,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo shows. `steps`, `absorber_steps` and `token_steps` of None are the base's defaults."""
+    """What the demo shows. `absorber` and steps of None are the base's defaults."""
 
     motion: str = "orbit"
     method: str = "many-looks"
-    absorber: str = "dual"
+    absorber: str | None = None
     steps: int | None = None
     absorber_steps: int | None = None
     token_steps: int | None = None

@@ -19,13 +19,13 @@ _EXAMPLES = """\
 examples:
   motion-lora demo                                  results in out/demo/
   motion-lora demo --motion zigzag --output out/zigzag
-  motion-lora demo --absorber none --seed 1 --json
+  motion-lora demo --absorber dual --seed 1 --json
 """
 
 DEMO_OPTIONS = (
     Option("motion", str, "motion of the reference clip (default: orbit)"),
     Option("method", str, "training method (default: many-looks)"),
-    Option("absorber", str, "dual (default), spatial, textual-inversion or none"),
+    Option("absorber", str, "dual, spatial, textual-inversion or none (default: the base's, none on the built-in model)"),
     Option("steps", int, "steps of the motion stage"),
     Option("absorber_steps", int, "steps of the spatial-LoRA absorber"),
     Option("token_steps", int, "steps of the textual-inversion absorber"),
@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
         "demo",
         help="the whole job on the built-in model",
         description=(
-            "Render a reference clip, learn its motion with an appearance absorber, sample three new subjects with and "
+            "Render a reference clip, learn its motion, sample three new subjects with and "
             "without the motion LoRA, and measure both. A few minutes on two CPU cores."
         ),
         epilog=_EXAMPLES,
