@@ -13,10 +13,11 @@ from lora_samples import motion_sample
 from tiny import tiny_pipeline
 
 from motion_lora.adapters.arithmetic import merge, resize
+from motion_lora.backbones.lora import part
 from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.core.curves import Schedule
 from motion_lora.core.errors import LoRAFileError
-from motion_lora.core.lora import ALL_NOISE, LoRA
+from motion_lora.core.lora import ALL_NOISE, TEMPORAL, LoRA
 from motion_lora.core.stack import AdapterStack, StackEntry
 from motion_lora.files import own
 from motion_lora.files.own import load_lora, save_lora
@@ -52,7 +53,7 @@ def test_the_same_video_with_and_without_metadata(base: VideoPipeline, early: Lo
 
 
 def test_it_survives_arithmetic_and_its_own_parts(early: LoRA) -> None:
-    found = [merge([early, early]), resize(early, 1).lora, early.with_metadata(a="b"), early.part("temporal")]
+    found = [merge([early, early]), resize(early, 1).lora, early.with_metadata(a="b"), part(early, TEMPORAL)]
     assert [lora.acts_in for lora in found] == [EARLY] * 4
 
 
