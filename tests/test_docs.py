@@ -122,12 +122,13 @@ def test_projections_are_those_of_the_target_preset(preset: str) -> None:
     row = TARGETS[preset]
     said = set(re.findall(r"\w+", drawing.ADAPTED[preset]))
     assert ("FF" in said) is row.feed_forward
+    assert ("Conv" in said) is row.convolutions
     if row.layer == "spatial":
         assert row.projections == TARGETS["spatial-attention"].projections
         assert said - {"FF"} == {{"first": "self", "second": "cross"}[name] for name in row.attentions}
     else:
         names = {"query": "Q", "key": "K", "value": "V", "output": "Out"}
-        assert said - {"FF"} == {names[name] for name in row.projections}
+        assert said - {"FF", "Conv"} == {names[name] for name in row.projections}
         assert row.attentions == ("first", "second")
 
 
@@ -151,7 +152,6 @@ def test_numbers_are_the_defaults() -> None:
     many_looks = {**DEFAULTS, **METHODS["many-looks"].defaults}
     assert many_looks["look_strength"] == draw_methods.LOOK_STRENGTH
     assert many_looks["look_similarity"] == draw_methods.LOOK_SIMILARITY
-    assert many_looks["timestep_low"] == draw_methods.TIMESTEP_LOW
     assert Highway().scale == draw_methods.HIGHWAY_SCALE
     for name in ("motiondirector", "separate-motion-appearance"):
         share = METHODS[name].defaults["spatial_path_probability"]

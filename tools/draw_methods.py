@@ -51,7 +51,7 @@ HIGHWAYS = {"code": ((7, 8), (5, 6, 7, 8)), "all": ((1, 2, 4, 5, 7, 8), (1, 2, 4
 HIGHWAY_SCALE = 1.1
 SKIPS = 12
 # Of Many Looks.
-LOOK_STRENGTH, LOOK_SIMILARITY, TIMESTEP_LOW = 0.45, 0.6, 0.6
+LOOK_STRENGTH, LOOK_SIMILARITY = 0.45, 0.6
 SPATIAL_PATH_PROBABILITY = 0.8
 # Of an example of a strength schedule.
 SCHEDULE_END = 0.7
@@ -322,30 +322,15 @@ def paint_selection(drawing: Drawing, y: float) -> None:
             draw_fate(drawing, y + FRAME + 9, state, fate, x + 92, 70)
 
 
-def paint_noise_range(drawing: Drawing, top: float) -> None:
-    """The range of the noise that is trained on."""
-    drawing.text(RIGHT, top + 57, f"only at t \u2265 {TIMESTEP_LOW:g}")
-    drawing.box(RIGHT, top + 63, STRIP, 9, "#dfe4e9", 3)
-    drawing.box(RIGHT + TIMESTEP_LOW * STRIP, top + 63, (1 - TIMESTEP_LOW) * STRIP, 9, TRAINED, 3)
-    drawing.text(RIGHT, top + 85, "0 clean", 11, MUTED)
-    drawing.text(RIGHT + STRIP, top + 85, "1 noise", 11, MUTED, anchor="end")
-
-
-def paint_acting_steps(drawing: Drawing, top: float) -> None:
-    """The sampling steps in which the LoRA acts, under the video."""
-    draw_steps(drawing, RIGHT, top + 74, STRIP, 1 - TIMESTEP_LOW, 12)
-    drawing.text(RIGHT, top + 103, f"LoRA: first {100 * (1 - TIMESTEP_LOW):g} % of the steps", fill=USED)
-
-
 MANY_LOOKS = Picture(
     "Many Looks",
     "this project",
     "Many Looks: the clip's frames are redrawn in other looks, and one temporal LoRA learns the motion of all copies",
     "1: an absorber learns the clip's look, as in Customize-A-Video. 2: the clip's frames are noised part of the way "
     "and denoised under another caption with every temporal layer bypassed and no LoRA, once per look. 3: copies that "
-    "no longer change where and when the clip does are left out. 4: a temporal LoRA on attentions and feed-forward "
-    "learns from the clip, beside the absorber, and from the copies, without it, in turn, at high noise only. 5: in "
-    "sampling the LoRA acts in the same part of the noise, the first steps.",
+    "no longer change where and when the clip does are left out. 4: a LoRA on all temporal layers, whose kernels "
+    "over frames sum to zero, learns from the clip, beside the absorber, and from the copies, without it, in turn. "
+    "5: it is sampled with alone.",
     (
         replace(ABSORB, fate=(("held", "held in 4, for the clip"),), source=("many-looks", 0, 0)),
         Row(
@@ -369,23 +354,15 @@ MANY_LOOKS = Picture(
             (Strip(CLIP), Strip(REDRAWN), Strip(SECOND)),
             ('"a green triangle', "circling around", 'over snow", ...'),
             Level(
-                {"absorber": "spatial-attention", "temporal": "temporal-all"},
+                {"absorber": "spatial-attention", "temporal": "temporal-difference"},
                 trains=("temporal",),
                 holds=("absorber",),
             ),
             (ERROR,),
             (("kept", "motion LoRA: in the file"),),
             source=("many-looks", 2, 0),
-            extra=paint_noise_range,
         ),
-        replace(
-            sampled(
-                "5  Sample.",
-                "The LoRA acts where it was trained: its file says in which steps.",
-                Level({"temporal": "temporal-all"}, uses=("temporal",)),
-            ),
-            extra=paint_acting_steps,
-        ),
+        sampled("5  Sample.", "Base and motion LoRA.", Level({"temporal": "temporal-difference"}, uses=("temporal",))),
     ),
 )
 

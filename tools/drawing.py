@@ -50,6 +50,7 @@ ADAPTED = {
     "spatial-self-ff": "self, FF",
     "temporal-attention": "Q K V Out",
     "temporal-all": "Q K V Out, FF",
+    "temporal-difference": "Q K V Out, FF, Conv",
     "tap-k-out": "K Out",
     "tap-k": "K",
     "tap-qk": "Q K",

@@ -25,7 +25,7 @@ examples:
 DEMO_OPTIONS = (
     Option("motion", str, "motion of the reference clip (default: orbit)"),
     Option("method", str, "training method (default: many-looks)"),
-    Option("absorber", str, "dual, spatial, textual-inversion or none (default: the base's, none on the built-in model)"),
+    Option("absorber", str, "dual, spatial, textual-inversion or none (default: the base's)"),
     Option("steps", int, "steps of the motion stage"),
     Option("absorber_steps", int, "steps of the spatial-LoRA absorber"),
     Option("token_steps", int, "steps of the textual-inversion absorber"),
