@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ..motion_lora.files.absorber_file import load_absorber
-from ..motion_lora.files.own import load_lora
 from .comfy import folders, models
 from .comfy.sockets import CATEGORY, Absorber, Base, MotionLoRA, io
 from .widgets import files, previews
@@ -85,6 +83,8 @@ class LoadMotionLoRA(files.FromLoRAFile):
 
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:
+        from ..motion_lora.files.own import load_lora
+
         lora = load_lora(folders.lora_path(lora_name))
         return io.NodeOutput(lora, previews.caption_of(lora.metadata))
 
@@ -124,4 +124,6 @@ class LoadAbsorber(io.ComfyNode):
 
     @classmethod
     def execute(cls, absorber_name: str) -> io.NodeOutput:
+        from ..motion_lora.files.absorber_file import load_absorber
+
         return io.NodeOutput(load_absorber(folders.absorber_path(absorber_name)))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..motion_lora.core.lora import LoRA
-from ..motion_lora.files.absorber_file import save_absorber
-from ..motion_lora.files.own import save_lora
 from .comfy import folders, server
 from .comfy.sockets import CATEGORY, Absorber, MotionLoRA, io
 from .widgets import files
@@ -38,6 +36,8 @@ class SaveMotionLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, motion_lora: LoRA, filename: str, precision: str) -> io.NodeOutput:
+        from ..motion_lora.files.own import save_lora
+
         path = folders.new_file(folders.lora_folder(), filename)
         dtype = files.PRECISIONS[precision]
         save_lora(path, motion_lora, metadata=server.metadata_allowed(), dtype=dtype, overwrite=False)
@@ -73,6 +73,8 @@ class SaveAbsorber(io.ComfyNode):
 
     @classmethod
     def execute(cls, appearance_absorber: AbsorberValue, filename: str) -> io.NodeOutput:
+        from ..motion_lora.files.absorber_file import save_absorber
+
         path = folders.new_file(folders.absorber_folder(), filename)
         save_absorber(path, appearance_absorber, metadata=server.metadata_allowed(), overwrite=False)
         return io.NodeOutput(path.relative_to(folders.absorber_folder()).as_posix())
