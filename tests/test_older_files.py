@@ -14,8 +14,6 @@ import torch
 from tiny import tiny_frames, tiny_pipeline
 
 import motion_lora as ml
-from motion_lora.apps.bench import BenchSettings, run_cells
-from motion_lora.apps.bench.settings import Unit, reference_clip, reference_scene
 from motion_lora.evaluate.checkpoints import Checkpoint, choose, curve_csv
 from motion_lora.evaluate.validation import Record, ValidationPlan
 from motion_lora.files.absorber_file import load_absorber
@@ -184,7 +182,7 @@ def test_the_same_job_is_the_job_of_before(base: ml.VideoPipeline) -> None:
     assert spec.fingerprint == kept.fingerprint
 
 
-# Validations and the benchmark ----------------------------------------------------------------------------------------
+# Validations ----------------------------------------------------------------------------------------
 
 
 def test_a_record_of_validations(tmp_path: Path) -> None:
@@ -204,29 +202,3 @@ def test_a_record_of_validations(tmp_path: Path) -> None:
     assert (choice.step, choice.admissible) == (EXPECTED["choice"]["step"], EXPECTED["choice"]["admissible"])
     curve = (V0 / "validation" / "curve.csv").read_text(encoding="utf-8")
     assert curve_csv(record.points, record.base, choice.step) == curve
-
-
-def test_a_cell_of_the_benchmark_is_not_run_again(tmp_path: Path) -> None:
-    expected, playground = EXPECTED["bench"], ml.load_playground("cpu")
-    settings = BenchSettings(**{key: _tuples(value) for key, value in expected["settings"].items()})
-    scene = reference_scene(Unit("bounce", 0, 0), settings.looks)
-    if reference_clip(playground, scene, settings.captions).fingerprint() != expected["clip"]:
-        pytest.skip("this machine draws the reference clip with other rounding, so the cell is another one's")
-    (tmp_path / "cells").mkdir()
-    for path in (V0 / "cells").iterdir():
-        shutil.copy(path, tmp_path / "cells" / path.name)
-
-    def tell(*what: object) -> None:
-        pytest.fail(f"the cell was run again: {what}")
-
-    found = {cell["variant"]: cell for cell in run_cells(playground, tmp_path, settings, tell=tell)}
-    # Their times of sampling show that these are the cells of then.
-    for variant in ("base", "temporal"):
-        path = V0 / "cells" / f"{variant}.bounce-0.0.json"
-        assert found[variant] == json.loads(path.read_text(encoding="utf-8"))
-    trained = found["temporal"]
-    assert (trained["fidelity"], trained["leakage"]) == (expected["fidelity"], expected["leakage"])
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
