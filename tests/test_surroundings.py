@@ -17,6 +17,7 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 import motion_lora.base.pipeline  # as in every use of ours, before anything of diffusers
+import motion_lora.base
 from tiny import tiny_pipeline
 from motion_lora.adapters.peft import Adapter, add_adapter
 base = tiny_pipeline(levels=2).replica()

@@ -113,7 +113,7 @@ def test_gradients_are_clipped(pipeline, clip):
 
 
 def test_clips_and_captions_are_encoded_once(pipeline, clip, monkeypatch):
-    counted = {"encode_frames": 0, "encode_prompt": 0}
+    counted = {"encode_frames": 0, "read_prompts": 0}
 
     def counting(name):
         whole = getattr(VideoPipeline, name)

@@ -21,12 +21,13 @@ from training_samples import (
     weights_of,
 )
 
-from motion_lora.adapters.peft import merge
+from motion_lora.adapters.apply import applied
 from motion_lora.adapters.targets import target_modules
 from motion_lora.base.placement import share_parameters
 from motion_lora.core.absorber import Absorber, PlaceholderTokens
 from motion_lora.core.errors import ClipError, LoRAFileError, SettingsError, TrainingError
 from motion_lora.core.lora import LoRA, LoRALayer
+from motion_lora.core.stack import AdapterStack, StackEntry
 from motion_lora.training import (
     StageRun,
     TrainingAbortedError,
@@ -135,10 +136,9 @@ def test_training_lowers_the_loss_and_the_lora_carries_it(pipeline, clip):
 
     def mean_loss(lora: LoRA | None) -> float:
         network = share_parameters(pipeline.unet)
-        if lora is not None:
-            merge(network, lora, lambda _: 1.0)
         ready._forward = network
-        with torch.no_grad():
+        stack = AdapterStack() if lora is None else AdapterStack((StackEntry(lora),))
+        with torch.no_grad(), applied(network, stack, num_frames=ready.draw(0).latents.shape[2]):
             return sum(float(ready.loss(a_pass, ready.draw(step))) for step in range(8)) / 8
 
     assert mean_loss(result.lora) < 0.9 * mean_loss(None)

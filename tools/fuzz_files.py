@@ -8,6 +8,7 @@ apply a file in part, or change a bit of the base.
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from motion_lora.adapters.apply import applied
+from motion_lora.adapters.targets import target_modules
 from motion_lora.apps.cli.options import read_toml
 from motion_lora.apps.cli.settings import TRAIN_OPTIONS
 from motion_lora.core.absorber import Absorber, PlaceholderTokens
@@ -34,12 +36,24 @@ from motion_lora.files.absorber_file import load_absorber, save_absorber
 from motion_lora.files.own import save_lora
 from motion_lora.files.reader import load_any
 from motion_lora.media.captions import read_captions
+from motion_lora.playground.model import load_playground
 from motion_lora.training.checkpoint import INDEX, Keeper, OptimiserState, Progress
 from motion_lora.training.reports import StepReport
 
-_MODULES = ("down.attn1.to_q", "down.attn1.to_k", "up.attn2.to_v")
 _PLACES = st.floats(0, 1, allow_nan=False)
 _WORDS = ("0", "-1", "1e999", "null", "[]", "{}", '""', "F64", "I8", "9" * 20, "lora_A", "alpha", "\\u0000")
+
+
+@functools.lru_cache(maxsize=1)
+def _network() -> nn.Module:
+    """The built-in model's network."""
+    network: nn.Module = load_playground(dtype="fp32").unet
+    return network
+
+
+def _modules() -> tuple[str, ...]:
+    """Three of its layers."""
+    return target_modules(_network(), "temporal-attention")[:3]
 
 
 @dataclass(frozen=True)
@@ -49,21 +63,6 @@ class Kind:
     name: str
     sound: tuple[bytes, ...]
     read: Callable[[bytes, Path], str]
-
-
-class Network(nn.Module):
-    """A base of three layers with names as real ones have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in _MODULES:
-            block, attention, projection = name.split(".")
-            if not hasattr(self, block):
-                self.add_module(block, nn.Module())
-            parent = self.get_submodule(block)
-            if not hasattr(parent, attention):
-                parent.add_module(attention, nn.Module())
-            parent.get_submodule(attention).add_module(projection, nn.Linear(6, 6, bias=False))
 
 
 def mutations() -> st.SearchStrategy[list[tuple[Any, ...]]]:
@@ -120,7 +119,7 @@ def _with_token(data: bytes, place: float, word: bytes) -> bytes:
 
 def kinds(folder: Path) -> list[Kind]:
     """All kinds, with their sound files made in `folder`."""
-    network, lora = Network().requires_grad_(False), _lora()
+    network, lora = _network(), _lora()
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
     return [
         Kind("LoRA", _lora_files(folder, lora), lambda data, path: _read_lora(data, path, network, before)),
@@ -133,8 +132,12 @@ def kinds(folder: Path) -> list[Kind]:
 
 def _lora(scale: float = 0.5) -> LoRA:
     generator = torch.Generator().manual_seed(0)
-    factors = {name: [torch.randn(2, 6, generator=generator) for _ in range(2)] for name in _MODULES}
-    return LoRA({name: LoRALayer(down, up.T.contiguous(), scale) for name, (down, up) in factors.items()})
+    layers = {}
+    for name in _modules():
+        rows, columns = _network().get_submodule(name).weight.shape  # type: ignore[union-attr, misc]
+        down, up = torch.randn(2, columns, generator=generator), torch.randn(rows, 2, generator=generator)
+        layers[name] = LoRALayer(down, up, scale)
+    return LoRA(layers)
 
 
 def _lora_files(folder: Path, lora: LoRA) -> tuple[bytes, ...]:
@@ -159,7 +162,7 @@ def _read_lora(data: bytes, path: Path, network: nn.Module, before: dict[str, to
     file.write_bytes(data)
     try:
         report = load_any(file, network)
-        if set(report.lora.layers) - set(_MODULES) or report.matched != report.total:
+        if set(report.lora.layers) - set(_modules()) or report.matched != report.total:
             raise AssertionError(f"a file was applied in part: {report.text}")
         with applied(network, AdapterStack((StackEntry(report.lora),)), num_frames=1):
             pass

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.core.clip import Clip
@@ -135,6 +137,16 @@ def write_example(base: VideoPipeline, example: Example, steps: int | None) -> N
     made = sample(base, wanted, stack=AdapterStack().add(StackEntry(lora)))[0]
     with tempfile.TemporaryDirectory() as folder:
         put_beside(path, write_video(Path(folder) / "video.mp4", enlarged(made.frames), base.default_fps))
+    make_smaller(path.with_suffix(".preview.png"))
+
+
+def make_smaller(picture: Path) -> None:
+    """The picture in 256 colours, its texts kept."""
+    with Image.open(picture) as image:
+        texts = PngInfo()
+        for key, text in getattr(image, "text", {}).items():
+            texts.add_text(key, text)
+        image.convert("RGB").quantize(256).save(picture, pnginfo=texts, optimize=True)
 
 
 def write_clip(name: str, scene: world.Scene) -> None:

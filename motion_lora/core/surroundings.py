@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import sys
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ def shield_diffusers() -> tuple[str, ...]:
         for package in found:
             if hasattr(notes, _OF_DIFFUSERS[package][1]):
                 setattr(notes, _OF_DIFFUSERS[package][1], False)
+    for package in found:
+        # Others that ask, as PEFT does when it is imported, are told that it is not there. Its import fails either way.
+        sys.modules.setdefault(package, None)  # type: ignore[arg-type]
     return found
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.disk import remove_files, retried, write_atomically, write_new
+from ..core.disk import remove_files, write_atomically, write_new
 from ..core.errors import OutputError
 
 _LOG = logging.getLogger(__name__)
@@ -73,20 +73,20 @@ class Leases:
         path = folder / LEASE
         try:
             if (former := _read(path)) != self._me:
-                if former is not None:
-                    _clear(path, former)
+                if former is not None and not _clear(path, former):
+                    return self._beaten(folder, former)
                 if write_new(path, self._content()) != path:
-                    return self._beaten(folder)
+                    return self._beaten(folder, former or self._me)
         except (OutputError, OSError) as error:
             _LOG.warning("Motion LoRA: no lease for %s: %s", folder.name, error)
             return self.owner(folder)
         self.holds(folder)
         return None
 
-    def _beaten(self, folder: Path) -> Owner | None:
-        """Another came first: its file has the name, ours a number."""
+    def _beaten(self, folder: Path, former: Owner) -> Owner:
+        """Another came first: its file has the name, ours a number. Its owner, `former` until it can be read."""
         remove_files(path for path in folder.glob("lease-*.json") if _read(path) == self._me)
-        return self.owner(folder)
+        return self.owner(folder) or former
 
     def sign(self, folder: Path) -> None:
         """Put the lease into a folder that nobody else sees yet; it is held from `holds` on. Raises OutputError."""
@@ -149,13 +149,25 @@ def maker_lives(mark: str, folder: Path) -> bool:
     return _runs(int(pid)) if host == _short(_HOST) else _age(folder) < 24 * 3600
 
 
-def _clear(path: Path, former: Owner) -> None:
-    """Take away the lease of a server that is gone, unless another has put its own there meanwhile."""
-    moved = path.with_name(f".{LEASE}-{secrets.token_hex(4)}.tmp")
-    retried(lambda: path.rename(moved))
-    if _read(moved) != former:
-        retried(lambda: moved.rename(path))
-    remove_files([moved])
+def _clear(path: Path, former: Owner) -> bool:
+    """Take away the lease of a server that is gone; False where another is at it, or has put its own there meanwhile.
+
+    Only who makes the claim named after the dead lease may remove it, so that no newer lease is ever touched.
+    """
+    claim = path.with_name(f".{LEASE}-{former.token}.tmp")
+    if _age(claim) > DEAD_AFTER:
+        remove_files([claim])
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    try:
+        if _read(path) != former:
+            return False
+        remove_files([path])
+        return True
+    finally:
+        remove_files([claim])
 
 
 def _counts(path: Path, owner: Owner) -> bool:

@@ -16,7 +16,7 @@ from .job import Job, JobSpec, JobStatus
 from .lease import Owner
 from .loss_log import LossLog, LossPoint, thin
 from .messages import Announcer, Listener
-from .store import CHECKPOINT, INPUTS, JobStore
+from .store import INPUTS, JobStore
 from .worker import Step
 
 _LOG = logging.getLogger(__name__)
@@ -226,7 +226,7 @@ class Board:
             return
         if entry.status.state == records.DONE and (entry.folder / INPUTS).is_dir():
             self.store.forget_inputs(entry.id)
-        if entry.status.state == records.CANCELLED and (entry.folder / CHECKPOINT).is_dir():
+        if entry.status.state == records.CANCELLED:
             self.store.forget_work(entry.id)
 
     def delete(self, job_id: str) -> None:
