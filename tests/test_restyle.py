@@ -23,7 +23,7 @@ from motion_lora.core.stack import AdapterStack, StackEntry, trained_schedule
 from motion_lora.methods.table import METHODS
 from motion_lora.playground.defaults import PLAYGROUND_LOOKS
 from motion_lora.playground.prompts import asked_scene
-from motion_lora.training import TrainingAbortedError, TrainSettings, check_settings, train
+from motion_lora.training import TrainingAbortedError, TrainSettings, check_settings, looks, train
 from motion_lora.training.looks import motion_similarity, motion_words, moving_caption, restyled_latents, still_caption
 from motion_lora.training.settings import main_stages
 from motion_lora.training.stage import HELD
@@ -275,3 +275,21 @@ def test_the_row_is_a_temporal_lora() -> None:
     row = METHODS["many-looks"]
     assert row.needs_looks and row.keeps == ("temporal",) and row.absorber == "dual"
     assert TrainSettings.for_method("many-looks").resolved().targets == "temporal-difference"
+
+
+def test_all_frames_of_a_copy_are_redrawn_from_the_same_noise(
+    pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noises = []
+
+    def spy(*arguments: Any, latents: torch.Tensor, **named: Any) -> Any:
+        noises.append(latents)
+        return sample(*arguments, latents=latents, **named)
+
+    sample = looks.sample
+    monkeypatch.setattr(looks, "sample", spy)
+    clip = torch.randn(1, 4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    looks.restyled_latents(pipeline, clip, ("a square over snow", "a ring over sand"), seeds=(1, 2))
+    (noise,) = noises
+    assert torch.equal(noise, noise[:, :, :1].expand_as(noise))
+    assert not torch.equal(noise[0], noise[1])
