@@ -55,7 +55,10 @@ def setting_input(
     hint = OWN_HINT if name in SHARES else zero
     # Some say themselves what they are where nobody sets them.
     tooltip = about.help.replace("unset:", "0:") if "unset:" in about.help else f"{about.help} {hint}"
+    label = f"{name} ({-1 if name in SHARES else 0}: auto)"
     if name in COUNTS:
-        return io.Int.Input(name, default=0, min=0, max=COUNTS[name], tooltip=tooltip, **more)
+        return io.Int.Input(name, label, default=0, min=0, max=COUNTS[name], tooltip=tooltip, **more)
     unset, high = (OWN, SHARES[name]) if name in SHARES else (0.0, AMOUNTS[name])
-    return io.Float.Input(name, default=unset, min=unset, max=high, step=step, round=step / 10, tooltip=tooltip, **more)
+    return io.Float.Input(
+        name, label, default=unset, min=unset, max=high, step=step, round=step / 10, tooltip=tooltip, **more
+    )
