@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from ..motion_lora.jobs import APPEARANCE_ABSORBER, BEST, CLIP_MODEL, LAST, LPIP
 from ..motion_lora.methods.table import ABSORBERS, METHODS
 from ..motion_lora.methods.tuning import AUTO
 from ..motion_lora.training.settings import SETTINGS
-from .comfy import jobs, models, server
+from .comfy import jobs, models, plans, server
 from .comfy.sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, TrainOptions, io
 from .widgets import metrics, previews
 from .widgets.enums import AMOUNTS, COUNTS, TEMPORAL_TARGETS
@@ -228,6 +229,9 @@ async def _train(
         measured_by=measured_by,
         yields=widgets["pause_while_generating"],
     )
+    if widgets["retrain"] or not jobs.is_made(spec.fingerprint):
+        server.make_room_for_training()
+        await asyncio.to_thread(plans.require_memory, inputs, settings, absorber_only=kind == APPEARANCE_ABSORBER)
     again = jobs.continuation_of(hidden.prompt, hidden.extra_pnginfo, hidden.unique_id)
     job = await jobs.run_job(
         spec,

@@ -26,7 +26,7 @@ from ..core.stack import AdapterStack, StackEntry
 from ..media.read import read_frames
 from ..media.write import to_bytes
 from .job import PreviewPlan
-from .previews import draw_preview
+from .previews import BASE, draw_preview
 from .store import NOTES, PREVIEWS
 
 PICTURE, VIDEO = ".preview.png", ".mp4"
@@ -99,7 +99,8 @@ def publish_pictures(folder: Path, lora: Path) -> None:
 
 
 def _last_preview(folder: Path) -> Path | None:
-    return max((folder / PREVIEWS).glob(f"*{VIDEO}"), default=None)
+    drawn = (path for path in (folder / PREVIEWS).glob(f"*{VIDEO}") if path.name != BASE)
+    return max(drawn, default=None)
 
 
 def _workflow(folder: Path) -> dict[str, Any]:

@@ -59,6 +59,15 @@ export class Jobs extends EventTarget {
     })
   }
 
+  /** What a node with these widgets will do. */
+  plan(asked) {
+    return this.#ask('/motion_lora/plan', {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/json' },
+      body: JSON.stringify(asked)
+    })
+  }
+
   previewUrl(job, name) {
     return this.api.apiURL(`/motion_lora/jobs/${encodeURIComponent(job.id)}/previews/${encodeURIComponent(name)}`)
   }
