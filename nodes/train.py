@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..motion_lora.core.disk import safe_name
@@ -14,8 +13,8 @@ from ..motion_lora.training.settings import SETTINGS
 from .comfy import jobs, models, plans, server
 from .comfy.sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, TrainOptions, io
 from .widgets import metrics, previews
-from .widgets.enums import AMOUNTS, COUNTS, TEMPORAL_TARGETS
-from .widgets.settings import DEFAULT, SWITCHES, Options, setting_input
+from .widgets.enums import TEMPORAL_TARGETS
+from .widgets.settings import DEFAULT, setting_input, settings_from
 
 if TYPE_CHECKING:
     from ..motion_lora.base.pipeline import VideoPipeline
@@ -264,26 +263,6 @@ def _plan(base: VideoPipeline, clip: Clip, widgets: dict[str, Any]) -> Validatio
 
     prompts = [line.strip() for line in widgets.get("validate_prompts", "").splitlines() if line.strip()]
     return validation_plan(base, clip, every, prompts, early_stop=widgets.get("early_stop", False))
-
-
-def settings_from(base: VideoPipeline, widgets: dict[str, Any]) -> TrainSettings:
-    """Training settings: the defaults of the method on this base, with every widget that says something of its own."""
-    from ..motion_lora.training import TrainSettings
-
-    numbers = {name: widgets[name] for name in (*COUNTS, *AMOUNTS) if widgets.get(name)}
-    chosen = {name: widgets.get(name, DEFAULT) for name in ("absorber", "targets", "patch_crop")}
-    looks = tuple(line.strip() for line in widgets.get("looks", "").splitlines() if line.strip())
-    return replace(
-        TrainSettings.for_base(base, widgets.get("method", AUTO)),
-        **numbers,
-        **{name: SWITCHES.get(value, value) for name, value in chosen.items() if value != DEFAULT},
-        **(widgets.get("options") or Options()).settings,
-        **({"looks": looks} if looks else {}),
-        seed=widgets["seed"],
-        gradient_checkpointing=widgets["gradient_checkpointing"],
-        # Repeatable kernels are a switch of the whole process, which other models share.
-        deterministic=base.device.type == "cpu",
-    )
 
 
 def _outputs(job: Job | None) -> io.NodeOutput:

@@ -3,7 +3,7 @@
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { compareWithBase } from './lib/comparison.js'
-import { addJobWidget, addPlanWidget, addToGraph, markPreview, TRAIN_NODES } from './lib/graph.js'
+import { addJobWidget, addPlanWidget, addToGraph, foldAdvanced, markPreview, TRAIN_NODES } from './lib/graph.js'
 import { ACTIVE, Jobs, WITH_RESULT } from './lib/jobs.js'
 import { Panel } from './lib/panel.js'
 import { Planner, PLANNED } from './lib/plan.js'
@@ -127,6 +127,7 @@ const extension = {
     markPreview(node)
     if (TRAIN_NODES.includes(node.comfyClass)) addJobWidget(app, jobs, act, planner, node)
     else if (node.comfyClass in PLANNED) addPlanWidget(planner, node)
+    if (node.comfyClass?.startsWith('MotionLoRA_')) foldAdvanced(node)
   }
 }
 

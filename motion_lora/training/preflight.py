@@ -155,11 +155,12 @@ def require_memory(found: Estimate, pipeline: VideoPipeline, settings: TrainSett
 
 def memory_available(device: torch.device) -> int | None:
     """Bytes that a training may take on that device; None where the system does not say."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     if device.type != "cpu":
-        return None
+        backend = getattr(torch, device.type, None)
+        if not hasattr(backend, "mem_get_info"):
+            return None
+        free, _ = backend.mem_get_info(device)
+        return int(free + backend.memory_reserved(device) - backend.memory_allocated(device))
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -135,8 +135,6 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
     began = time.perf_counter()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
     return time.perf_counter() - began

@@ -60,8 +60,7 @@ def plan(asked: Mapping[str, Any]) -> dict[str, Any]:
 def _training(base: VideoPipeline, asked: Mapping[str, Any]) -> dict[str, Any]:
     from ...motion_lora.core.out_of_memory import TrainingMemoryError
     from ...motion_lora.training import require_memory as require
-    from ..train import settings_from
-    from ..widgets.settings import Options, said
+    from ..widgets.settings import Options, said, settings_from
 
     known = {"seed": 0, "gradient_checkpointing": False, **asked["widgets"]}
     settings = settings_from(base, {**known, "options": Options(said(asked.get("options") or {}))})

@@ -17,6 +17,13 @@ const SHOWS = {
   MotionLoRA_CompareLoRAs: 'video'
 }
 
+/** The classic canvas folds by a property that it does not set itself. */
+export function foldAdvanced(node) {
+  const folded = (node.widgets ?? []).filter((widget) => widget.options?.advanced)
+  for (const widget of folded) widget.advanced = true
+  if (folded.length) node.setSize?.([node.size[0], node.computeSize()[1]])
+}
+
 /** Says what kind of preview a node has. */
 export function markPreview(node) {
   if (node.comfyClass in SHOWS) node.previewMediaType = SHOWS[node.comfyClass]
