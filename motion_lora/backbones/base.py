@@ -222,9 +222,7 @@ class Backbone(ABC):
         """
 
     @abstractmethod
-    def decode(
-        self, vae: nn.Module, latents: Tensor, device: torch.device, dtype: torch.dtype, chunk: int
-    ) -> Tensor:
+    def decode(self, vae: nn.Module, latents: Tensor, device: torch.device, dtype: torch.dtype, chunk: int) -> Tensor:
         """The VAE's own latents (b, c, f, h, w) -> pixels (b, f, 3, h, w) in about [-1, 1], fp32 on the CPU."""
 
     @abstractmethod

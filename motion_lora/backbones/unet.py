@@ -87,6 +87,8 @@ class UNetBackbone(Backbone):
         raise NotImplementedError
 
     def select(self, network: nn.Module, selection: Selection) -> tuple[str, ...]:
+        if selection.layer not in (SPATIAL, TEMPORAL):
+            return ()
         layout, temporal = self.describe(network), selection.layer == TEMPORAL
         transformers = layout.temporal_transformers if temporal else layout.spatial_transformers
         blocks = layout.temporal_convolutions if temporal else layout.residual_blocks

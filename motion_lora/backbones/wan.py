@@ -330,5 +330,7 @@ def _config(module: Any, name: str, default: int) -> int:
 
 def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel of the autoencoder's latents, for (b, c, f, h, w)."""
-    mean, deviation = (like.new_tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    mean, deviation = (
+        like.new_tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std")
+    )
     return mean, deviation

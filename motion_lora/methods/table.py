@@ -48,8 +48,8 @@ ABSORBERS: dict[str, AbsorberKind] = {
     ),
     "spatial": AbsorberKind("a spatial LoRA", (ABSORB_BY_SPATIAL_LORA,)),
     "textual-inversion": AbsorberKind("learned tokens", (ABSORB_BY_TOKENS,)),
-    "joint": AbsorberKind("a LoRA on joint attention, which only ever sees single frames", (ABSORB_BY_JOINT_LORA,)),
     "none": AbsorberKind("no absorber"),
+    "joint": AbsorberKind("a LoRA on joint attention, which only ever sees single frames", (ABSORB_BY_JOINT_LORA,)),
 }
 
 LEARN_MOTION = Stage(

@@ -243,9 +243,7 @@ def random_patches(images: Tensor, generator: torch.Generator, multiple: int = 1
     return torch.stack(patches)
 
 
-def _maybe_mirrored(
-    material: Material, probability: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor | None]:
+def _maybe_mirrored(material: Material, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
     """The latents of the clip and of its stills."""
     if material.mirrored is not None and _happens(probability, generator):
         return material.mirrored, material.mirrored_stills

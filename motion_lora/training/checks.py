@@ -21,8 +21,8 @@ from ..core.highway import Highway
 from ..core.identity import BaseIdentity
 from ..core.lora import TEMPORAL
 from ..core.metadata import OWN
-from ..core.process import FLOW, UNIFORM
 from ..core.phrases import missing_phrases, split_phrases, substitute
+from ..core.process import FLOW, UNIFORM
 from .looks import motion_words, moving_caption
 from .recipe import Recipe, setting_name
 from .settings import TrainSettings, find_method

@@ -78,7 +78,9 @@ class TrainSettings:
         None, "Which layers learn the motion: a target preset.", choices=lambda: _presets("temporal", "joint")
     )
     spatial_targets: str | None = _method(
-        None, "Which spatial layers learn, in methods with a spatial LoRA.", choices=lambda: _presets("spatial", "joint")
+        None,
+        "Which spatial layers learn, in methods with a spatial LoRA.",
+        choices=lambda: _presets("spatial", "joint"),
     )
     loss: str | None = _method(
         None,

@@ -35,7 +35,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from motion_lora.playground import world
 from motion_lora.playground.model import PLAYGROUND_FOLDER
 
-from .architecture import TEXT_WIDTH, tokenize, to_pixels, write_tokenizer
+from .architecture import TEXT_WIDTH, to_pixels, tokenize, write_tokenizer
 from .optimise import StagePlan, run_stage
 from .pool import Pool, coverage_of, object_weight, random_scenes, wandering_scenes
 from .pretrain import KL_WEIGHT, OBJECT_WEIGHT, UNNAMED, scene_captions, weighted_loss
@@ -190,13 +190,15 @@ def make_parts(vae: AutoencoderKLWan) -> WanParts:
     encoder = CLIPTextModel.from_pretrained(str(PLAYGROUND_FOLDER / "text_encoder"), **fp32)
     tokenizer = CLIPTokenizer.from_pretrained(str(PLAYGROUND_FOLDER / "tokenizer"))
     parts = WanParts(
-        vae, tokenizer, encoder.eval().requires_grad_(False), torch.zeros(1, CHANNELS, 1, 1), torch.ones(1, CHANNELS, 1, 1)
+        vae,
+        tokenizer,
+        encoder.eval().requires_grad_(False),
+        torch.zeros(1, CHANNELS, 1, 1),
+        torch.ones(1, CHANNELS, 1, 1),
     )
     _, pixels, _ = random_frames(torch.Generator().manual_seed(7), 256)
     latents = parts.encode(pixels)
-    return replace(
-        parts, mean=latents.mean(dim=(0, 2, 3), keepdim=True), std=latents.std(dim=(0, 2, 3), keepdim=True)
-    )
+    return replace(parts, mean=latents.mean(dim=(0, 2, 3), keepdim=True), std=latents.std(dim=(0, 2, 3), keepdim=True))
 
 
 def build_pool(work: Path, parts: WanParts, size: int) -> Pool:
@@ -276,9 +278,7 @@ def run_transformer(work: Path, parts: WanParts, plans: dict[str, StagePlan]) ->
 
 def write_model(output: Path, parts: WanParts, network: WanTransformer3DModel) -> None:
     """The finished model as a diffusers folder of fp16 safetensors, in the layout of Wan's release."""
-    parts.vae.register_to_config(
-        latents_mean=parts.mean.flatten().tolist(), latents_std=parts.std.flatten().tolist()
-    )
+    parts.vae.register_to_config(latents_mean=parts.mean.flatten().tolist(), latents_std=parts.std.flatten().tolist())
     modules: dict[str, Any] = {"vae": parts.vae, "transformer": network, "text_encoder": parts.encoder}
     for name, module in modules.items():
         module.half().save_pretrained(str(output / name), safe_serialization=True)
@@ -296,7 +296,9 @@ def write_model(output: Path, parts: WanParts, network: WanTransformer3DModel) -
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     (output / "scheduler").mkdir(parents=True, exist_ok=True)
-    (output / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER_CONFIG, indent=2), encoding="utf-8")
+    (output / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps(SCHEDULER_CONFIG, indent=2), encoding="utf-8"
+    )
     about = {"name": "playground-wan", "num_frames": NUM_FRAMES, "fps": world.FPS}
     (output / "motion_lora.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     (output / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
@@ -319,8 +321,12 @@ def export(work: Path, output: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    parser = argparse.ArgumentParser(prog="python -m tools.pretrain_playground.wan", description="Pre-train a tiny Wan.")
-    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs; a run resumes from it")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.pretrain_playground.wan", description="Pre-train a tiny Wan."
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder of checkpoints and logs; a run resumes from it"
+    )
     parser.add_argument("--output", type=Path, required=True, help="model folder to write")
     for name, plan in PLANS.items():
         parser.add_argument(f"--{name}-steps", type=int, default=plan.steps, help="default: %(default)s")
