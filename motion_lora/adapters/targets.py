@@ -1,9 +1,9 @@
 """Target presets: which modules of a network a LoRA changes. Each published choice is one row.
 
 The hosts are the spatial or the temporal transformers of the backbone, or those that join both; in a host a preset
-takes projections of its attentions and, or not, its feed-forward. On ModelScope's network the parameter counts equal those that the papers
-print. In temporal hosts the first and the second attention both look over frames. Convolutions are those of the
-temporal convolution layers, (3, 1, 1) over frames, or those of the residual blocks inside a frame.
+takes projections of its attentions and, or not, its feed-forward. On ModelScope's network the parameter counts equal
+those that the papers print. In temporal hosts the first and the second attention both look over frames. Convolutions
+are those of the temporal convolution layers, (3, 1, 1) over frames, or those of the residual blocks inside a frame.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ _BLOCK_NAMES = (
     ("norm3", "norm2"),
     ("scale_shift_table", "modulation"),
 )
-_NATIVE = {ours: theirs for ours, theirs in (*_NAMES, *_BLOCK_NAMES)}
+_NATIVE: Mapping[str, str] = dict((*_NAMES, *_BLOCK_NAMES))
 _DIFFUSERS = {theirs: ours for ours, theirs in (*_NAMES, *_BLOCK_NAMES)}
 _BLOCK = re.compile(r"(?P<block>blocks\.\d+)\.(?P<rest>.+)")
 
@@ -293,7 +293,7 @@ def native_name(name: str) -> str:
 
 
 def diffusers_name(name: str) -> str:
-    """The inverse of `native_name`; what is diffusers' name already stays, but for the norms, whose names are both's."""
+    """The inverse of `native_name`; diffusers' own names stay, but for the norms, whose names are both's."""
     return _translated(name, _DIFFUSERS, ("head.modulation", "scale_shift_table"))
 
 
@@ -330,7 +330,6 @@ def _config(module: Any, name: str, default: int) -> int:
 
 def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel of the autoencoder's latents, for (b, c, f, h, w)."""
-    mean, deviation = (
-        like.new_tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std")
-    )
+    names = ("latents_mean", "latents_std")
+    mean, deviation = (like.new_tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in names)
     return mean, deviation

@@ -1,4 +1,4 @@
-"""The processes by which networks are trained, and how their timesteps are drawn: names that settings and bases share."""
+"""The processes by which networks are trained, and how their timesteps are drawn: names for settings and bases."""
 
 from __future__ import annotations
 

@@ -22,8 +22,9 @@ from .lora import ALL_NOISE, SPATIAL, TEMPORAL, Layer, LoRA
 class StackEntry:
     """One LoRA in a stack. Strengths multiply, may be negative, and act on the change of the weights once.
 
-    A layer's strength is strength * (temporal_strength or spatial_strength, of a joint layer neither) * block_strengths of its block (1 where
-    the block is not named; names are the backbone's), times `steps`, times `frames` where the layer is temporal.
+    A layer's strength is strength * (temporal_strength or spatial_strength, of a joint layer neither) *
+    block_strengths of its block (1 where the block is not named; names are the backbone's), times `steps`, times
+    `frames` where the layer is temporal.
     `text_encoder` is the text part of an imported image LoRA, if it is wanted; its strength is `strength`.
     Without `steps`, a LoRA that was trained on a part of the noise (`LoRA.acts_in`) acts in that part of the steps;
     `Schedule()` makes it act in all of them.

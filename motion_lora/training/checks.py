@@ -62,8 +62,8 @@ def _check_process(pipeline: VideoPipeline, settings: TrainSettings) -> None:
     pipeline.noise_schedule()
     if settings.timestep_sampling != UNIFORM and pipeline.backbone.process != FLOW:
         raise SettingsError(
-            f"timestep_sampling is {settings.timestep_sampling!r}, which is for flow matching; {pipeline.identity.name} "
-            f"is trained by diffusion, leave it at {UNIFORM!r}."
+            f"timestep_sampling is {settings.timestep_sampling!r}, which is for flow matching; "
+            f"{pipeline.identity.name} is trained by diffusion, leave it at {UNIFORM!r}."
         )
 
 

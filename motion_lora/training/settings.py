@@ -79,7 +79,7 @@ class TrainSettings:
     )
     spatial_targets: str | None = _method(
         None,
-        "Which spatial layers learn, in methods with a spatial LoRA.",
+        "Which layers learn the look, in methods with a spatial LoRA.",
         choices=lambda: _presets("spatial", "joint"),
     )
     loss: str | None = _method(

@@ -1,4 +1,4 @@
-"""Pre-training of a tiny Wan on the playground's world: python -m tools.pretrain_playground.wan --work DIR --output DIR.
+"""A tiny Wan for the playground's world: python -m tools.pretrain_playground.wan --work DIR --output DIR.
 
 Stages as in `pretrain`, resumable in the same way; the text encoder is the playground's own, taken as it is:
 
