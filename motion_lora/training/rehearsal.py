@@ -45,7 +45,11 @@ class Rehearsal(StageRun):
         found = []
         for number, clip in enumerate(self._recipe.clips):
             latents = torch.zeros(pipeline.latent_shape(clip.num_frames, clip.height, clip.width), device=self.device)
-            found.append(Material(number, latents, latents, self._recipe.prompts(number, self.tokens, kinds)))
+            prompts, stills = self._recipe.prompts(number, self.tokens, kinds), None
+            if not pipeline.backbone.frames_alone:
+                still = pipeline.latent_shape(1, clip.height, clip.width)
+                stills = torch.zeros((clip.num_frames, *still[1:]), device=self.device)
+            found.append(Material(number, latents, latents, prompts, stills=stills, mirrored_stills=stills))
         return found
 
     def memory(self) -> int:

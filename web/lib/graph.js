@@ -17,10 +17,19 @@ const SHOWS = {
   MotionLoRA_CompareLoRAs: 'video'
 }
 
-/** The classic canvas folds by a property that it does not set itself. */
+// As the canvas draws them, without the gap below each.
+const ROW = 20
+const TEXT = 60
+
+/** The classic canvas folds by a property that it does not set itself, and leaves a gap where a folded widget was. */
 export function foldAdvanced(node) {
   const folded = (node.widgets ?? []).filter((widget) => widget.options?.advanced)
-  for (const widget of folded) widget.advanced = true
+  for (const widget of folded) {
+    const own = widget.computeSize?.bind(widget)
+    const height = widget.computeLayoutSize ? TEXT : ROW
+    widget.advanced = true
+    widget.computeSize = (width) => (node.showAdvanced ? own?.(width) ?? [width ?? 0, height] : [0, -4])
+  }
   if (folded.length) node.setSize?.([node.size[0], node.computeSize()[1]])
 }
 

@@ -70,6 +70,7 @@ export class PlanLine {
     if (body === this.asked) return
     this.asked = body
     if (!asked) return this.#tell({ sentence: '', details: 'Connect a base model.' })
+    setText(this.details, 'Working out what this will take...')
     const told = await this.ask(asked).catch((error) => ({ sentence: '', details: '', advice: error.message }))
     if (body === this.asked) this.#tell(told)
   }
