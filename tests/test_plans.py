@@ -30,6 +30,7 @@ def base(host: Host) -> Any:
 def asked(host: Host, body: dict[str, Any]) -> dict[str, Any]:
     """What the route answers to a body that it takes."""
     plans = host.module("comfy.plans")
+    plans._answers.clear()
     assert plans.is_plan(json.loads(json.dumps(body)))
     return plans.plan(body)
 

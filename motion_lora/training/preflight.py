@@ -156,7 +156,7 @@ def require_memory(found: Estimate, pipeline: VideoPipeline, settings: TrainSett
 def memory_available(device: torch.device) -> int | None:
     """Bytes that a training may take on that device; None where the system does not say."""
     if device.type != "cpu":
-        backend = getattr(torch, device.type, None)
+        backend: Any = getattr(torch, device.type, None)
         if not hasattr(backend, "mem_get_info"):
             return None
         free, _ = backend.mem_get_info(device)

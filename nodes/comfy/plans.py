@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,10 @@ KINDS = (TRAINING, ABSORBER, SAMPLING)
 _NOT_LOADED = "sizes, memory and minutes are known once the base is loaded"
 # Kept in memory once it was asked for: a few megabytes, and asked for at each change of a widget.
 _playground: list[VideoPipeline] = []
+# A page that gave up waiting finds the answer when it asks again; it holds until there may be a better one.
+_answers: dict[str, tuple[float, dict[str, Any]]] = {}
+_one_at_a_time = threading.Lock()
+_HOLDS_FOR, _MOST_ANSWERS = 60.0, 64
 # Any clip of these sizes takes as long; the playground's words are known to every tokenizer.
 _WORDS = ("a red circle circling around over sand", "a red circle over sand", "red circle")
 _MOST_CLIPS, _MOST_PIXELS = 64, 2**28
@@ -49,6 +56,18 @@ def plan(asked: Mapping[str, Any]) -> dict[str, Any]:
     `asked` has the "kind", the loader's "model" and "dtype", the node's "widgets", and of a training its "clips" as
     [frames, height, width], whether an absorber is "given", and the "options" of Advanced Training Settings.
     """
+    mark = json.dumps(asked, sort_keys=True)
+    with _one_at_a_time:
+        made, answer = _answers.get(mark, (0.0, {}))
+        if time.monotonic() - made > _HOLDS_FOR or not answer:
+            answer = _made(asked)
+            _answers[mark] = (time.monotonic(), answer)
+            while len(_answers) > _MOST_ANSWERS:
+                del _answers[next(iter(_answers))]
+    return answer
+
+
+def _made(asked: Mapping[str, Any]) -> dict[str, Any]:
     base = _base(str(asked.get("model", "")), str(asked.get("dtype", "auto")))
     if asked["kind"] == SAMPLING:
         return _answer(*_sampling(base, asked["widgets"]))

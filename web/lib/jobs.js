@@ -95,7 +95,7 @@ export class Jobs extends EventTarget {
   async #ask(path, options) {
     const answer = await this.api.fetchApi(path, options)
     const body = await answer.json().catch(() => ({}))
-    if (!answer.ok) throw new Error(body.error ?? `the server answered ${answer.status}`)
+    if (!answer.ok) throw Object.assign(new Error(body.error ?? `the server answered ${answer.status}`), { refused: true })
     return body
   }
 }

@@ -10,6 +10,7 @@ export const PLANNED = {
 // Widgets that say nothing of what a training takes.
 const APART = ['name', 'preview_prompt', 'validate_prompts', 'prompt', 'negative_prompt', 'seed', 'control_after_generate']
 const PLAYGROUND_SIDE = 64
+const AGAIN_AFTER = 15000
 
 /** The node at an input, by the input's name. */
 function at(node, name) {
@@ -71,8 +72,15 @@ export class PlanLine {
     this.asked = body
     if (!asked) return this.#tell({ sentence: '', details: 'Connect a base model.' })
     setText(this.details, 'Working out what this will take...')
-    const told = await this.ask(asked).catch((error) => ({ sentence: '', details: '', advice: error.message }))
+    const told = await this.ask(asked).catch((error) => this.#notTold(error))
     if (body === this.asked) this.#tell(told)
+  }
+
+  /** What the server refuses stands until something changes; one that is busy is asked again. */
+  #notTold(error) {
+    if (error.refused) return { advice: error.message }
+    setTimeout(() => (this.asked = undefined), AGAIN_AFTER)
+    return { details: 'The server is busy; what this will take is worked out later.' }
   }
 
   #tell({ sentence = '', details = '', advice = '' }) {
