@@ -29,6 +29,7 @@ SLOW_FILES = {
         "cli_train",
         "clips",
         "compare",
+        "composed",
         "convolution_targets",
         "demo",
         "full_size",

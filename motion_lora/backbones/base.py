@@ -109,6 +109,9 @@ class Backbone(ABC):
     process: ClassVar[str] = DIFFUSION
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
 
+    def prepare(self, network: nn.Module) -> None:
+        """Change a network that was just loaded so that it computes as the tools do which take its LoRAs."""
+
     # Layers by their name alone ---------------------------------------------------------------------------------------
 
     @abstractmethod
