@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 and a motion module as one base: from files in their official layouts, equal to diffusers' own."""
+"""Stable Diffusion 1.5 and a motion module as one base: from files in official layouts, equal to diffusers' own."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-# What comes out is what diffusers makes of the same parts --------------------------------------------------------------
+# What comes out is what diffusers makes of the same parts -------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def test_a_diffusers_folder(files: Path, tmp_path: Path, loaded: VideoPipeline) 
     assert same(base.unet, loaded.unet)
     assert base.identity.weights_hash == loaded.identity.weights_hash
     assert base.identity.config_hash == loaded.identity.config_hash
-    with pytest.raises(ModelError, match="Stable Diffusion 1.5's folder or checkpoint"):
+    with pytest.raises(ModelError, match=r"Stable Diffusion 1\.5's folder or checkpoint"):
         VideoPipeline.load(tmp_path, motion_module=files / "v2.safetensors")
 
 
@@ -121,7 +121,7 @@ def test_a_whole_pipeline_folder_of_diffusers(files: Path, tmp_path: Path, loade
     assert any(isinstance(module, FrameNorm) for module in base.unet.modules())
 
 
-# What is refused -------------------------------------------------------------------------------------------------------
+# What is refused ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_what_is_no_checkpoint_says_what_it_is(files: Path, tmp_path: Path) -> N
             VideoPipeline.load(
                 tmp_path / "x.safetensors", motion_module=files / "v2.safetensors", tokenizer=files / "tokenizer"
             )
-    with pytest.raises(ModelError, match="for a Stable Diffusion 1.5 checkpoint name an AnimateDiff motion module"):
+    with pytest.raises(ModelError, match=r"for a Stable Diffusion 1\.5 checkpoint name an AnimateDiff motion module"):
         VideoPipeline.load(files / "photon.safetensors")
 
 
@@ -196,7 +196,7 @@ def test_words_are_found_offline(files: Path, tmp_path: Path, monkeypatch: pytes
     assert composed.find_tokenizer(alone) == files / "tokenizer"
 
 
-# The real sizes --------------------------------------------------------------------------------------------------------
+# The real sizes -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

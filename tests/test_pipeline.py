@@ -229,6 +229,11 @@ def drop_tensor(part: str) -> Callable[[Path], None]:
     return change
 
 
+def adapter_beside_an_image_network(folder: Path) -> None:
+    (folder / "motion_adapter").mkdir()
+    edit(folder / "unet" / "config.json", _class_name="UNet2DConditionModel")
+
+
 def add_variants(folder: Path) -> None:
     path = folder / "unet" / WEIGHTS["unet"]
     shutil.copy(path, path.with_name("diffusion_pytorch_model.ema.safetensors"))
@@ -253,7 +258,7 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
     ("several", remove("tokenizer", "scheduler"), r"lacks tokenizer/vocab\.json, scheduler/scheduler_config\.json"),
     ("an image model", config("unet", _class_name="UNet2DConditionModel"), "UNet2DConditionModel: an image network"),
     ("another's class", config("unet", _class_name="UNetMotionModel"), "weights are those of a UNet3DConditionModel"),
-    ("an adapter", lambda folder: (folder / "motion_adapter").mkdir(), "AnimateDiff motion adapter"),
+    ("an adapter", adapter_beside_an_image_network, "AnimateDiff motion adapter"),
     (
         "a transformer",
         lambda folder: edit(folder / "model_index.json", transformer=["d", "t"]),

@@ -111,6 +111,7 @@ class Backbone(ABC):
 
     def prepare(self, network: nn.Module) -> None:
         """Change a network that was just loaded so that it computes as the tools do which take its LoRAs."""
+        return
 
     # Layers by their name alone ---------------------------------------------------------------------------------------
 

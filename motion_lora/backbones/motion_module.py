@@ -1,8 +1,8 @@
 """AnimateDiff's motion modules as files: recognised by their tensors, named as diffusers names them.
 
 guoyww's names are `down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.to_q`,
-diffusers' are without `temporal_transformer`, with `attn1` and `attn2`, and one position encoding for both. Which version
-a module is tells its content: v2 has one in the middle block, v3 has none and 32 positions, v1 has 24.
+diffusers' are without `temporal_transformer`, with `attn1` and `attn2`, and one position encoding for both. The version
+of a module is told by its content: v2 has one in the middle block, v3 has none and 32 positions, v1 has 24.
 """
 
 from __future__ import annotations

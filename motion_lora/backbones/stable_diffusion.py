@@ -54,7 +54,7 @@ _ENCODER_LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.(\d+)\.")
 
 
 def check(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ModelError unless a file's tensors are those of a whole Stable Diffusion 1.5 checkpoint, saying what else."""
+    """Raise ModelError unless a file's tensors are those of a whole Stable Diffusion 1.5 checkpoint."""
     for start, what in _OTHERS.items():
         if any(key.startswith(start) for key in shapes):
             raise ModelError(_refusal(name, what))

@@ -152,8 +152,8 @@ def _has_part(folder: Path, part: str) -> bool:
 def _check_is_model(folder: Path) -> None:
     if folder.is_file():
         raise ModelError(
-            f"{folder} is a file. Choose a diffusers folder, one with unet/, vae/ and text_encoder/ in it; for a Stable "
-            "Diffusion 1.5 checkpoint name an AnimateDiff motion module beside it (`motion_module`)."
+            f"{folder} is a file. Choose a diffusers folder, one with unet/, vae/ and text_encoder/ in it; for a "
+            "Stable Diffusion 1.5 checkpoint name an AnimateDiff motion module beside it (`motion_module`)."
         )
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder}. Give the path of a downloaded diffusers model.")
