@@ -94,29 +94,6 @@ class SampleVideo(io.ComfyNode):
                     optional=True,
                     tooltip="Share of the steps that are run on the connected source: 1 leaves little of it, 0.3 most.",
                 ),
-                io.Int.Input(
-                    "context_frames",
-                    default=0,
-                    min=0,
-                    max=1024,
-                    optional=True,
-                    tooltip="For a video longer than the base model was made for: denoise it in overlapping windows of "
-                    "so many frames, 16 for AnimateDiff and ModelScope. 0: all frames at once.",
-                ),
-                io.Int.Input(
-                    "context_overlap",
-                    default=4,
-                    min=0,
-                    max=1023,
-                    optional=True,
-                    tooltip="Frames that neighbouring windows share: more is smoother and slower.",
-                ),
-                io.Boolean.Input(
-                    "loop",
-                    default=False,
-                    optional=True,
-                    tooltip="With windows: join the end of the video to its beginning, so that it can be repeated.",
-                ),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images", tooltip="The frames."),

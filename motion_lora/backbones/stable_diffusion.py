@@ -17,6 +17,9 @@ from .motion_module import MotionModule
 
 NETWORK, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 
+BACKBONE = "animatediff"
+"""Of image network and motion module together."""
+
 SCHEDULE: Mapping[str, Any] = MappingProxyType(
     {
         "_class_name": "DDIMScheduler",

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..backbones import motion_module, stable_diffusion
-from ..backbones.motion_unet import MOTION_UNET
+from ..backbones.registry import named
 from ..core.errors import ModelError
 from .loading import (
     Parts,
@@ -66,7 +66,7 @@ def read_composed(
     parts = read(image, dtype, variant, tokenizer)
     config = stable_diffusion.joint_config(str(module), parts.config, found)
     weights = {**parts.weights, **motion_module.network_weights(tensors)}
-    network = built(MOTION_UNET.network_class, config, weights, module, dtype)
+    network = built(named(stable_diffusion.BACKBONE).network_class, config, weights, module, dtype)
     about = {"name": f"{image.stem if image.is_file() else image.name} + {module.stem}", "num_frames": 16, "fps": 8.0}
     return Parts(network, parts.vae, parts.text_encoder, parts.tokenizer, stable_diffusion.SCHEDULE, about)
 

@@ -80,10 +80,9 @@ def export_native(
 def export_diffusers(
     path: str | Path, lora: LoRA, *, dtype: torch.dtype | None = None, metadata: bool = True, overwrite: bool = True
 ) -> Path:
-    """Write the keys of diffusers before PEFT, in which its motion LoRAs for a MotionAdapter are shared: attention only.
+    """Write the keys of diffusers before PEFT, as its motion LoRAs for a MotionAdapter have them: attention only.
 
-    Such files have no alpha: the scale goes into the up factors. Raises LoRAFileError naming a layer outside it,
-    which the peft format takes.
+    They have no alpha: the scale goes into the up factors. Raises LoRAFileError naming a layer of another kind.
     """
     stored = as_stored(_folded(lora), dtype)
     tensors: dict[str, Tensor] = {}
