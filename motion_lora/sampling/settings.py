@@ -66,8 +66,8 @@ def _faults(pipeline: VideoPipeline, settings: SampleSettings, editing: bool) ->
     yield from (wrong_frames := list(_whole("num_frames", settings.num_frames, 1, MAX_FRAMES)))
     wrong_windows = list(_window_faults(settings))
     yield from wrong_windows
-    if not wrong_frames and not wrong_windows and (fault := _frames_fault(pipeline, settings)):
-        yield fault
+    if not wrong_frames and not wrong_windows:
+        yield from _frames_faults(pipeline, settings)
     yield from _whole("num_inference_steps", steps, 1, most)
     yield from _whole("seed", settings.seed, 0, MAX_SEED)
     yield from _number("guidance_scale", settings.guidance_scale, 0.0, MAX_GUIDANCE)
@@ -87,17 +87,18 @@ def _window_faults(settings: SampleSettings) -> Iterator[str]:
     if not wrong and 0 < settings.context_frames < (settings.num_frames or 0):
         most = settings.context_frames - 1
         yield from _whole("context_overlap", settings.context_overlap, 0, most)
-    if not isinstance(settings.loop, bool):
-        yield f"loop is {settings.loop!r}; it must be true or false"
-    elif settings.loop and not wrong and not settings.context_frames:
+    loop: object = settings.loop
+    if not isinstance(loop, bool):
+        yield f"loop is {loop!r}; it must be true or false"
+    elif loop and not wrong and not settings.context_frames:
         yield "loop is on, but context_frames is 0; give the frames of a window, such as the base's own number"
 
 
-def _frames_fault(pipeline: VideoPipeline, settings: SampleSettings) -> str:
+def _frames_faults(pipeline: VideoPipeline, settings: SampleSettings) -> Iterator[str]:
     """Only as many frames as one window has must fit the network."""
     frames = settings.num_frames or 1
-    fault = pipeline.frames_fault(min(frames, settings.context_frames or frames)) or ""
-    return f"{fault}, or sample a longer video in windows (context_frames)" if fault else ""
+    if fault := pipeline.frames_fault(min(frames, settings.context_frames or frames)):
+        yield f"{fault}, or sample a longer video in windows (context_frames)"
 
 
 def _edit_faults(settings: SampleSettings, editing: bool) -> Iterator[str]:
