@@ -235,7 +235,7 @@ class _Batch:
         first, backbone = self.videos[0], self.pipeline.backbone
         if not first.context_frames:
             return [list(range(frames))]
-        length = backbone.latent_frames(first.context_frames)
+        length = backbone.latent_frames(self.pipeline.vae, first.context_frames)
         overlap = math.ceil(first.context_overlap * length / first.context_frames)
         return windows(frames, length, min(overlap, length - 1), loop=first.loop, step=step)
 

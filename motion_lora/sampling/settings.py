@@ -99,7 +99,8 @@ def _frames_faults(pipeline: VideoPipeline, settings: SampleSettings) -> Iterato
     frames = settings.num_frames or 1
     if fault := pipeline.frames_fault(min(frames, settings.context_frames or frames)):
         yield f"{fault}, or sample a longer video in windows (context_frames)"
-    elif (made := pipeline.backbone.num_frames(pipeline.backbone.latent_frames(frames))) != frames:
+    backbone, vae = pipeline.backbone, pipeline.vae
+    if not fault and (made := backbone.num_frames(vae, backbone.latent_frames(vae, frames))) != frames:
         yield f"num_frames is {frames}; latents of this base are of {made}"
 
 
