@@ -129,6 +129,10 @@ class Backbone(ABC):
     def block_place(self, block: str) -> tuple[Any, ...]:
         """A sorting key: blocks in the order in which the network runs them."""
 
+    def config_fault(self, config: Mapping[str, Any]) -> str:
+        """What a network of this class with such a config is, where it is another kind of model; empty where not."""
+        return ""
+
     # Layers of a network ----------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -115,10 +115,19 @@ class Wan(Backbone):
     )  # fmt: skip
     own_keys = re.compile(r"(?:^|\.|lora_unet_{1,2})blocks[._]\d+[._](?:self_attn|cross_attn|attn[12]|ffn)[._]")
     recommended_method = "joint-customize-a-video"
-    refusal = "a LoRA for Wan: its attention over the whole clip is a layer that this network does not have"
+    refusal = "a LoRA for Wan, a diffusion transformer: its attention over the whole clip is a layer that this network does not have"
     takes = "LoRAs for Wan text-to-video of the same size"
     text_width = 4096
     native_suffixes = (".lora_A.weight", ".lora_B.weight")
+
+    def config_fault(self, config: Mapping[str, Any]) -> str:
+        if (
+            config.get("image_dim")
+            or config.get("added_kv_proj_dim")
+            or config["in_channels"] != config["out_channels"]
+        ):
+            return "Wan image-to-video or Fun Control, which take a picture or a control video beside the text"
+        return ""
 
     # Layers
 
@@ -281,7 +290,8 @@ class Wan(Backbone):
         return not module.endswith("patch_embedding")
 
     def reads_text(self, module: str) -> bool:
-        return module.endswith(("attn2.to_k", "attn2.to_v")) or "text_embedder.linear_1" in module
+        """Its attention to the text reads what `text_embedder` has brought to the network's own width."""
+        return module.endswith("text_embedder.linear_1")
 
 
 WAN = Wan()

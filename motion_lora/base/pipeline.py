@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..backbones.base import Backbone, Text
 from ..backbones.registry import of_network
@@ -23,30 +22,34 @@ from ..core.errors import ClipError, SettingsError
 from ..core.identity import BaseIdentity
 from ..core.process import UNIFORM
 from . import codec, text
+from .given import GivenTexts, require_encoder, text_of
 from .identity import identify
 from .loading import read_folder
 from .noise import Process, noise_schedule, prediction_type
 from .placement import AnyModule, EncoderPlace, moved, no_gradients, pick_device, pick_dtype, share_parameters
 from .schedulers import make_scheduler
+from .video_transformer import is_transformer_folder, read_files, read_transformer_folder
 
 
 @dataclass(frozen=True, eq=False)
 class VideoPipeline:
     """A base text-to-video model. Treat it as immutable; change a `replica()`, or copy it with `dataclasses.replace`.
 
-    All modules are frozen, in evaluation mode, on `device` and in `dtype`. Shapes are those of `axes.py`.
+    All modules are frozen, in evaluation mode, on `device` and in `dtype`. Shapes are those of `axes.py`. With `texts`
+    there is no text encoder: what was given is all that it can be told.
     """
 
     unet: Any
     vae: Any
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    text_encoder: Any
+    tokenizer: Any
     scheduler_config: Mapping[str, Any]
     identity: BaseIdentity
     device: torch.device
     dtype: torch.dtype
     default_num_frames: int = 16
     default_fps: float = 8.0
+    texts: GivenTexts | None = None
     _place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
     _text_place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
 
@@ -85,6 +88,7 @@ class VideoPipeline:
         if unet:
             changes["unet"] = share_parameters(self.unet)
         if text_encoder:
+            require_encoder(self, "changes of the text encoder")
             changes["text_encoder"] = share_parameters(self.text_encoder)
             changes["tokenizer"] = text.copied(self.tokenizer)
             # It is nobody else's: another training that makes room must not take it away between two passes.
@@ -182,6 +186,9 @@ class VideoPipeline:
 
     def read_prompts(self, prompts: Sequence[str], *, gradients: bool = False) -> Text:
         """What the network takes of the prompts, as an opaque value for `backbone.predict`; see `encode_prompt`."""
+        if self.texts is not None:
+            with no_gradients():
+                return text_of(self.texts, prompts, self.device)
         ids = self.tokenize(prompts).to(self.device)
         with self._encoder(self.text_encoder) as encoder, nullcontext() if gradients else no_gradients():
             return self.backbone.read(encoder, ids)
@@ -232,7 +239,7 @@ class VideoPipeline:
             self._shift_offloaders(-1)
 
     def _shift_offloaders(self, change: int) -> None:
-        for module in (self.text_encoder, self.vae):
+        for module in (each for each in (self.text_encoder, self.vae) if each is not None):
             place = self._place_of(module)
             with place.lock:
                 place.offloaders += change
