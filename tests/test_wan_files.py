@@ -12,7 +12,16 @@ import torch
 from lora_samples import random_lora
 from real_host import ROOT, lacks_requirements, own_python
 from safetensors.torch import load_file, save_file
-from tiny import FLOW_CONFIG, TEXT_WIDTH, tiny_frames, tiny_pipeline, tiny_text_encoder, tiny_wan, tiny_wan_vae, write_tokenizer
+from tiny import (
+    FLOW_CONFIG,
+    TEXT_WIDTH,
+    tiny_frames,
+    tiny_pipeline,
+    tiny_text_encoder,
+    tiny_wan,
+    tiny_wan_vae,
+    write_tokenizer,
+)
 from training_samples import quick, sample_clip
 
 from motion_lora.adapters.targets import target_modules
@@ -165,7 +174,7 @@ def test_fp8_is_multiplied_by_its_scale():
         found["blocks.0.attn1.to_q.weight"].float(), whole["blocks.0.attn1.to_q.weight"], rtol=0.07, atol=0.01
     )
     state[f"{name}.weight"] = torch.zeros(2, 2, dtype=torch.uint8)
-    with pytest.raises(ModelError, match="is stored as torch.uint8, a quantisation that is not read"):
+    with pytest.raises(ModelError, match=r"is stored as torch\.uint8, a quantisation that is not read"):
         network_weights(state, "it")
 
 
@@ -179,7 +188,11 @@ def test_an_expert_is_told_by_the_name_of_its_file():
 
 
 def write_folder(folder: Path) -> Path:
-    for name, module in (("transformer", tiny_wan(levels=2)), ("vae", tiny_wan_vae()), ("text_encoder", tiny_text_encoder())):
+    for name, module in (
+        ("transformer", tiny_wan(levels=2)),
+        ("vae", tiny_wan_vae()),
+        ("text_encoder", tiny_text_encoder()),
+    ):
         module.save_pretrained(str(folder / name))
     write_tokenizer(folder / "tokenizer")
     (folder / "scheduler").mkdir()
@@ -223,9 +236,7 @@ def test_texts_may_come_from_outside():
     given, full = given_pipeline(), tiny_pipeline(levels=2, backbone="wan")
     clip = sample_clip(num_frames=5)
     settings = quick(method="joint-customize-a-video", absorber_rank=2)
-    assert (
-        train(given, [clip], settings).lora.fingerprint() == train(full, [clip], settings).lora.fingerprint()
-    )
+    assert train(given, [clip], settings).lora.fingerprint() == train(full, [clip], settings).lora.fingerprint()
     wanted = SampleSettings(PROMPTS[0], num_inference_steps=2)
     assert torch.equal(sample(given, wanted)[0].frames, sample(full, wanted)[0].frames)
     with pytest.raises(ClipError, match="no embedding of 'a blue square': this base has no text encoder"):
@@ -234,7 +245,7 @@ def test_texts_may_come_from_outside():
 
 def test_learned_tokens_are_refused_there_with_the_reason():
     settings = quick(method="joint-customize-a-video", absorber="textual-inversion")
-    with pytest.raises(SettingsError, match="learned tokens need the text encoder itself, .* came from outside"):
+    with pytest.raises(SettingsError, match=r"learned tokens need the text encoder itself, .* came from outside"):
         train(given_pipeline(), [sample_clip(num_frames=5)], settings)
 
 

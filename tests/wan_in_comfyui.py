@@ -42,10 +42,10 @@ def main(comfyui: str, lora_file: str, network_file: str) -> None:
     after = {name: tensor.clone() for name, tensor in native.state_dict().items()}
     patched.unpatch_model()
 
+    from motion_lora.backbones.registry import named
     from motion_lora.backbones.wan import native_name
     from motion_lora.backbones.wan_files import network_config, network_weights
     from motion_lora.files.reader import load_any
-    from motion_lora.backbones.registry import named
 
     lora = load_any(lora_file).lora
     deltas = {f"{native_name(module)}.weight": layer.delta() for module, layer in lora.layers.items()}
@@ -73,7 +73,9 @@ def _random_state() -> dict[str, torch.Tensor]:
         dim=256, ffn_dim=64, freq_dim=256, num_heads=2, num_layers=2, operations=comfy.ops.disable_weight_init
     )
     generator = torch.Generator().manual_seed(1)
-    return {n: torch.randn(p.shape, generator=generator) / max(p[0].numel(), 1) ** 0.5 for n, p in made.state_dict().items()}
+    return {
+        n: torch.randn(p.shape, generator=generator) / max(p[0].numel(), 1) ** 0.5 for n, p in made.state_dict().items()
+    }
 
 
 if __name__ == "__main__":

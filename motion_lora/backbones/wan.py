@@ -115,7 +115,7 @@ class Wan(Backbone):
     )  # fmt: skip
     own_keys = re.compile(r"(?:^|\.|lora_unet_{1,2})blocks[._]\d+[._](?:self_attn|cross_attn|attn[12]|ffn)[._]")
     recommended_method = "joint-customize-a-video"
-    refusal = "a LoRA for Wan, a diffusion transformer: its attention over the whole clip is a layer that this network does not have"
+    refusal = "a LoRA for Wan, a diffusion transformer: its layers are others than this network's"
     takes = "LoRAs for Wan text-to-video of the same size"
     text_width = 4096
     native_suffixes = (".lora_A.weight", ".lora_B.weight")
@@ -128,6 +128,13 @@ class Wan(Backbone):
         ):
             return "Wan image-to-video or Fun Control, which take a picture or a control video beside the text"
         return ""
+
+    def prepare(self, network: Any) -> None:
+        """Positions are in no file: a network that was built on the meta device has none yet."""
+        if network.rope.freqs_cos.is_meta:
+            config = network.config
+            sizes = config["attention_head_dim"], config["patch_size"], config["rope_max_seq_len"]
+            network.rope = type(network.rope)(*sizes)
 
     # Layers
 

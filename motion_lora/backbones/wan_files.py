@@ -58,8 +58,8 @@ def network_config(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[st
     made = own["head.head.weight"][0] // 4
     if channels != made:
         raise ModelError(
-            f"{where} takes {channels} channels and makes {made}: it is Wan image-to-video or Fun Control, which take a "
-            f"picture or a control video; that is not supported. {_TEXT_TO_VIDEO}."
+            f"{where} takes {channels} channels and makes {made}: it is Wan image-to-video or Fun Control, which "
+            f"take a picture or a control video; that is not supported. {_TEXT_TO_VIDEO}."
         )
     numbers = {int(name.split(".")[1]) for name in own if name.startswith("blocks.")}
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,21 +11,18 @@ from torch.nn.functional import pad
 from ..backbones.base import Text
 from ..core.errors import ClipError, SettingsError
 
-if TYPE_CHECKING:
-    from .pipeline import VideoPipeline
-
 GivenTexts = Mapping[str, Tensor]
 """Embeddings (tokens, dim) or (1, tokens, dim) by the prompt that they are of."""
 
 
 def text_of(texts: GivenTexts, prompts: Sequence[str], device: torch.device) -> Text:
-    """What the network takes of the prompts, on the device; shorter ones are filled up with zeros. Raises ClipError for others."""
+    """What the network takes of the prompts, on the device; shorter ones end in zeros. Raises ClipError for others."""
     missing = [prompt for prompt in prompts if prompt not in texts]
     if missing:
         there = ", ".join(repr(prompt) for prompt in texts)
         raise ClipError(
-            f"There is no embedding of {missing[0]!r}: this base has no text encoder, only what was given to it, {there}. "
-            "Encode the prompt too, or take a base with a text encoder."
+            f"There is no embedding of {missing[0]!r}: this base has no text encoder, only what was given to it, "
+            f"{there}. Encode the prompt too, or take a base with a text encoder."
         )
     found = [texts[prompt].detach().reshape(-1, texts[prompt].shape[-1]).to(device, copy=True) for prompt in prompts]
     length = max(len(one) for one in found)
@@ -34,10 +30,10 @@ def text_of(texts: GivenTexts, prompts: Sequence[str], device: torch.device) -> 
     return Text({"encoder_hidden_states": torch.stack(filled)})
 
 
-def require_encoder(pipeline: VideoPipeline, what: str) -> None:
-    """Raise SettingsError where `what` needs a text encoder and the base has only texts that were given to it."""
-    if pipeline.texts is not None:
+def require_encoder(texts: GivenTexts | None, name: str, what: str) -> None:
+    """Raise SettingsError where `what` needs a text encoder and the base called `name` has only given `texts`."""
+    if texts is not None:
         raise SettingsError(
-            f"{what} need the text encoder itself, and {pipeline.identity.name} has embeddings that came from outside: "
+            f"{what} need the text encoder itself, and {name} has embeddings that came from outside: "
             "take an absorber without learned tokens ('joint', 'spatial' or 'none')."
         )

@@ -28,7 +28,7 @@ def initial_tokens(pipeline: VideoPipeline, absorb_words: Sequence[str], num_tok
     Each row is the embedding of its share of the phrase's own tokens, so training starts at the words' meaning
     (Customize-A-Video section 4.1: initialised from short words that describe the appearance).
     """
-    require_encoder(pipeline, "learned tokens")
+    require_encoder(pipeline.texts, pipeline.identity.name, "learned tokens")
     names: list[str] = []
     words: list[str] = []
     rows: list[Tensor] = []
@@ -60,7 +60,7 @@ def with_tokens(pipeline: VideoPipeline, tokens: PlaceholderTokens) -> tuple[Vid
 
 def check_tokens(pipeline: VideoPipeline, tokens: PlaceholderTokens) -> None:
     """Raise LoRAFileError or SettingsError unless the tokens fit the pipeline's text encoder."""
-    require_encoder(pipeline, "learned tokens")
+    require_encoder(pipeline.texts, pipeline.identity.name, "learned tokens")
     width = _table(pipeline).shape[1]
     if tokens.rows.ndim != 2 or tuple(tokens.rows.shape) != (len(tokens.names), width):
         raise LoRAFileError(
