@@ -139,7 +139,13 @@ def _from_checkpoint(place: Path, dtype: torch.dtype, variant: str | None, token
     return _Image(
         config,
         stable_diffusion.network_weights(tensors),
-        built(MOTION_UNET.vae_class, vae, stable_diffusion.autoencoder_weights(tensors, vae), place, dtype),
+        built(
+            named(stable_diffusion.BACKBONE).vae_class,
+            vae,
+            stable_diffusion.autoencoder_weights(tensors, vae),
+            place,
+            dtype,
+        ),
         encoder,
         _fitting(read_tokenizer(find_tokenizer(place, tokenizer)), encoder, place),
     )
@@ -162,7 +168,7 @@ def _from_folder(place: Path, dtype: torch.dtype, variant: str | None, tokenizer
     return _Image(
         config,
         read_weights(files("unet")),
-        read_diffusers(MOTION_UNET.vae_class, place / "vae", dtype, files("vae")),
+        read_diffusers(named(stable_diffusion.BACKBONE).vae_class, place / "vae", dtype, files("vae")),
         encoder,
         _fitting(read_tokenizer(words), encoder, place),
     )
