@@ -119,7 +119,7 @@ def test_comfyui_applies_every_key_and_predicts_as_we_do(tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     found = json.loads(run.stdout.splitlines()[-1])
     assert found["modules"] == found["known"] == found["applied"] == 20 and found["changed"]
-    assert found["distance"] < 1e-6 and found["prediction"] < 1e-5
+    assert found["distance"] < 1e-6 and found["prediction"] < 1e-5 and found["vae"]
 
 
 def _put(root: torch.nn.Module, name: str, module: torch.nn.Module) -> None:

@@ -61,7 +61,26 @@ def main(comfyui: str, lora_file: str, network_file: str) -> None:
         theirs = native.eval()(x, t, text)
         mine = ours(x, t, text, return_dict=False)[0]
     found["prediction"] = float((theirs - mine).abs().max() / theirs.abs().max())
+    found["vae"] = _same_vae()
     print(json.dumps(found))  # noqa: T201 - this is what the test reads
+
+
+def _same_vae() -> bool:
+    """Whether ComfyUI's autoencoder, in its own names, is diffusers' with every tensor in its place."""
+    import comfy.ldm.wan.vae
+
+    from motion_lora.backbones.registry import named
+    from motion_lora.backbones.wan_files import vae_weights
+
+    with torch.device("meta"):
+        theirs = comfy.ldm.wan.vae.WanVAE(
+            dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
+            temperal_downsample=[False, True, True], dropout=0.0,
+        )  # fmt: skip
+        ours = named("wan").vae_class()
+    converted = vae_weights(dict(theirs.state_dict()), "it")
+    shapes = [{n: tuple(t.shape) for n, t in tensors.items()} for tensors in (converted, ours.state_dict())]
+    return shapes[0] == shapes[1]
 
 
 def _random_state() -> dict[str, torch.Tensor]:
