@@ -3,8 +3,8 @@
     python -m tools.pretrain_playground.measure_wan --model DIR --output TABLE.json [--motions orbit bounce]
 
 One clip of each held-out motion is learned by each row of `ROWS`; then the motion is asked for in four other looks,
-none of which shares shape, colour or background with the clip. Fidelity is to the clip's motion; leakage is the share of
-frames with the clip's own look; looks is the share of attributes drawn as asked. The base itself is the first row. A
+none of which shares shape, colour or background with the clip. Fidelity is to the clip's motion; leakage is the share
+of frames with the clip's own look; looks is the share of attributes drawn as asked. The base itself is the first row. A
 motion that is done stays in the table's file, from which a run goes on.
 """
 
