@@ -98,6 +98,7 @@ class Wan(Backbone):
     network_class = WanTransformer3DModel
     models = "Wan 2.1 or 2.2 text-to-video"
     reference_config = WAN_1_3B_CONFIG
+    sizes = MappingProxyType({"wan": WAN_1_3B_CONFIG, "wan-14b": WAN_14B_CONFIG, "wan-5b": WAN_5B_CONFIG})
     architecture = (
         "patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim", "ffn_dim",
         "num_layers", "image_dim", "added_kv_proj_dim",
