@@ -23,6 +23,7 @@ _WIDTHS = {
     2048: "SDXL",
     4096: "a diffusion transformer",
 }
+_IMAGE_WIDTHS = {768, 1024}
 _ROOT = r"^(?:base_model\.model\.)?(?:transformer\.|diffusion_model\.|model\.|lora_unet_|lora_transformer_|unet\.)?"
 # In the order in which they are tried; the first that any key matches is what the file is. Networks without a backbone.
 _TRANSFORMERS = (
@@ -60,7 +61,9 @@ def backbone_of(source: Source) -> Backbone:
     if by_names.recognises_keys(source.shapes):
         return by_names
     widths = {*_widths(source.shapes, UNET, by_names.reads_text), *_widths(source.shapes, TEXT, _text_projection)}
-    widths |= {width for what, width in _said(source) if width in _WIDTHS} if not widths else set()
+    widths |= {width for _, width in _said(source)} if not widths else set()
+    if not widths <= _IMAGE_WIDTHS:
+        return by_names
     return next((backbone for backbone in BACKBONES.values() if widths == {backbone.text_width}), by_names)
 
 

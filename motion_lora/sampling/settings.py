@@ -101,6 +101,9 @@ def _frames_faults(pipeline: VideoPipeline, settings: SampleSettings) -> Iterato
     frames = settings.num_frames or 1
     if fault := pipeline.frames_fault(min(frames, settings.context_frames or frames)):
         yield f"{fault}, or sample a longer video in windows (context_frames)"
+    backbone, vae = pipeline.backbone, pipeline.vae
+    if not fault and (made := backbone.num_frames(vae, backbone.latent_frames(vae, frames))) != frames:
+        yield f"num_frames is {frames}; latents of this base are of {made}"
 
 
 def _edit_faults(settings: SampleSettings, editing: bool) -> Iterator[str]:
