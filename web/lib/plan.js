@@ -70,7 +70,7 @@ export class PlanLine {
     const body = JSON.stringify(asked)
     if (body === this.asked) return
     this.asked = body
-    if (!asked) return this.#tell({ sentence: '', details: 'Connect a base model.' })
+    if (!asked) return this.#tell({ details: at(node, 'base_model') ? '' : 'Connect a base model.' })
     setText(this.details, 'Working out what this will take...')
     const told = await this.ask(asked).catch((error) => this.#notTold(error))
     if (body === this.asked) this.#tell(told)
