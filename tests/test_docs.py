@@ -65,8 +65,7 @@ def test_picture_is_readable_without_eyes_and_without_the_web(name: str) -> None
 
 def test_every_section_shows_its_picture() -> None:
     shown = {
-        heading: re.findall(r"!\[(.*?)\]\(images/methods/(.*?)\.svg\)", text)
-        for heading, text in sections().items()
+        heading: re.findall(r"!\[(.*?)\]\(images/methods/(.*?)\.svg\)", text) for heading, text in sections().items()
     }
     assert sorted(name for found in shown.values() for _, name in found) == NAMES
     for heading, found in shown.items():

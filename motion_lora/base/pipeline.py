@@ -25,7 +25,16 @@ from ..core.identity import BaseIdentity
 from . import codec, text
 from .identity import identify
 from .loading import read_folder
-from .placement import AnyModule, EncoderPlace, moved, no_gradients, pick_device, pick_dtype, share_parameters
+from .placement import (
+    AnyModule,
+    EncoderPlace,
+    Residence,
+    moved,
+    no_gradients,
+    pick_device,
+    pick_dtype,
+    share_parameters,
+)
 from .schedulers import make_scheduler
 
 
@@ -48,6 +57,7 @@ class VideoPipeline:
     default_fps: float = 8.0
     _place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
     _text_place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
+    _home: Residence = field(default_factory=Residence, repr=False)
 
     @classmethod
     def load(
@@ -214,6 +224,45 @@ class VideoPipeline:
         """What the VAE's own latents are multiplied by, so that the UNet sees about unit variance."""
         return codec.scaling_factor(self.vae)
 
+    # Where it is
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside the context all modules are on the device and stay there, wherever `send_away` has put them."""
+        with self._home.lock:
+            self._home.users += 1
+        try:
+            with self._home.lock:
+                self._settle()
+            yield
+        finally:
+            with self._home.lock:
+                self._home.users -= 1
+                self._settle()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it waits in main memory, or will as soon as nobody works with it."""
+        return self._home.away
+
+    def send_away(self) -> None:
+        """Wait in main memory: at once, or, while somebody works with it, from when they are done."""
+        with self._home.lock:
+            self._home.away = True
+            self._settle()
+
+    def call_back(self) -> None:
+        """Back to the device, to stay."""
+        with self._home.lock:
+            self._home.away = False
+            self._settle()
+
+    def _settle(self) -> None:
+        moved(self.unet, torch.device("cpu") if self._home.absent else self.device)
+        for module in (self.text_encoder, self.vae):
+            with self._place_of(module).lock:
+                self._park(module)
+
     @contextmanager
     def offload_encoders(self) -> Iterator[None]:
         """Inside the context the text encoder and the VAE wait in main memory and visit the device only when used."""
@@ -241,7 +290,8 @@ class VideoPipeline:
                 self._park(module)
 
     def _park(self, module: nn.Module) -> None:
-        moved(module, torch.device("cpu") if self._place_of(module).offloaders else self.device)
+        waits = self._place_of(module).offloaders or self._home.absent
+        moved(module, torch.device("cpu") if waits else self.device)
 
     def _place_of(self, module: nn.Module) -> EncoderPlace:
         return self._text_place if module is self.text_encoder else self._place

@@ -142,9 +142,10 @@ class TrainingWork:
         self._check_places(spec, inputs, folder)
         self._host.prepare(spec)
         try:
-            if spec.kind == APPEARANCE_ABSORBER:
-                return _run_absorber(spec, inputs, folder, reporter)
-            return _run_motion(spec, inputs, folder, reporter, self._host.find_metric)
+            with inputs.pipeline.at_work():
+                if spec.kind == APPEARANCE_ABSORBER:
+                    return _run_absorber(spec, inputs, folder, reporter)
+                return _run_motion(spec, inputs, folder, reporter, self._host.find_metric)
         except TrainingAbortedError:
             return Outcome(finished=False, saved=False)
         finally:

@@ -81,7 +81,7 @@ def sample(
     groups = _groups(videos, batch_size)
     progress = _Progress(callback, sum(steps_run(videos[group[0]]) for group in groups))
     results: dict[int, Sample] = {}
-    with no_gradients():
+    with no_gradients(), pipeline.at_work():
         unet = pipeline.replica().unet
         for group in groups:
             batch = _Batch(pipeline, tuple(videos[i] for i in group))

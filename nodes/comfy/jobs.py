@@ -30,7 +30,7 @@ from ...motion_lora.jobs import (
     Outcome,
     Reporter,
 )
-from . import folders, models, server
+from . import folders, memory, models, server
 
 if TYPE_CHECKING:
     from ...motion_lora.jobs.inputs import TrainingInputs
@@ -136,7 +136,7 @@ async def run_job(
     """
     known = runner().find(spec.fingerprint)
     if retrain or known is None or known.state not in WITH_RESULT:
-        server.make_room_for_training()
+        memory.make_room_for_training(inputs.pipeline)
     background = run == BACKGROUND
     job = await asyncio.to_thread(runner().submit, spec, inputs, retrain=retrain, background=background)
     with _guard:

@@ -28,7 +28,7 @@ from ...motion_lora.base.noise import NoiseSchedule
 from ...motion_lora.base.pipeline import VideoPipeline
 from ...motion_lora.core.errors import ModelError, SettingsError
 from ...motion_lora.core.stack import AdapterStack
-from . import server
+from . import memory, server
 
 _KEY = "motion_lora"
 # Of the last timestep where a schedule ends in pure noise, whose sigma would be infinite: ComfyUI's own value.
@@ -225,11 +225,13 @@ class Vae:
         self.latent_dim = 3
 
     def encode(self, pixels: Tensor) -> Tensor:
+        server.make_room(int(memory.decoding_room(self._pipeline, *pixels.shape[:3])))
         with server.ordinary_tensors():
             latents = self._pipeline.encode_frames(pixels[..., :3].float().cpu().clone())
         return (latents / self._pipeline.scaling_factor).to(mm.intermediate_device())
 
     def decode(self, samples: Tensor, vae_options: Any = None) -> Tensor:
+        server.make_room(int(memory.decoding_room(self._pipeline, *self._pipeline.clip_shape(samples))))
         with server.ordinary_tensors():
             frames = self._pipeline.decode_latents(samples.float().clone() * self._pipeline.scaling_factor)
         return server.to_output(frames)
