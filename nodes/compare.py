@@ -29,6 +29,7 @@ class CompareLoRAs(io.ComfyNode):
             description="Samples the same prompts and start noise with the base model and with up to four stacks, and "
             "puts the videos into a labelled grid with a table of scores.",
             search_aliases=["compare loras", "XY plot", "grid", "motion fidelity", "metrics", "checkpoints"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 Base.Input("base_model", tooltip="From Load T2V Model."),
                 io.String.Input(
@@ -93,6 +94,7 @@ class CompareLoRAs(io.ComfyNode):
         from ..motion_lora.sampling.settings import SampleSettings
 
         texts, clip = prompts_of(prompts), reference[0] if reference else None
+        previews.remark(cls, base_model, *texts)
         settings = SampleSettings(
             texts[0],
             num_frames=clip.num_frames if clip else None,

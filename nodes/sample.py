@@ -36,6 +36,7 @@ class SampleVideo(io.ComfyNode):
             description="Samples a video with the base model and, where one is connected, a stack of motion and "
             "appearance LoRAs. The same seed gives the same start noise with and without a stack.",
             search_aliases=["generate video", "text to video", "KSampler video"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 Base.Input("base_model", tooltip="From Load T2V Model."),
                 Stack.Input("stack", optional=True, tooltip="LoRAs and highway; nothing: the base model as it is."),
@@ -117,6 +118,7 @@ class SampleVideo(io.ComfyNode):
         from ..motion_lora.sampling.loop import prior_noise, sample
         from ..motion_lora.sampling.settings import SampleSettings, resolve
 
+        previews.remark(cls, base_model, widgets["prompt"], widgets["negative_prompt"])
         edit = {} if source is None else {"edit_strength": edit_strength}
         wanted = SampleSettings(**_own_values(widgets, _given_sizes(base_model, noise, source)), **edit)
         settings = resolve(base_model, wanted, editing=source is not None)

@@ -156,4 +156,38 @@ def test_a_failed_write_leaves_the_former_checkpoint(pipeline, clips, tmp_path, 
     monkeypatch.undo()
     assert json.loads((tmp_path / state.INDEX).read_text(encoding="utf-8"))["step"] == 2
     assert same(train(pipeline, clips, settings, checkpoint=tmp_path), whole_run)
-    assert len(list(tmp_path.iterdir())) == 2, "one index, one file of tensors"
+    assert len(list(tmp_path.iterdir())) == 4, "two checkpoints: of each an index and a file of tensors"
+
+
+@pytest.mark.parametrize("broken", ["a bit", "index", "tensors", "missing"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(pipeline, clips, tmp_path, broken, caplog):
+    """A disk may lose what it has taken: one bit of a moment would go on training, quietly to something else."""
+    settings = quick(absorber="none", steps=4, checkpoint_every=1)
+    whole_run = train(pipeline, clips, settings)
+    train(pipeline, clips, settings, callback=Listener(("motion", 2), "pause"), checkpoint=tmp_path)
+    tensors, index = tmp_path / "state-motion-0000002.safetensors", tmp_path / state.INDEX
+    if broken == "a bit":
+        data = bytearray(tensors.read_bytes())
+        data[-10] ^= 1
+        tensors.write_bytes(data)
+    elif broken == "index":
+        index.write_text(index.read_text(encoding="utf-8").replace('"step": 2', '"step": 3'), encoding="utf-8")
+    elif broken == "tensors":
+        tensors.write_bytes(tensors.read_bytes()[:-100])
+    else:
+        tensors.unlink()
+    listener = Listener()
+    assert same(train(pipeline, clips, settings, callback=listener, checkpoint=tmp_path), whole_run)
+    assert [report.step for report in listener.heard] == [2, 3, 4]
+    assert "is damaged" in caplog.text and "going on from step 1" in caplog.text
+
+
+def test_what_is_kept_beside_a_checkpoint_is_made_again_when_it_is_damaged(tmp_path):
+    keeper = state.Keeper(tmp_path, "mark", {}, ["motion"], torch.float32)
+    made = keeper.remember("looks", lambda: torch.ones(3))
+    (file,) = tmp_path.glob("kept-*")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert torch.equal(keeper.remember("looks", lambda: torch.ones(3)), made)
+    assert keeper.remember("looks", lambda: pytest.fail("sound, and made again")) is not None

@@ -2,8 +2,8 @@
 
     python tools/kill_test.py --times 200 --minutes 30
 
-The job is a real training on the tiny network of the tests: preparation, steps, a checkpoint every second step,
-previews, publishing. Each round is a process of its own, forked so that the libraries are imported once, killed at an
+The job is a real training of two stages on the tiny network of the tests: preparation, steps, a checkpoint after every
+second step, a preview, publishing. Each round is a process of its own, forked so that the libraries are imported once, killed at an
 instant drawn evenly over the time that an unbroken run takes; then another process asks for the same job. The time is
 the processor's where the system tells it, so that a busy machine does not shift the instants to the beginning. Prints
 the row of docs/RELIABILITY.md and, for every round that went wrong, what was found. The counts are kept in
@@ -40,7 +40,7 @@ from motion_lora.jobs.inputs import TrainingInputs  # noqa: E402
 from motion_lora.jobs.training import TrainingHost, TrainingWork, training_spec  # noqa: E402
 
 OUT = ROOT / "out" / "kill"
-_STEPS = 8
+_STEPS = 6
 # A process that waits for the disk or for another thread uses no processor: of so many seconds more, any share.
 _AFTERWARDS = 0.05
 _PREVIEW = PreviewPlan("a blue square", every=4, num_inference_steps=1)
@@ -51,7 +51,7 @@ def run_job(folder: Path, base: VideoPipeline) -> bool:
     host = TrainingHost(lambda recipe: base, folders={MOTION_LORA: (folder / "loras", "motion")})
     runner = JobRunner(JobStore(folder / "jobs"), TrainingWork(host))
     inputs = TrainingInputs(base, (sample_clip(),))
-    settings = replace(quick(steps=_STEPS), checkpoint_every=2)
+    settings = replace(quick(steps=_STEPS), checkpoint_every=2, absorber="textual-inversion")
     job = runner.submit(training_spec(MOTION_LORA, "orbit", inputs, settings, base={}, preview=_PREVIEW), inputs)
     job = runner.wait(job.id)
     runner.close()

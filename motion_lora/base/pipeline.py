@@ -195,6 +195,10 @@ class VideoPipeline:
         """Token numbers (b, tokens) on CPU, padded to the text encoder's length."""
         return text.tokenize(self.tokenizer, prompts, self.max_tokens)
 
+    def prompt_remarks(self, prompts: Sequence[str]) -> list[str]:
+        """What of the prompts is read otherwise than their writer may think: words beyond the end, weights."""
+        return [said for prompt in prompts for said in text.remarks(self.tokenizer, prompt, self.max_tokens)]
+
     @property
     def max_tokens(self) -> int:
         """Tokens that the text encoder reads, its start and end tokens included."""

@@ -19,6 +19,7 @@ from ..evaluate.validation import ValidationPlan
 from ..files.absorber_file import load_absorber, save_absorber
 from ..files.container import read_header
 from ..files.own import load_lora, save_lora
+from ..media.write import encoder_fault
 from ..training import (
     StepReport,
     TrainingAbortedError,
@@ -35,7 +36,7 @@ from ..training.settings import absorber_stages
 from ..training.space import bytes_needed
 from .inputs import TrainingInputs, keep_absorber, keep_clips, kept_absorber, kept_clips
 from .job import APPEARANCE_ABSORBER, LAST, MOTION_LORA, JobSpec, PreviewPlan
-from .pictures import draw_cover, publish_pictures
+from .pictures import VIDEO, draw_cover, publish_pictures
 from .previews import draw_preview
 from .store import CHECKPOINT, INPUTS, PREVIEWS, RESULT
 from .validation import JobValidation, decides, rule_of
@@ -245,7 +246,7 @@ class _Visits:
         self._stage, self._steps = list(spec.plan.items())[-1]
         self.validation = JobValidation(spec, inputs, folder, reporter, find_metric) if spec.validation else None
         self.settled = False
-        self._fault = ""
+        self._fault = _no_encoder(spec, reporter)
 
     @property
     def fault(self) -> str:
@@ -327,17 +328,26 @@ def _run_absorber(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter:
 
 def _preview(spec: JobSpec, inputs: TrainingInputs, view: View, folder: Path, reporter: Reporter) -> str:
     """Draw a preview with the LoRA as it is. Why it could not be drawn, which is no reason to end the training."""
-    name = f"{view.step:06d}.mp4"
+    place = folder / PREVIEWS / f"{view.step:06d}{VIDEO}"
     try:
-        draw_preview(folder / PREVIEWS / name, inputs.pipeline, view.stack, spec.preview, inputs.clips[0])
+        drawn = draw_preview(place, inputs.pipeline, view.stack, spec.preview, inputs.clips[0])
     except (MotionLoRAError, OSError) as error:
         said = plain_fault(error) if isinstance(error, OSError) else error
         fault = f"no preview at step {view.step}: {said}"
         _LOG.warning("Motion LoRA: %s", fault)
         reporter.note(fault)
         return fault
-    reporter.preview(name)
+    reporter.preview(drawn.name)
     return ""
+
+
+def _no_encoder(spec: JobSpec, reporter: Reporter) -> str:
+    """Said before the first step, and again at the end: previews that are not what they should be."""
+    fault = encoder_fault(VIDEO) if spec.preview.wanted else ""
+    if fault:
+        _LOG.warning("Motion LoRA: previews of %s: %s", spec.name, fault)
+        reporter.note(fault)
+    return fault
 
 
 def _checked(payload: object) -> TrainingInputs:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.utils
 
-from ...motion_lora.core.errors import OutputError, TrainingError
+from ...motion_lora.core.errors import OutputError, TrainingError, is_out_of_memory
 from ...motion_lora.jobs import (
     ACTIVE,
     APPEARANCE_ABSORBER,
@@ -226,9 +226,17 @@ def _outcome(job: Job) -> Job:
     if job.state in WITH_RESULT:
         return job
     if job.state == FAILED:
-        raise TrainingError(job.status.message)
+        raise _failure(job.status.message)
     # Cancelled or interrupted from the panel: the prompt ends as if its own Cancel had been pressed.
     raise server.Interrupted()
+
+
+def _failure(message: str) -> TrainingError:
+    """Of the kind by which ComfyUI knows that it should unload its models, where memory ran out."""
+    from ...motion_lora.core.out_of_memory import TrainingMemoryError
+
+    failed = TrainingError(message)
+    return TrainingMemoryError(message) if is_out_of_memory(failed) else failed
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def at_work(base: VideoPipeline, room: float = 0) -> Iterator[None]:
 
     Only from the thread that runs prompts. What else works with the base keeps it on the device by itself.
     """
-    if base.device.type != "cpu":
+    if shares_device(base):
         mm.load_models_gpu([patcher_of(base)], memory_required=room)
     with base.at_work():
         yield
@@ -56,10 +56,15 @@ def decoding_room(base: VideoPipeline, num_frames: int, height: int, width: int)
 
 def make_room_for_training(base: VideoPipeline) -> None:
     """Ask ComfyUI to move its other models off the device; they come back when a prompt needs them."""
-    if base.device.type != "cpu":
+    if shares_device(base):
         with at_work(base):
             kept = [model for model in mm.current_loaded_models if model.model is patcher_of(base)]
             mm.free_memory(mm.get_total_memory(base.device), base.device, kept)
+
+
+def shares_device(base: VideoPipeline) -> bool:
+    """Whether ComfyUI's models and the base compete for a device's memory."""
+    return base.device.type != "cpu"
 
 
 def patcher_of(base: VideoPipeline) -> Any:
