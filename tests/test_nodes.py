@@ -389,6 +389,27 @@ def test_a_download_that_was_cut_off_goes_on(host: Host, monkeypatch: pytest.Mon
     assert asked == [("zeroscope_v2_576w", unet.parent)]
 
 
+@pytest.mark.parametrize(
+    ("files", "lacks"),
+    [
+        ({"diffusion_pytorch_model.safetensors": 8}, False),
+        ({"diffusion_pytorch_model.bin": 8}, False),
+        ({"diffusion_pytorch_model.safetensors": 0}, True),
+        ({"x-00001-of-00002.safetensors": 8, "x-00002-of-00002.safetensors": 8}, False),
+        ({"x-00001-of-00002.safetensors": 8}, True),
+        ({"x-00001-of-00002.safetensors": 8, "diffusion_pytorch_model.fp16.safetensors": 8}, False),
+        ({"diffusion_pytorch_model.safetensors.index.json": 8}, True),
+    ],
+)
+def test_a_download_that_was_cut_off_is_seen(host: Host, tmp_path: Path, files: dict[str, int], lacks: bool) -> None:
+    write_tiny_folder(tmp_path / "model")
+    for weights in (tmp_path / "model" / "unet").glob("*.safetensors"):
+        weights.unlink()
+    for name, size in files.items():
+        (tmp_path / "model" / "unet" / name).write_bytes(b"x" * size)
+    assert host.library("base.loading").lacks_weights(tmp_path / "model") is lacks
+
+
 def test_a_result_is_not_lost_with_its_preview(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     previews = host.module("widgets.previews")
 

@@ -448,7 +448,7 @@ def test_what_a_prompt_does_not_do_is_said(base: VideoPipeline, prompt: str, sai
 
 
 def test_an_honest_prompt_needs_no_remark(base: VideoPipeline) -> None:
-    assert base.prompt_remarks(["a red circle (on sand), at 10:30", "", "a :) face"]) == []
+    assert base.prompt_remarks(["red (on sand), 10:30", "", "a :) face"]) == []
 
 
 def test_prompt_gradients_on_request(base: VideoPipeline) -> None:

@@ -158,15 +158,20 @@ def hostile(chance: random.Random) -> tuple[str, str, bytes, dict[str, str]]:
     return chance.choice(["GET", "POST", "POST", "PUT", "DELETE", "HEAD"]), path, data, headers
 
 
-async def besiege(app: web.Application, count: int, seed: int = 0) -> dict[int, int]:
+async def storm(client: Any, count: int, seed: int = 0) -> dict[int, int]:
     """How many of so many hostile requests got which status."""
     chance, found = random.Random(seed), {}
-    async with TestClient(TestServer(app)) as client:
-        for _ in range(count):
-            got, _body = await answered(client, *hostile(chance))
-            found[got] = found.get(got, 0) + 1
-        assert (await answered(client, "GET", "/motion_lora/jobs", b"", {}))[0] == 200
+    for _ in range(count):
+        got, _body = await answered(client, *hostile(chance))
+        found[got] = found.get(got, 0) + 1
+    assert (await answered(client, "GET", "/motion_lora/jobs", b"", {}))[0] == 200
     return found
+
+
+async def besiege(app: web.Application, count: int, seed: int = 0) -> dict[int, int]:
+    """The same on a server of its own."""
+    async with TestClient(TestServer(app)) as client:
+        return await storm(client, count, seed)
 
 
 def test_hostile_requests_break_nothing(host: Host) -> None:

@@ -3,11 +3,11 @@
     python tools/kill_test.py --times 200 --minutes 30
 
 The job is a real training of two stages on the tiny network of the tests: preparation, steps, a checkpoint after every
-second step, a preview, publishing. Each round is a process of its own, forked so that the libraries are imported once, killed at an
-instant drawn evenly over the time that an unbroken run takes; then another process asks for the same job. The time is
-the processor's where the system tells it, so that a busy machine does not shift the instants to the beginning. Prints
-the row of docs/RELIABILITY.md and, for every round that went wrong, what was found. The counts are kept in
-out/kill/kill.json after every round: the same command goes on from there. Needs a system that forks.
+second step, a preview, publishing. Each round is a process of its own, forked so that the libraries are imported once,
+killed at an instant drawn evenly over the time that an unbroken run takes; then another process asks for the same job.
+The time is the processor's where the system tells it, so that a busy machine does not shift the instants to the
+beginning. Prints the row of docs/RELIABILITY.md and, for every round that went wrong, what was found. The counts are
+kept in out/kill/kill.json after every round: the same command goes on from there. Needs a system that forks.
 """
 
 from __future__ import annotations

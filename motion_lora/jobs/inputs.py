@@ -58,7 +58,7 @@ def kept_clips(folder: Path) -> tuple[Clip, ...]:
         if _MARKS in header.metadata and json.loads(header.metadata[_MARKS]) != [clip.fingerprint() for clip in clips]:
             raise ValueError("they are not what was written")
         return clips
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise TrainingError(
             f"the clips of this job are damaged ({error}): delete it and run its workflow again"
         ) from error

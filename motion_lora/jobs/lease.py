@@ -193,7 +193,7 @@ def _read(path: Path) -> Owner | None:
     try:
         value: Any = json.loads(path.read_bytes())
         return Owner(int(value["pid"]), str(value["host"]), str(value["token"]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 

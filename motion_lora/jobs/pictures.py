@@ -118,6 +118,6 @@ def _drawn(folder: Path, pattern: str) -> Path | None:
 def _workflow(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / NOTES / f"{WORKFLOW_NOTE}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -218,7 +218,7 @@ def _published_before(folder: Path, mark: str, target: Path) -> Path | None:
         about = json.loads((folder / PUBLISHED).read_text(encoding="utf-8"))
         same = about["sha256"] == mark and about["asked"] == target.name
         return target.with_name(safe_name(Path(about["name"]).stem, limit=200) + target.suffix) if same else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -112,6 +112,8 @@ class Keeper:
         self._unread: tuple[dict[str, Tensor], Mapping[str, Any]] | None = None
         # The index that was read or written last: sound, whatever lies on the disk.
         self._last: dict[str, Any] | None = None
+        # The file of tensors that the former index speaks of.
+        self._former = ""
 
     @property
     def exists(self) -> bool:
@@ -129,10 +131,13 @@ class Keeper:
         check_target(self.folder / _LONGEST)
         if not self.exists:
             return Progress()
+        has_former = (self.folder / FORMER).exists()
         try:
-            return self._read(self.folder / INDEX)
+            progress = self._read(self.folder / INDEX)
+            self._former = _tensors_of(self.folder / FORMER) if has_former else ""
+            return progress
         except TrainingError as damage:
-            if not (self.folder / FORMER).exists():
+            if not has_former:
                 raise
             progress = self._read(self.folder / FORMER)
             _log.warning("%s The one before it is whole: going on from step %d.", damage, progress.step)
@@ -185,12 +190,13 @@ class Keeper:
             "scaler": state.scaler.state_dict() if state else {},
             "reports": [dataclasses.astuple(report) for report in progress.reports],
         }
-        former = self._last
-        if former is not None and former["tensors"] != name:
-            write_atomically(self.folder / FORMER, _signed(former))
+        # A pause may come right after a checkpoint of the same step.
+        if self._last is not None and self._last["tensors"] != name:
+            write_atomically(self.folder / FORMER, _signed(self._last))
+            self._former = self._last["tensors"]
         write_atomically(self.folder / INDEX, _signed(index))
         self._last = index
-        self._drop(other_than={name, former["tensors"] if former else name})
+        self._drop(other_than=(name, self._former))
 
     def remember(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What `make` gives, kept beside the checkpoint, so that a run that goes on need not make it again.
@@ -268,6 +274,14 @@ def _whole(index: Any) -> dict[str, Any]:
 
 def _text_digest(index: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+def _tensors_of(index: Path) -> str:
+    """The file of tensors that an index speaks of; "" where it cannot be read."""
+    try:
+        return str(json.loads(index.read_text(encoding="utf-8"))["tensors"])
+    except (OSError, LookupError, TypeError, ValueError, RecursionError):
+        return ""
 
 
 def _sound(path: Path, digest: str | None) -> Path:

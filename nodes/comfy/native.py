@@ -101,7 +101,7 @@ class Schedule:
 
     def timesteps(self, sigmas: Tensor) -> Tensor:
         """Fractional timesteps (n,) of sigmas (n,), as diffusers interpolates: linearly between whole ones."""
-        table, wanted = self.sigmas.double(), sigmas.detach().double().cpu()
+        table, wanted = self.sigmas.double(), sigmas.detach().cpu().double()
         high = torch.searchsorted(table, wanted.contiguous()).clamp(1, len(table) - 1)
         low = high - 1
         share = ((wanted - table[low]) / (table[high] - table[low])).clamp(0, 1)
