@@ -14,10 +14,12 @@ import asyncio
 import logging
 import os
 import shutil
+import string
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
@@ -45,13 +47,14 @@ def on_the_double(count: int, seed: int) -> tuple[dict[int, int], list[str]]:
 
 
 class _Client:
-    """Sends paths as they are written, where a browser would tidy them up."""
+    """Sends paths as they are written, where a browser would tidy them up; but no bytes that no URL has."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session, self._url = session, url
 
     def request(self, method: str, path: str, **more: Any) -> Any:
-        return self._session.request(method, URL(self._url + path, encoded=True), allow_redirects=False, **more)
+        written = URL(self._url + quote(path, safe=string.printable), encoded=True)
+        return self._session.request(method, written, allow_redirects=False, **more)
 
 
 def on_comfyui(count: int, seed: int) -> tuple[dict[int, int], list[str]]:
