@@ -93,6 +93,16 @@ def test_a_full_disk_fails_a_job_and_not_the_queue(servers: Servers, monkeypatch
     assert not [p.name for p in servers.folder.iterdir() if p.name.startswith(".")]
 
 
+def test_a_package_that_cannot_be_imported_is_named_with_its_way_out(servers: Servers) -> None:
+    runner, work = servers.open(), servers.work
+    work.fail_at = {1: ImportError("DLL load failed", name="peft.tuners")}
+    work.permit(2 * STEPS)
+    failed = runner.wait(runner.submit(spec("a"), Payload()).id, timeout=10)
+    assert failed.state == FAILED and "peft cannot be imported (DLL load failed)" in failed.status.message
+    assert "pip install --force-reinstall peft" in failed.status.message
+    assert runner.wait(runner.submit(spec("b"), Payload()).id, timeout=10).state == DONE
+
+
 def test_an_unforeseen_error_starts_another_thread(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     runner, work = servers.open(), servers.work
     tidy, left = runner._board.tidy, [1]

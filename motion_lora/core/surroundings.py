@@ -60,6 +60,15 @@ def is_broken(package: str, module: str = "") -> bool:
     return False
 
 
+def way_out_of(error: ImportError) -> str:
+    """One line for a package that was needed and cannot be imported."""
+    package = (error.name or "").split(".")[0]
+    reason = " ".join(str(error).split())[:200]
+    if not package:
+        return f"a package cannot be imported ({reason}): install the requirements again"
+    return f"{package} cannot be imported ({reason}): install it again, pip install --force-reinstall {package}"
+
+
 def warn(package: str, reason: str) -> None:
     """One line for a package that is left unused."""
     logger.warning(
