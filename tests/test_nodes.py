@@ -389,6 +389,22 @@ def test_a_download_that_was_cut_off_goes_on(host: Host, monkeypatch: pytest.Mon
     assert asked == [("zeroscope_v2_576w", unet.parent)]
 
 
+def test_a_machine_without_a_network_says_so(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which HTTP library the hub's client uses, and so what it raises, changes with its version."""
+    hub = pytest.importorskip("huggingface_hub")
+    from huggingface_hub.errors import HfHubHTTPError
+
+    network = [one for one in HfHubHTTPError.__mro__ if issubclass(one, Exception) and one is not Exception][-1]
+    unreachable = type("ConnectError", (network,), {"__init__": lambda self: Exception.__init__(self, "refused")})
+
+    def fail(*unused: object, **more: object) -> None:
+        raise unreachable
+
+    monkeypatch.setattr(hub.HfApi, "list_repo_files", fail)
+    with pytest.raises(host.library("core.errors").ModelError, match=r"ConnectError: .*check the connection"):
+        host.module("comfy.models")._fetch("zeroscope_v2_576w")
+
+
 @pytest.mark.parametrize(
     ("files", "lacks"),
     [

@@ -31,7 +31,6 @@ BROKEN_PACKAGES = {
     "xformers": {"xformers/__init__.py": "", "xformers/ops.py": "raise ImportError('DLL load failed')"},
     "flash_attn": {"flash_attn/__init__.py": "raise OSError('undefined symbol: _ZN3c104cuda')"},
     "gguf": {"gguf/__init__.py": "raise ValueError('numpy.dtype size changed, may indicate binary incompatibility')"},
-    "scipy": {"scipy/__init__.py": "", "scipy/stats.py": "raise ImportError('numpy.core.multiarray failed to import')"},
     "bitsandbytes": {"bitsandbytes/__init__.py": "raise RuntimeError('CUDA Setup failed despite GPU being available')"},
 }
 VERSIONS = {
@@ -40,7 +39,6 @@ VERSIONS = {
     "flash_attn": "2.8.0",
     "bitsandbytes": "0.45.0",
     "gguf": "0.17.0",
-    "scipy": "1.11.0",
 }
 
 

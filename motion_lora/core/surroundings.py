@@ -23,7 +23,6 @@ _OF_DIFFUSERS = {
     "sageattention": ("sageattention", "_sageattention_available"),
     "bitsandbytes": ("bitsandbytes", "_bitsandbytes_available"),
     "gguf": ("gguf", "_gguf_available"),
-    "scipy": ("scipy.stats", "_scipy_available"),
     "torch_npu": ("torch_npu", "_torch_npu_available"),
     "flashinfer": ("flashinfer", "_flashinfer_available"),
     "optimum": ("optimum.quanto", "_optimum_quanto_available"),

@@ -141,12 +141,19 @@ def _fetch(name: str, folder: Path | None = None) -> Path:
     try:
         wanted = _wanted_files(HfApi().list_repo_files(KNOWN[name]))
         snapshot_download(KNOWN[name], allow_patterns=wanted, local_dir=target)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (*_errors_of(HfHubHTTPError), LocalEntryNotFoundError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
         raise ModelError(
-            f"{KNOWN[name]} could not be downloaded ({type(error).__name__}): check the connection, or put its "
-            f"diffusers folder at {target}"
+            f"{KNOWN[name]} could not be downloaded ({type(error).__name__}: {reason}): check the connection and the "
+            f"space in {target.parent}, run it again, which goes on where it stopped, or put its diffusers folder at "
+            f"{target}"
         ) from error
     return target
+
+
+def _errors_of(kind: type[Exception]) -> tuple[type[Exception], ...]:
+    """A library's error with all that it is made of: those of the HTTP library that it happens to use."""
+    return tuple(one for one in kind.__mro__ if issubclass(one, Exception) and one is not Exception)
 
 
 def _wanted_files(listed: list[str]) -> list[str]:
