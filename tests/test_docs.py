@@ -77,7 +77,8 @@ def test_every_section_shows_its_picture() -> None:
 
 
 def test_every_method_is_drawn() -> None:
-    assert {row.source[0] for row in training_rows() if row.source} == set(METHODS)
+    # Those on joint attention look like the ones that they are carried over from.
+    assert {row.source[0] for row in training_rows() if row.source} == {n for n in METHODS if "joint-" not in n}
     for name in ("motiondirector", "separate-motion-appearance"):
         drawn = {row.source for row in training_rows() if row.source and row.source[0] == name}
         assert drawn == {(name, 0, 0), (name, 0, 1)}
