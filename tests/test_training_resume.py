@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from training_samples import Listener, in_dtype, quick, sample_clip, small_pipeline
 
 import motion_lora.training.checkpoint as state
+from motion_lora.core import disk
 from motion_lora.core.errors import OutputError, SettingsError, TrainingError
 from motion_lora.training import TrainResult, train, train_absorber
 
@@ -180,6 +182,28 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(pipeline, clips,
     assert same(train(pipeline, clips, settings, callback=listener, checkpoint=tmp_path), whole_run)
     assert [report.step for report in listener.heard] == [2, 3, 4]
     assert "is damaged" in caplog.text and "going on from step 1" in caplog.text
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    """A virus scanner holds it for a moment, or the right to it is missing: it is whole, and newer than the other."""
+    keeper = state.Keeper(tmp_path, "mark", {}, ["motion"], torch.float32)
+    for step in (1, 2):
+        keeper.save(state.Progress({"look": {"a": torch.ones(2)}}, [], "motion", step), None)
+    opened, refusals = Path.open, []
+
+    def refuse(path, *args, **more):
+        if "0000002" in path.name and (len(refusals) < times or times < 0):
+            refusals.append(path)
+            raise PermissionError(13, "in use", str(path))
+        return opened(path, *args, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(disk, "_PAUSES", (0.0, 0.0))
+    times = 1
+    assert state.Keeper(tmp_path, "mark", {}, ["motion"], torch.float32).open().step == 2 and refusals
+    times = -1
+    with pytest.raises(TrainingError, match="in use"):
+        state.Keeper(tmp_path, "mark", {}, ["motion"], torch.float32).open()
 
 
 def test_what_is_kept_beside_a_checkpoint_is_made_again_when_it_is_damaged(tmp_path):

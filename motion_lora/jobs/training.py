@@ -12,7 +12,16 @@ from pathlib import Path
 
 from ..base.pipeline import VideoPipeline
 from ..core.absorber import Absorber
-from ..core.disk import check_space, check_target, free_path, path_inside, plain_fault, safe_name, write_atomically
+from ..core.disk import (
+    check_space,
+    check_target,
+    free_path,
+    path_inside,
+    plain_fault,
+    retried,
+    safe_name,
+    write_atomically,
+)
 from ..core.errors import MotionLoRAError, OutputError, TrainingError
 from ..core.lora import LoRA
 from ..evaluate.validation import ValidationPlan
@@ -163,7 +172,7 @@ class TrainingWork:
         if step < sum(spec.plan.values()):
             target = target.with_name(f"{target.stem}-{step:06d}{target.suffix}")
         _retitle(spec, folder)
-        data = (folder / RESULT).read_bytes()
+        data = retried((folder / RESULT).read_bytes)
         mark = hashlib.sha256(data).hexdigest()
         chosen = _published_before(folder, mark, target) or free_path(target)
         while not _holds(chosen, data):

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.disk import check_target, remove_files, remove_if_empty, write_atomically
+from ..core.disk import check_target, remove_files, remove_if_empty, retried, write_atomically
 from ..core.errors import LoRAFileError, SettingsError, TrainingError
 from ..files.container import read_header, read_tensors, serialize
 from .reports import StepReport
@@ -137,7 +137,8 @@ class Keeper:
             self._former = _tensors_of(self.folder / FORMER) if has_former else ""
             return progress
         except TrainingError as damage:
-            if not has_former:
+            # What may not be read is not damaged: the right to it can be given back.
+            if not has_former or isinstance(_first_cause(damage), PermissionError):
                 raise
             progress = self._read(self.folder / FORMER)
             _log.warning("%s The one before it is whole: going on from step %d.", damage, progress.step)
@@ -146,7 +147,7 @@ class Keeper:
     def _read(self, file: Path) -> Progress:
         """The progress that an index speaks of; its tensors wait for `restore`. Raises SettingsError, TrainingError."""
         try:
-            index = _whole(json.loads(file.read_text(encoding="utf-8")))
+            index = _whole(json.loads(retried(lambda: file.read_text(encoding="utf-8"))))
             self._require_same_run(index)
             tensors = read_tensors(_sound(file.parent / index["tensors"], index.get("sha256")), own=True)
             progress, scaler = _progress_from(index, tensors), dict(index["scaler"])
@@ -276,6 +277,12 @@ def _text_digest(index: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
 
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _tensors_of(index: Path) -> str:
     """The file of tensors that an index speaks of; "" where it cannot be read."""
     try:
@@ -288,7 +295,7 @@ def _sound(path: Path, digest: str | None) -> Path:
     """The path of a file whose content is what was written. Raises ValueError, OSError."""
     if digest is not None:
         found = hashlib.sha256()
-        with path.open("rb") as file:
+        with retried(lambda: path.open("rb")) as file:
             while block := file.read(2**20):
                 found.update(block)
         if found.hexdigest() != digest:
