@@ -20,6 +20,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 SLOW_FILES = {
     f"test_{name}.py"
     for name in [
+        "ade",
+        "animatediff_files",
         "backbone_matrix",
         "bench",
         "choice",
@@ -29,6 +31,7 @@ SLOW_FILES = {
         "cli_train",
         "clips",
         "compare",
+        "composed",
         "convolution_targets",
         "demo",
         "full_size",
@@ -58,6 +61,7 @@ SLOW_FILES = {
         "training_resume",
         "transfer",
         "web",
+        "windows",
         "workflows",
     ]
 }

@@ -119,6 +119,10 @@ class Backbone(ABC):
     frames_alone: ClassVar[bool] = True
     """Whether the latents of a clip are those of its frames one by one; if not, one of them is no frame's latent."""
 
+    def prepare(self, network: nn.Module) -> None:
+        """Change a network that was just loaded so that it computes as the tools do which take its LoRAs."""
+        return
+
     # Layers by their name alone ---------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -23,6 +23,7 @@ from ..core.errors import ClipError, SettingsError
 from ..core.identity import BaseIdentity
 from ..core.process import UNIFORM
 from . import codec, text
+from .composed import read_composed
 from .identity import identify
 from .loading import read_folder
 from .noise import Process, noise_schedule, prediction_type
@@ -62,19 +63,33 @@ class VideoPipeline:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto", variant: str | None = None
+        cls,
+        folder: str | Path,
+        *,
+        motion_module: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        variant: str | None = None,
     ) -> VideoPipeline:
         """Load a diffusers folder with unet/, vae/, text_encoder/, tokenizer/ and scheduler/.
 
+        With `motion_module` (AnimateDiff's file, or a diffusers MotionAdapter folder) `folder` is Stable Diffusion 1.5:
+        a checkpoint file or a diffusers folder; `tokenizer` is CLIP's folder of words, see `composed.find_tokenizer`.
         `device` is "auto" or a torch device name, `dtype` one of "auto", "fp32", "fp16", "bf16"; `variant` picks
         weight files such as `*.fp16.safetensors`, None takes what there is. Raises ModelError for a folder that is
         no such model, SettingsError for a device or dtype that is not there.
         """
         folder = Path(folder).expanduser()
+        module = None if motion_module is None else Path(motion_module).expanduser()
         target, precision = pick_device(device), pick_dtype(dtype, pick_device(device))
         # A host such as ComfyUI may run this in inference mode; weights made there could never be trained around.
         with torch.inference_mode(False):
-            parts = read_folder(folder, precision, variant)
+            if module is None:
+                parts = read_folder(folder, precision, variant)
+            else:
+                parts = read_composed(folder, module, precision, variant, tokenizer)
+            of_network(parts.unet).prepare(parts.unet)
             identity = identify(parts.unet, str(parts.about.get("name", _folder_name(folder))))
             return cls(
                 unet=moved(parts.unet, target),

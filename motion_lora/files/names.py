@@ -89,6 +89,11 @@ def is_diffusers(source: Source) -> bool:
     return _dialect_in(source) == "diffusers"
 
 
+def is_animatediff(source: Source) -> bool:
+    """Whether a file has the keys of AnimateDiff's own tools."""
+    return is_diffusers(source) and any(".temporal_transformer." in key for key in source.shapes)
+
+
 def is_loralib(source: Source) -> bool:
     """Whether a file has the keys of diffusers or ComfyUI."""
     return _dialect_in(source) == "loralib"
