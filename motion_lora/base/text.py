@@ -19,13 +19,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 logger = logging.getLogger(__name__)
 
-<<<<<<< HEAD
 # How other programs write that a word counts more or less.
 _WEIGHT = re.compile(r"\([^()]+:\s*[0-9]*\.?[0-9]+\s*\)")
-=======
 # T5 has relative positions and no end; the models that read it were trained with so many.
 _WITHOUT_POSITIONS = 512
->>>>>>> main
 
 # One for all: a text takes microseconds, and two replicas may hold one tokenizer without knowing of each other.
 _lock = threading.Lock()
