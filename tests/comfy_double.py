@@ -392,6 +392,7 @@ class Host:
     def _folder_paths(self) -> dict[str, Any]:
         known: dict[str, tuple[list[str], set[str]]] = {
             "diffusers": ([str(self.folder / "models/diffusers")], {"folder"}),
+            "checkpoints": ([str(self.folder / "models/checkpoints")], {".safetensors", ".ckpt"}),
             "clip_vision": ([str(self.folder / "models/clip_vision")], {".safetensors", ".pth"}),
             "loras": ([str(self.folder / "models/loras"), str(self.folder / "output/loras")], {".safetensors", ".pt"}),
         }
