@@ -109,7 +109,7 @@ def _load_composed(name: str, device: str, dtype: str, make_room: Callable[[int]
     places = [part for part in range(len(name)) if name.startswith(_PLUS, part)]
     pairs = [(name[:place], name[place + len(_PLUS) :]) for place in places]
     listed = folders.checkpoint_names(), folders.motion_module_names()
-    pair = next((pair for pair in pairs if pair[0] in listed[0] and pair[1] in listed[1]), pairs[0])
+    pair = max(pairs, key=lambda pair: (pair[0] in listed[0]) + (pair[1] in listed[1]))
     checkpoint, module = folders.checkpoint_path(pair[0]), folders.motion_module_path(pair[1])
     make_room(sum(_size_of_weights(path) for path in (checkpoint, module)))
     return VideoPipeline.load(
