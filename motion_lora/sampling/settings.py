@@ -64,7 +64,7 @@ def _faults(pipeline: VideoPipeline, settings: SampleSettings, editing: bool) ->
     texts: dict[str, object] = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
     yield from (f"{name} is {text!r}; it must be text" for name, text in texts.items() if not isinstance(text, str))
     yield from (wrong_frames := list(_whole("num_frames", settings.num_frames, 1, MAX_FRAMES)))
-    wrong_windows = list(_window_faults(settings))
+    wrong_windows = list(_window_faults(pipeline, settings))
     yield from wrong_windows
     if not wrong_frames and not wrong_windows:
         yield from _frames_faults(pipeline, settings)
@@ -81,12 +81,14 @@ def _faults(pipeline: VideoPipeline, settings: SampleSettings, editing: bool) ->
     yield from _edit_faults(settings, editing)
 
 
-def _window_faults(settings: SampleSettings) -> Iterator[str]:
+def _window_faults(pipeline: VideoPipeline, settings: SampleSettings) -> Iterator[str]:
     wrong = list(_whole("context_frames", settings.context_frames, 0, MAX_FRAMES))
     yield from wrong
     if not wrong and 0 < settings.context_frames < (settings.num_frames or 0):
         most = settings.context_frames - 1
         yield from _whole("context_overlap", settings.context_overlap, 0, most)
+    if settings.context_frames and not pipeline.backbone.frames_alone:
+        yield f"context_frames is {settings.context_frames}, where the base sees whole clips; leave it at 0"
     loop: object = settings.loop
     if not isinstance(loop, bool):
         yield f"loop is {loop!r}; it must be true or false"
