@@ -93,7 +93,7 @@ def test_files_go_from_format_to_format(tmp_path):
     for kind in ("motion-lora", "kohya", "peft", "comfyui"):
         convert(source, tmp_path / f"{kind}.safetensors", kind)
         found = load_any(tmp_path / f"{kind}.safetensors").lora
-        assert found.backbone == "wan"
+        assert found.backbone == "wan" and load_any(tmp_path / f"{kind}.safetensors").format == kind
         assert all(torch.equal(found.layers[m].delta(), load_any(source).lora.layers[m].delta()) for m in lora)
     with pytest.raises(LoRAFileError, match="a LoRA for Wan, a diffusion transformer"):
         load_any(source, tiny_pipeline(levels=2).unet)
