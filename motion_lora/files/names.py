@@ -58,6 +58,8 @@ class Key(NamedTuple):
 
 def parse_key(key: str) -> Key | None:
     """The meaning of a key, or None for one that no dialect has."""
+    # torch.compile's wrapper, around a network or any of its modules, is none of it.
+    key = key.replace("_orig_mod.", "").replace("_orig_mod_", "")
     found = _KOHYA.fullmatch(key)
     if found:
         module = dotted(found["module"].removeprefix("_"))  # some trainers of Wan-Fun write two underscores

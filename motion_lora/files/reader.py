@@ -197,7 +197,7 @@ def _configured_scale(name: str, part: str, module: str, rank: int, config: Mapp
     try:
         alpha = float(_pattern_value(name, module, own.get("alpha_pattern"), own.get("lora_alpha", rank)))
         said = int(_pattern_value(name, module, own.get("rank_pattern"), own.get("r", rank)))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise LoRAFileError(f"{name}: its adapter configuration has no usable alpha for {module}") from error
     if said != rank or not math.isfinite(alpha):
         raise LoRAFileError(f"{name}: {module} has rank {rank}, its adapter configuration says {said}, alpha {alpha}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...motion_lora.backbones.classes import is_video_network
 from ...motion_lora.core.errors import ModelError
-from . import folders, server
+from . import folders, memory, server
 
 if TYPE_CHECKING:
     from ...motion_lora.base.pipeline import VideoPipeline
@@ -38,7 +38,10 @@ def load(name: str, dtype: str = "auto", download: bool = False) -> VideoPipelin
 
     Raises ModelError when it is not there, with the way to get it.
     """
-    return _shared(name, dtype, download, server.make_room)
+    pipeline = _shared(name, dtype, download, server.make_room)
+    # From now on ComfyUI may unload it.
+    with memory.at_work(pipeline):
+        return pipeline
 
 
 def recipe_of(pipeline: VideoPipeline) -> dict[str, str]:
@@ -50,14 +53,20 @@ def load_again(recipe: Mapping[str, str]) -> VideoPipeline:
     """The base of a job that was left behind. Raises ModelError when it is not there any more."""
     if "name" not in recipe:
         raise ModelError("this job does not say how its base model was loaded: run its workflow to go on with it")
-    return _shared(recipe["name"], recipe.get("dtype", "auto"), False, lambda size: server.make_room_between_prompts())
+    # ComfyUI does not know of it until a prompt uses it: on the device it is for the job alone.
+    ask = lambda size: server.make_room_between_prompts()  # noqa: E731
+    return _shared(recipe["name"], recipe.get("dtype", "auto"), False, ask, stays=False)
 
 
-def _shared(name: str, dtype: str, download: bool, make_room: Callable[[int], None]) -> VideoPipeline:
+def _shared(
+    name: str, dtype: str, download: bool, make_room: Callable[[int], None], *, stays: bool = True
+) -> VideoPipeline:
     with _loading:
         pipeline = _loaded.get((name, dtype))
         if pipeline is None:
             pipeline = _load(name, dtype, download, make_room)
+            if not stays:
+                pipeline.send_away()
             _loaded[(name, dtype)] = pipeline
             _recipes[pipeline] = {"name": name, "dtype": dtype}
         return pipeline
@@ -133,12 +142,19 @@ def _fetch(name: str, folder: Path | None = None) -> Path:
     try:
         wanted = _wanted_files(HfApi().list_repo_files(KNOWN[name]))
         snapshot_download(KNOWN[name], allow_patterns=wanted, local_dir=target)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (*_errors_of(HfHubHTTPError), LocalEntryNotFoundError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
         raise ModelError(
-            f"{KNOWN[name]} could not be downloaded ({type(error).__name__}): check the connection, or put its "
-            f"diffusers folder at {target}"
+            f"{KNOWN[name]} could not be downloaded ({type(error).__name__}: {reason}): check the connection and the "
+            f"space in {target.parent}, run it again, which goes on where it stopped, or put its diffusers folder at "
+            f"{target}"
         ) from error
     return target
+
+
+def _errors_of(kind: type[Exception]) -> tuple[type[Exception], ...]:
+    """A library's error with all that it is made of: those of the HTTP library that it happens to use."""
+    return tuple(one for one in kind.__mro__ if issubclass(one, Exception) and one is not Exception)
 
 
 def _wanted_files(listed: list[str]) -> list[str]:
