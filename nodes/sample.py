@@ -95,6 +95,32 @@ class SampleVideo(io.ComfyNode):
                     optional=True,
                     tooltip="Share of the steps that are run on the connected source: 1 leaves little of it, 0.3 most.",
                 ),
+                io.Int.Input(
+                    "context_frames",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For more frames than the base model was made for: denoise them in overlapping windows of "
+                    "so many, 16 for AnimateDiff and ModelScope, 8 for the playground. 0: all at once.",
+                ),
+                io.Int.Input(
+                    "context_overlap",
+                    default=4,
+                    min=0,
+                    max=1023,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Frames that neighbouring windows share: more is smoother and slower.",
+                ),
+                io.Boolean.Input(
+                    "loop",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="With windows: join the end of the video to its beginning, so that it can be repeated.",
+                ),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images", tooltip="The frames."),

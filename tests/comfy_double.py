@@ -413,6 +413,7 @@ class Host:
     def _folder_paths(self) -> dict[str, Any]:
         known: dict[str, tuple[list[str], set[str]]] = {
             "diffusers": ([str(self.folder / "models/diffusers")], {"folder"}),
+            "checkpoints": ([str(self.folder / "models/checkpoints")], {".safetensors", ".ckpt"}),
             "clip_vision": ([str(self.folder / "models/clip_vision")], {".safetensors", ".pth"}),
             "diffusion_models": ([str(self.folder / "models/diffusion_models")], {".safetensors"}),
             "vae": ([str(self.folder / "models/vae")], {".safetensors"}),

@@ -466,3 +466,32 @@ def test_a_trimmed_video_is_read_from_its_file(host: Host, tmp_path: Path) -> No
             video=TrimmedVideo(str(tmp_path / "clip.mp4"), 1.0, 0.5),
             **{**cut, "num_frames": 5},
         )
+
+
+# AnimateDiff ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_and_a_motion_module_are_a_base(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sd15_files import adapter, write_checkpoint, write_module
+
+    checkpoint = write_checkpoint(host.folder / "models/checkpoints/a + b.safetensors")
+    module = host.folder / "models/animatediff_models/v3.ckpt"
+    module.parent.mkdir(parents=True, exist_ok=True)
+    write_module(module, adapter(mid=False))
+    adapter().save_pretrained(host.folder / "models/diffusers/adapter")
+    inputs = host.nodes["MotionLoRA_LoadT2VModel"].info()["input"]["optional"]
+    assert inputs["checkpoint"][1]["options"][:2] == ["none", "a + b.safetensors"]
+    assert inputs["motion_module"][1]["options"] == ["none", "v3.ckpt", "adapter"]
+    models, error = host.module("comfy.models"), host.library("core.errors").ModelError
+    assert models.names()[-1] == models.COMPOSED
+    monkeypatch.setattr(host.module("comfy.folders"), "clip_words", lambda: checkpoint.parent / "tokenizer")
+    given = {"model": models.COMPOSED, "checkpoint": "a + b.safetensors"}
+    made = host.run("MotionLoRA_LoadT2VModel", **given, motion_module="v3.ckpt").args[0]
+    assert (made.backbone.name, made.identity.name) == ("animatediff", "a + b + v3")
+    assert models.load_again(models.recipe_of(made)) is made
+    other = host.run("MotionLoRA_LoadT2VModel", **given, motion_module="adapter").args[0]
+    assert other.identity.name == "a + b + adapter"
+    with pytest.raises(error, match="`motion_module` is none: choose one; files in models/animatediff_models"):
+        host.run("MotionLoRA_LoadT2VModel", **given)
+    with pytest.raises(error, match="there is no file 'gone'"):
+        host.run("MotionLoRA_LoadT2VModel", **given, motion_module="gone")

@@ -174,9 +174,8 @@ def _check_is_model(folder: Path) -> None:
 def _check_kind_of_unet(folder: Path) -> None:
     """Before missing parts are listed: what else it is explains more than what it lacks."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-    if (folder / "unet" / "config.json").is_file() and _class_of(folder) in NETWORK_CLASSES:
-        return
-    if (folder / "motion_adapter").is_dir() or "motion_adapter" in index:
+    known = (folder / "unet" / "config.json").is_file() and _class_of(folder) in NETWORK_CLASSES
+    if not known and ((folder / "motion_adapter").is_dir() or "motion_adapter" in index):
         of_class("MotionAdapter", f"{folder / 'motion_adapter'}")
     if "transformer" in index or (folder / "transformer").is_dir():
         raise ModelError(

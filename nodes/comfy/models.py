@@ -22,15 +22,32 @@ KNOWN: Mapping[str, str] = {
     "zeroscope_v2_576w": "cerspense/zeroscope_v2_576w",
 }
 
+COMPOSED = "checkpoint + motion module (AnimateDiff)"
+NONE = "none"
+_PLUS = " + "
+
 _loading = threading.Lock()
 _loaded: weakref.WeakValueDictionary[tuple[str, str], VideoPipeline] = weakref.WeakValueDictionary()
 _recipes: weakref.WeakKeyDictionary[VideoPipeline, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
 def names() -> list[str]:
-    """The playground, every folder that holds a text-to-video model, and the known bases that are still missing."""
+    """The playground, every folder that holds a text-to-video model, the known bases that are still missing, and the
+    one that is put together.
+    """
     found = list(_folders())
-    return [PLAYGROUND, *found, *(name for name in KNOWN if name not in found)]
+    return [PLAYGROUND, *found, *(name for name in KNOWN if name not in found), COMPOSED]
+
+
+def composed_name(checkpoint: str, motion_module: str) -> str:
+    """The name of a base that is put together. Raises ModelError where one of the two is not chosen."""
+    for name, chosen, folder in (
+        ("checkpoint", checkpoint, "models/checkpoints"),
+        ("motion_module", motion_module, "models/animatediff_models"),
+    ):
+        if chosen == NONE:
+            raise ModelError(f"`{name}` is none: choose one; files in {folder} are listed after R")
+    return f"{checkpoint}{_PLUS}{motion_module}"
 
 
 def load(name: str, dtype: str = "auto", download: bool = False) -> VideoPipeline:
@@ -81,6 +98,8 @@ def _load(name: str, dtype: str, download: bool, make_room: Callable[[int], None
     if name == PLAYGROUND:
         return load_playground(device=device, dtype="fp32" if dtype == "auto" else dtype)
     folder = _folders().get(name)
+    if folder is None and _PLUS in name:
+        return _load_composed(name, device, dtype, make_room)
     # A download that was cut off leaves a folder behind; asking again fetches only what is missing.
     if name in KNOWN and (folder is None or lacks_weights(folder)):
         if not download:
@@ -90,6 +109,21 @@ def _load(name: str, dtype: str, download: bool, make_room: Callable[[int], None
         raise ModelError(_how_to_get(name))
     make_room(_size_of_weights(folder))
     return VideoPipeline.load(folder, device=device, dtype=dtype)
+
+
+def _load_composed(name: str, device: str, dtype: str, make_room: Callable[[int], None]) -> VideoPipeline:
+    from ...motion_lora.base.pipeline import VideoPipeline
+
+    # A name of a file may have the sign too: the right place is where both are listed.
+    places = [part for part in range(len(name)) if name.startswith(_PLUS, part)]
+    pairs = [(name[:place], name[place + len(_PLUS) :]) for place in places]
+    listed = folders.checkpoint_names(), folders.motion_module_names()
+    pair = max(pairs, key=lambda pair: (pair[0] in listed[0]) + (pair[1] in listed[1]))
+    checkpoint, module = folders.checkpoint_path(pair[0]), folders.motion_module_path(pair[1])
+    make_room(sum(_size_of_weights(path) for path in (checkpoint, module)))
+    return VideoPipeline.load(
+        checkpoint, motion_module=module, tokenizer=folders.clip_words(), device=device, dtype=dtype
+    )
 
 
 def _folders() -> dict[str, Path]:
@@ -125,9 +159,11 @@ def _how_to_get(name: str) -> str:
 
 
 def _size_of_weights(folder: Path) -> int:
-    """In bytes; of pickles only where a part has nothing else."""
+    """In bytes, of a file or a folder; of pickles only where a part has nothing else."""
+    if folder.is_file():
+        return folder.stat().st_size
     total = 0
-    for part in [path for path in folder.iterdir() if path.is_dir()]:
+    for part in [folder, *(path for path in folder.iterdir() if path.is_dir())]:
         safe = list(part.glob("*.safetensors"))
         total += sum(path.stat().st_size for path in safe or part.glob("*.bin"))
     return total
