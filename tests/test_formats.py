@@ -433,8 +433,8 @@ def test_without_metadata_exports_say_nothing(tmp_path, unet):
     assert set(found) == {"format", "lora_adapter_metadata"}
 
 
-# The other two hold attention layers alone, one of them of AnimateDiff: tests/test_animatediff_files.py.
-@pytest.mark.parametrize("kind", [name for name in written() if name not in ("animatediff", "diffusers")])
+# The others are of one backbone or of attention layers alone: tests/test_animatediff_files.py, tests/test_wan_files.py.
+@pytest.mark.parametrize("kind", [name for name in written() if name not in ("animatediff", "comfyui", "diffusers")])
 def test_convert_from_every_kind_to_every_kind(tmp_path, unet, kind):
     lora = everything_sample(unet)
     sources = [

@@ -325,7 +325,7 @@ class VideoPipeline:
 
     def _settle(self) -> None:
         moved(self.unet, torch.device("cpu") if self._home.absent else self.device)
-        for module in (self.text_encoder, self.vae):
+        for module in self._encoders:
             with self._place_of(module).lock:
                 self._park(module)
 
@@ -339,11 +339,16 @@ class VideoPipeline:
             self._shift_offloaders(-1)
 
     def _shift_offloaders(self, change: int) -> None:
-        for module in (each for each in (self.text_encoder, self.vae) if each is not None):
+        for module in self._encoders:
             place = self._place_of(module)
             with place.lock:
                 place.offloaders += change
                 self._park(module)
+
+    @property
+    def _encoders(self) -> list[nn.Module]:
+        """Text encoder, where it has one, and VAE."""
+        return [module for module in (self.text_encoder, self.vae) if module is not None]
 
     @contextmanager
     def _encoder(self, module: AnyModule) -> Iterator[AnyModule]:

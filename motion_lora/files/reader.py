@@ -115,6 +115,13 @@ def read_native(source: Source, read_for: ReadFor) -> ImportReport:
     return replace(report, lora=lora, format="animatediff")
 
 
+def read_comfyui(source: Source, read_for: ReadFor) -> ImportReport:
+    """PEFT's factors under ComfyUI's own names. Raises LoRAFileError."""
+    report = read_named(source, read_for)
+    lora = report.lora.with_metadata(**_origin(source, "comfyui"))
+    return replace(report, lora=lora, format="comfyui")
+
+
 def _parsed_keys(source: Source, backbone: Backbone) -> dict[str, Key]:
     """Every key must mean something, and no two the same: what is not understood would be left out in silence."""
     keys = {key: _own_name(parse_key(key), backbone) for key in source.shapes}
