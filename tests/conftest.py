@@ -48,6 +48,8 @@ SLOW_FILES = {
         "nodes_methods",
         "nodes_training",
         "older_files",
+        "plans",
+        "preflight",
         "pretrain",
         "probe",
         "real_clips",
