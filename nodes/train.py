@@ -10,7 +10,7 @@ from ..motion_lora.jobs import APPEARANCE_ABSORBER, BEST, CLIP_MODEL, LAST, LPIP
 from ..motion_lora.methods.table import ABSORBERS, METHODS
 from ..motion_lora.methods.tuning import AUTO
 from ..motion_lora.training.settings import SETTINGS
-from .comfy import jobs, models, plans, server
+from .comfy import jobs, memory, models, plans, server
 from .comfy.sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, TrainOptions, io
 from .widgets import metrics, previews
 from .widgets.enums import TEMPORAL_TARGETS
@@ -210,6 +210,7 @@ async def _train(
     measured_by = metrics.named(*(widgets.get(kind, metrics.NONE) for kind in (CLIP_MODEL, LPIPS_WEIGHTS)))
     settings = settings_from(inputs.pipeline, widgets)
     _check(kind, inputs, settings)
+    previews.remark(node, inputs.pipeline, preview.prompt, *(validation.prompts if validation is not None else ()))
     if validation is not None:
         frames = inputs.clips[0].frames
         check_validation(validation, inputs.pipeline, frames, settings, keep_best=keep == BEST)
@@ -229,7 +230,7 @@ async def _train(
         yields=widgets["pause_while_generating"],
     )
     if widgets["retrain"] or not jobs.is_made(spec.fingerprint):
-        server.make_room_for_training()
+        memory.make_room_for_training(inputs.pipeline)
         await asyncio.to_thread(plans.require_memory, inputs, settings, absorber_only=kind == APPEARANCE_ABSORBER)
     again = jobs.continuation_of(hidden.prompt, hidden.extra_pnginfo, hidden.unique_id)
     job = await jobs.run_job(

@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -87,6 +88,10 @@ class Text:
         """The text of one prompt for `count` clips, without copying it."""
         return self._each(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
 
+    def part(self, start: int, stop: int) -> Text:
+        """The text of these prompts alone."""
+        return self._each(lambda tensor: tensor[start:stop])
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Text:
         return Text({name: change(tensor) for name, tensor in self.tensors.items()})
 
@@ -102,6 +107,8 @@ class Backbone(ABC):
     """The models that have it, for messages."""
     reference_config: ClassVar[Mapping[str, Any]]
     """The network that files mean which name no other: of ModelScope, of Stable Diffusion 1.5 with a v3 module."""
+    sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    """Configs of its released sizes by the name that a command line gives them, to count and to check files."""
     architecture: ClassVar[tuple[str, ...]]
     """Config entries that make two networks the same network; others differ between library versions."""
     process: ClassVar[str] = DIFFUSION
@@ -132,6 +139,10 @@ class Backbone(ABC):
     @abstractmethod
     def block_place(self, block: str) -> tuple[Any, ...]:
         """A sorting key: blocks in the order in which the network runs them."""
+
+    def config_fault(self, config: Mapping[str, Any]) -> str:
+        """What a network of this class with such a config is, where it is another kind of model; empty where not."""
+        return ""
 
     # Layers of a network ----------------------------------------------------------------------------------------------
 

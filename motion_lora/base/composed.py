@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -48,7 +47,7 @@ class _Image:
 
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]
-    vae: AutoencoderKL
+    vae: Any
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
 
@@ -140,7 +139,13 @@ def _from_checkpoint(place: Path, dtype: torch.dtype, variant: str | None, token
     return _Image(
         config,
         stable_diffusion.network_weights(tensors),
-        built(AutoencoderKL, vae, stable_diffusion.autoencoder_weights(tensors, vae), place, dtype),
+        built(
+            named(stable_diffusion.BACKBONE).vae_class,
+            vae,
+            stable_diffusion.autoencoder_weights(tensors, vae),
+            place,
+            dtype,
+        ),
         encoder,
         _fitting(read_tokenizer(find_tokenizer(place, tokenizer)), encoder, place),
     )
@@ -163,7 +168,7 @@ def _from_folder(place: Path, dtype: torch.dtype, variant: str | None, tokenizer
     return _Image(
         config,
         read_weights(files("unet")),
-        read_diffusers(AutoencoderKL, place / "vae", dtype, files("vae")),
+        read_diffusers(named(stable_diffusion.BACKBONE).vae_class, place / "vae", dtype, files("vae")),
         encoder,
         _fitting(read_tokenizer(words), encoder, place),
     )

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -50,9 +49,9 @@ class Parts:
     """The parts of a base model, on CPU in the asked dtype, frozen and in evaluation mode."""
 
     unet: nn.Module
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
     scheduler_config: Mapping[str, Any]
     about: Mapping[str, Any]
 
@@ -62,12 +61,12 @@ def read_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Parts:
 
     `variant` picks weight files such as `*.fp16.safetensors`; None takes the plain files, or the only variant there is.
     """
-    configs, about = check_folder(folder), _read_about(folder)
+    configs, about = check_folder(folder), read_about(folder)
     files = {part: weights_of(folder / part, name, dtype, variant) for part, name in _WEIGHT_NAMES.items()}
-    network = of_class(_class_of(folder), str(folder)).network_class
+    backbone = of_class(_class_of(folder), str(folder))
     return Parts(
-        unet=read_diffusers(network, folder / "unet", dtype, files["unet"]),
-        vae=read_diffusers(AutoencoderKL, folder / "vae", dtype, files["vae"]),
+        unet=read_diffusers(backbone.network_class, folder / "unet", dtype, files["unet"]),
+        vae=read_diffusers(backbone.vae_class, folder / "vae", dtype, files["vae"]),
         text_encoder=read_text_encoder(folder / "text_encoder", dtype, files["text_encoder"]),
         tokenizer=read_tokenizer(folder / "tokenizer"),
         scheduler_config=configs["scheduler"],
@@ -107,8 +106,16 @@ def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
 def lacks_weights(folder: Path) -> bool:
     """Whether a part of a model folder, or the weights of one, are not there: as after a download that was cut off."""
     parts = all(_has_part(folder, part) for part in _PART_FILES)
-    kinds = ("*.safetensors", "*.bin")
-    return not parts or not all(any(any((folder / part).glob(kind)) for kind in kinds) for part in _WEIGHT_NAMES)
+    return not parts or not all(_has_weights(folder / part) for part in _WEIGHT_NAMES)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether there is a file of weights, or all of its shards; an empty one is as good as none."""
+    names = [path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin") and path.stat().st_size]
+    whole = [name for name in names if not _SHARD.search(name)]
+    shards = {(_SHARD.sub("", name), _SHARD.findall(name)[0]) for name in names if _SHARD.search(name)}
+    promised = {(name, int(shard[-5:])) for name, shard in shards}
+    return bool(whole) or any(sum(name == one for one, _ in shards) == count for name, count in promised)
 
 
 def weights_of(folder: Path, stem: str, dtype: torch.dtype, variant: str | None) -> list[Path]:
@@ -167,9 +174,8 @@ def _check_is_model(folder: Path) -> None:
 def _check_kind_of_unet(folder: Path) -> None:
     """Before missing parts are listed: what else it is explains more than what it lacks."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-    if (folder / "unet" / "config.json").is_file() and _class_of(folder) in NETWORK_CLASSES:
-        return
-    if (folder / "motion_adapter").is_dir() or "motion_adapter" in index:
+    known = (folder / "unet" / "config.json").is_file() and _class_of(folder) in NETWORK_CLASSES
+    if not known and ((folder / "motion_adapter").is_dir() or "motion_adapter" in index):
         of_class("MotionAdapter", f"{folder / 'motion_adapter'}")
     if "transformer" in index or (folder / "transformer").is_dir():
         raise ModelError(
@@ -186,9 +192,10 @@ def _class_of(folder: Path) -> str:
 def _check_fit(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
     """Do the parts belong together? Raises ModelError."""
     unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
-    vae_class = vae.get("_class_name", "AutoencoderKL")
-    if vae_class != "AutoencoderKL":
-        raise ModelError(f"{folder / 'vae'} is a {vae_class}; the network needs the image autoencoder AutoencoderKL.")
+    needed = of_class(str(unet.get("_class_name")), str(folder)).vae_class.__name__
+    vae_class = vae.get("_class_name", needed)
+    if vae_class != needed:
+        raise ModelError(f"{folder / 'vae'} is a {vae_class}; the network needs the image autoencoder {needed}.")
     if "clip" not in str(text.get("model_type", "clip")):
         raise ModelError(
             f"{folder / 'text_encoder'} is a {text['model_type']} model; the network needs a CLIPTextModel."
@@ -320,7 +327,10 @@ def _old_name(name: str) -> str:
 
 
 def _filled(module: nn.Module, folder: Path, stored: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
-    """A network from the meta device with the tensors of its files, frozen and in evaluation mode."""
+    """A network from the meta device with the tensors of its files, frozen and in evaluation mode.
+
+    Modules that diffusers keeps in fp32 whatever the network runs in stay so here too.
+    """
     wanted = module.state_dict()
     _check_complete(folder, wanted.keys() - stored.keys())
     for name, tensor in wanted.items():
@@ -328,7 +338,9 @@ def _filled(module: nn.Module, folder: Path, stored: Mapping[str, Tensor], dtype
             shapes = f"{tuple(stored[name].shape)} in the weights and {tuple(tensor.shape)} by config.json"
             raise ModelError(f"{folder} does not fit together: {name} is {shapes}. Download the files again.")
     # Copied, for what safetensors gives is the file itself, which may be replaced while the model is in use.
-    module.load_state_dict({name: stored[name].to(dtype, copy=True) for name in wanted}, assign=True)
+    exact = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
+    kept = {name: torch.float32 if set(exact).intersection(name.split(".")) else dtype for name in wanted}
+    module.load_state_dict({name: stored[name].to(kept[name], copy=True) for name in wanted}, assign=True)
     return module.eval().requires_grad_(False)
 
 
@@ -356,7 +368,7 @@ def _unreadable(folder: Path, error: Exception) -> str:
     return f"{folder} cannot be loaded ({reason[:300]}). If the files are damaged, download them again."
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path) -> dict[str, Any]:
     """Optional `motion_lora.json` beside the parts: its "name", "num_frames", "fps", "guidance_scale"."""
     path = folder / "motion_lora.json"
     about = read_json(path) if path.is_file() else {}

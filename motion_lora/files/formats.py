@@ -111,6 +111,14 @@ _ROWS = (
         "writers:export_kohya",
     ),
     Format(
+        "comfyui",
+        "for video transformers (Wan): what ComfyUI's own Load LoRA applies",
+        "`diffusion_model.<module>.lora_A.weight`",
+        "names:is_comfyui",
+        "reader:read_comfyui",
+        "writers:export_native",
+    ),
+    Format(
         "peft",
         "what diffusers and PEFT read",
         "`<module>.lora_A.weight`",

@@ -26,12 +26,13 @@ _WIDTHS = {
 _IMAGE_WIDTHS = {768, 1024}
 _ROOT = r"^(?:base_model\.model\.)?(?:transformer\.|diffusion_model\.|model\.|lora_unet_|lora_transformer_|unet\.)?"
 # In the order in which they are tried; the first that any key matches is what the file is. Networks without a backbone.
-_BY_KEY = (
-    (rf"{_ROOT}blocks[._]\d+[._](?:self_attn|cross_attn|ffn)", "a LoRA for Wan, a diffusion transformer"),
+_TRANSFORMERS = (
     (r"double_blocks|single_blocks", "a LoRA for HunyuanVideo or Flux, diffusion transformers"),
     (r"single_transformer_blocks|joint_blocks|lora_transformer_", "a LoRA for Flux or SD3, diffusion transformers"),
     (rf"{_ROOT}transformer_blocks[._]\d+[._]", "a LoRA for LTX-Video, CogVideoX or another diffusion transformer"),
-    (r"^transformer\.|^lora_unet_layers_|^diffusion_model\.layers\.", "a LoRA for a diffusion transformer"),
+    (r"^transformer(?:_\d)?\.|^lora_unet_layers_|^diffusion_model\.layers\.", "a LoRA for a diffusion transformer"),
+)
+_BY_KEY = (
     (r"lora_te[12]_|^text_encoder_2\.|input_blocks|output_blocks", "an SDXL LoRA"),
     (r"attentions[._]\d+[._]transformer_blocks[._][1-9]", "an SDXL LoRA"),
     (
@@ -72,8 +73,10 @@ def refuse_foreign(source: Source, unet: nn.Module | None, backbone: Backbone) -
     for other in BACKBONES.values():
         if other is not backbone and other.recognises_keys(keys):
             raise LoRAFileError(_sentence(source.name, other.refusal, backbone))
-    for pattern, what in _BY_KEY:
-        if any(re.search(pattern, key) for key in keys):
+    foreign = [key for key in keys if backbone.own_keys is None or not backbone.own_keys.search(key)]
+    known = [(pattern, what, foreign) for pattern, what in _TRANSFORMERS]
+    for pattern, what, among in known + [(pattern, what, keys) for pattern, what in _BY_KEY]:
+        if any(re.search(pattern, key) for key in among):
             raise LoRAFileError(_sentence(source.name, what, backbone))
     refuse_embedding(source)
     for what, width in _said(source):

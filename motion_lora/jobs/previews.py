@@ -17,14 +17,17 @@ from ..sampling.loop import sample
 from ..sampling.settings import SampleSettings
 from .job import PreviewPlan
 
-SHEET, BASE = "sheet.png", "base.mp4"
+SHEET, BASE = "sheet.png", "base"
 _LEAST_SIDE = 256
 _ROWS = 6
 _WIDEST = 800
 
 
-def draw_preview(path: Path, pipeline: VideoPipeline, stack: AdapterStack, plan: PreviewPlan, clip: Clip) -> None:
-    """Sample the plan's prompt with the stack, in the clip's size and length, into an mp4. Raises MotionLoRAError."""
+def draw_preview(path: Path, pipeline: VideoPipeline, stack: AdapterStack, plan: PreviewPlan, clip: Clip) -> Path:
+    """Sample the plan's prompt with the stack, in the clip's size and length, into an mp4. Raises MotionLoRAError.
+
+    The file that it became: where no encoder is to be had, one of another ending.
+    """
     settings = SampleSettings(
         plan.prompt,
         num_frames=clip.num_frames,
@@ -35,7 +38,7 @@ def draw_preview(path: Path, pipeline: VideoPipeline, stack: AdapterStack, plan:
         seed=plan.seed,
     )
     video = sample(pipeline, settings, stack=stack)[0]
-    write_video(path, enlarged(video.frames), clip.fps)
+    return write_video(path, enlarged(video.frames), clip.fps)
 
 
 def draw_sheet(folder: Path, pipeline: VideoPipeline, plan: PreviewPlan, clip: Clip) -> None:
@@ -44,9 +47,9 @@ def draw_sheet(folder: Path, pipeline: VideoPipeline, plan: PreviewPlan, clip: C
     The base is sampled once, in the previews' words and noise. Of many previews the first and the last are shown.
     Raises MotionLoRAError, OSError.
     """
-    if not (base := folder / BASE).is_file():
-        draw_preview(base, pipeline, AdapterStack(), plan, clip)
-    drawn = sorted(path for path in folder.glob("*.mp4") if path.name != BASE)
+    base = next(folder.glob(f"{BASE}.*"), None)
+    base = base or draw_preview(folder / f"{BASE}.mp4", pipeline, AdapterStack(), plan, clip)
+    drawn = sorted(folder.glob("[0-9]*.*"))
     shown = [*drawn[:1], *drawn[1:][-(_ROWS - 1) :]]
     rows = [("reference", clip.frames), ("base", read_frames(base)[0])]
     rows += [(f"step {int(path.stem)}", read_frames(path)[0]) for path in shown]

@@ -56,12 +56,15 @@ class SampleSettings:
     )
     context_frames: int = setting(
         0,
-        "Denoise a longer video in windows of so many frames, all that the network sees at once; 0: no windows.",
+        "For more frames than the base model was made for: denoise them in overlapping windows of so many, 16 for "
+        "AnimateDiff and ModelScope, 8 for the playground. 0: all at once.",
         low=0,
         high=MAX_FRAMES,
     )
-    context_overlap: int = setting(4, "Frames that neighbouring windows share.", low=0, high=MAX_FRAMES)
-    loop: bool = setting(False, "Join the end of a video in windows to its beginning.")
+    context_overlap: int = setting(
+        4, "Frames that neighbouring windows share: more is smoother and slower.", low=0, high=MAX_FRAMES
+    )
+    loop: bool = setting(False, "With windows: join the end of the video to its beginning, so that it can be repeated.")
 
 
 SAMPLING = described(SampleSettings)
@@ -91,7 +94,7 @@ def _faults(pipeline: VideoPipeline, settings: SampleSettings, editing: bool) ->
     wrong = field_faults(settings, {"num_inference_steps": pipeline.max_inference_steps})
     yield from wrong.values()
     if not {"num_frames", "context_frames", "context_overlap", "loop"} & wrong.keys():
-        wrong_windows = list(_window_faults(settings))
+        wrong_windows = list(_window_faults(pipeline, settings))
         yield from wrong_windows or _frames_faults(pipeline, settings)
     sizes = settings.height or 0, settings.width or 0
     if not {"height", "width"} & wrong.keys() and (fault := pipeline.size_fault(*sizes)):
@@ -100,12 +103,14 @@ def _faults(pipeline: VideoPipeline, settings: SampleSettings, editing: bool) ->
         yield from _edit_faults(settings, editing)
 
 
-def _window_faults(settings: SampleSettings) -> Iterator[str]:
+def _window_faults(pipeline: VideoPipeline, settings: SampleSettings) -> Iterator[str]:
     overlap = settings.context_overlap
     if 0 < settings.context_frames < (settings.num_frames or 0) and (
         fault := number_fault(overlap, True, 0, settings.context_frames - 1)
     ):
         yield f"context_overlap is {overlap}, it must be {fault}"
+    if settings.context_frames and not pipeline.backbone.frames_alone:
+        yield f"context_frames is {settings.context_frames}, where the base sees whole clips; leave it at 0"
     if settings.loop and not settings.context_frames:
         yield "loop is on, but context_frames is 0; give the frames of a window, such as the base's own number"
 

@@ -39,14 +39,15 @@ def require_memory(inputs: TrainingInputs, settings: TrainSettings, *, absorber_
     from ...motion_lora.training import estimate
     from ...motion_lora.training import require_memory as require
 
-    found = estimate(
-        inputs.pipeline,
-        inputs.clips,
-        settings,
-        absorber=inputs.absorber,
-        absorber_only=absorber_only,
-        clock=False,
-    )
+    with inputs.pipeline.at_work():
+        found = estimate(
+            inputs.pipeline,
+            inputs.clips,
+            settings,
+            absorber=inputs.absorber,
+            absorber_only=absorber_only,
+            clock=False,
+        )
     require(found, inputs.pipeline, settings)
 
 
@@ -71,7 +72,8 @@ def _made(asked: Mapping[str, Any]) -> dict[str, Any]:
     base = _base(str(asked.get("model", "")), str(asked.get("dtype", "auto")))
     if asked["kind"] == SAMPLING:
         return _answer(*_sampling(base, asked["widgets"]))
-    if base is None:
+    # One that waits in main memory is not called back for a line of text.
+    if base is None or (base.is_away and base not in _playground):
         return _answer(f"{asked['widgets'].get('method', 'auto')} on {asked.get('model')}", _NOT_LOADED)
     return _training(base, asked)
 
@@ -100,14 +102,15 @@ def _estimate(
         settings = replace(settings, absorber="none")
     # A step of a small base is timed while nothing else runs, which it would hold up.
     idle = not server.is_generating() and not any(job.status.active for job in jobs.runner().jobs())
-    return estimate(
-        base,
-        clips,
-        settings,
-        absorber_only=asked["kind"] == ABSORBER,
-        clock=idle and base in _playground,
-        speeds=Speeds(folders.speeds_file()),
-    )
+    with base.at_work():
+        return estimate(
+            base,
+            clips,
+            settings,
+            absorber_only=asked["kind"] == ABSORBER,
+            clock=idle and base in _playground,
+            speeds=Speeds(folders.speeds_file()),
+        )
 
 
 def _clips(base: VideoPipeline, sizes: Sequence[Sequence[int]]) -> list[Clip]:

@@ -1,11 +1,19 @@
 /** A finished LoRA beside its base, in one click: a small prompt of its own, which leaves the user's graph alone. */
 
 const PLAYGROUND = 'playground (built-in)'
+const COMPOSED = 'checkpoint + motion module (AnimateDiff)'
 const PATIENCE = 30 * 60 * 1000
 // Ids that no node of a graph has.
 const LAST = 'motion_lora_beside'
 
 const node = (type, inputs) => ({ class_type: `MotionLoRA_${type}`, inputs })
+
+/** The base by the loader's inputs; one that is put together is named by its two files. */
+function baseOf(job) {
+  const [checkpoint, ...modules] = (job.base ?? '').split(' + ')
+  if (!modules.length) return { model: job.base || PLAYGROUND }
+  return { model: COMPOSED, checkpoint, motion_module: modules.join(' + ') }
+}
 
 /** The prompt for the server: the same words and noise without and with the LoRA. */
 export function comparison(job, words) {
@@ -26,7 +34,7 @@ export function comparison(job, words) {
       ...more
     })
   return {
-    motion_lora_base: node('LoadT2VModel', { model: job.base || PLAYGROUND, dtype: 'auto', download: false }),
+    motion_lora_base: node('LoadT2VModel', { ...baseOf(job), dtype: 'auto', download: false }),
     motion_lora_file: node('LoadMotionLoRA', { lora_name: job.published }),
     motion_lora_stack: node('MotionLoRAStack', { motion_lora: ['motion_lora_file', 0], strength: 1 }),
     motion_lora_plain: sampled({}),

@@ -9,6 +9,7 @@ export const PLANNED = {
 }
 // Widgets that say nothing of what a training takes.
 const APART = ['name', 'preview_prompt', 'validate_prompts', 'prompt', 'negative_prompt', 'seed', 'control_after_generate']
+const COMPOSED = 'checkpoint + motion module (AnimateDiff)'
 const PLAYGROUND_SIDE = 64
 const AGAIN_AFTER = 15000
 
@@ -43,7 +44,9 @@ export function question(node) {
   const base = valuesOf(at(node, 'base_model'))
   if (!base.model) return null
   const kind = PLANNED[node.type]
-  const asked = { kind, model: base.model, dtype: base.dtype ?? 'auto', widgets: valuesOf(node) }
+  const composed = base.model === COMPOSED
+  const model = composed ? `${base.checkpoint} + ${base.motion_module}` : base.model
+  const asked = { kind, model, dtype: base.dtype ?? 'auto', widgets: valuesOf(node) }
   if (kind === 'sampling') return asked
   const options = at(node, 'options')
   return {
@@ -70,7 +73,7 @@ export class PlanLine {
     const body = JSON.stringify(asked)
     if (body === this.asked) return
     this.asked = body
-    if (!asked) return this.#tell({ sentence: '', details: 'Connect a base model.' })
+    if (!asked) return this.#tell({ details: at(node, 'base_model') ? '' : 'Connect a base model.' })
     setText(this.details, 'Working out what this will take...')
     const told = await this.ask(asked).catch((error) => this.#notTold(error))
     if (body === this.asked) this.#tell(told)

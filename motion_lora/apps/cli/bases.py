@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 PLAYGROUND = "playground"
 MODELSCOPE = "modelscope"
 ANIMATEDIFF = ("animatediff", "animatediff-v2")  # with a v3 module, and with a v2 module
-BASE_HELP = "modelscope, animatediff (v3) or animatediff-v2, playground, a model folder, or a network's config.json"
+BASE_HELP = (
+    "modelscope, animatediff (v3) or animatediff-v2, wan (1.3B), wan-14b or wan-5b, playground, a model folder, or a "
+    "network's config.json"
+)
 
 BASE_OPTIONS = (
     Option(
@@ -60,7 +63,7 @@ def load_base(values: dict[str, Any]) -> VideoPipeline:
 def empty_network(base: str) -> nn.Module:
     """The network of a base on the meta device: no weights are read, so the real one costs nothing.
 
-    `base` is `modelscope`, `animatediff`, `animatediff-v2`, `playground`, a model folder, or a network's `config.json`.
+    `base` is one of the names in `BASE_HELP`, a model folder, or a network's `config.json`.
     Raises ModelError.
     """
     from ...backbones import registry
@@ -70,7 +73,8 @@ def empty_network(base: str) -> nn.Module:
     if base in ANIMATEDIFF:
         reference = registry.named(ANIMATEDIFF[0]).reference_config
         return registry.empty_network({**reference, "use_motion_mid_block": base != ANIMATEDIFF[0]})
-    return registry.empty_network(_read_config(base))
+    sizes = {name: config for backbone in registry.BACKBONES.values() for name, config in backbone.sizes.items()}
+    return registry.empty_network(sizes[base] if base in sizes else _read_config(base))
 
 
 def _read_config(base: str) -> dict[str, Any]:
@@ -79,7 +83,8 @@ def _read_config(base: str) -> dict[str, Any]:
 
     path = PLAYGROUND_FOLDER if base == PLAYGROUND else Path(base).expanduser()
     if path.is_dir():
-        path = path / "config.json" if (path / "config.json").is_file() else path / "unet" / "config.json"
+        parts = [path, path / "unet", path / "transformer"]
+        path = next((part for part in parts if (part / "config.json").is_file()), parts[1]) / "config.json"
     if not path.is_file():
         raise ModelError(f"There is no network config at {path}; give a model folder, modelscope or animatediff.")
     return read_json(path)
