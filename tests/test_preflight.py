@@ -96,7 +96,7 @@ def test_the_sentence_names_stages_steps_rank_and_minutes(base: VideoPipeline, c
     assert found.seconds == pytest.approx(sum(stage.steps * stage.seconds for stage in found.stages))
     assert json.loads(json.dumps(found.to_json()))["stages"][0]["name"] == "absorber-spatial"
     alone = estimate(base, [clip], chosen, absorber_only=True, clock=False)
-    assert alone.sentence() == "customize-a-video on tiny: dual absorber 4 + 6 steps"
+    assert alone.sentence() == "dual absorber on tiny: 4 + 6 steps"
 
 
 def test_what_this_machine_took_before_is_believed(base: VideoPipeline, clip: Clip, tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ def require_memory(inputs: TrainingInputs, settings: TrainSettings, *, absorber_
 
 
 def plan(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """{"sentence", "details", "fits", "advice"} of a node with these widgets; raises SettingsError, ClipError.
+    """{"sentence", "details", "advice", "later"} of a node with these widgets; raises SettingsError, ClipError.
+
+    `later` says that there may soon be more to tell: minutes, when nothing else runs.
 
     `asked` has the "kind", the loader's "model" and "dtype", the node's "widgets", and of a training its "clips" as
     [frames, height, width], whether an absorber is "given", and the "options" of Advanced Training Settings.
@@ -62,7 +64,8 @@ def plan(asked: Mapping[str, Any]) -> dict[str, Any]:
         made, answer = _answers.get(mark, (0.0, {}))
         if time.monotonic() - made > _HOLDS_FOR or not answer:
             answer = _made(asked)
-            _answers[mark] = (time.monotonic(), answer)
+            if not answer["later"]:
+                _answers[mark] = (time.monotonic(), answer)
             while len(_answers) > _MOST_ANSWERS:
                 del _answers[next(iter(_answers))]
     return answer
@@ -90,7 +93,7 @@ def _training(base: VideoPipeline, asked: Mapping[str, Any]) -> dict[str, Any]:
         require(found, base, settings)
     except TrainingMemoryError as error:
         return _answer(found.sentence(), found.details(), str(error))
-    return _answer(found.sentence(), found.details())
+    return _answer(found.sentence(), found.details(), later=found.seconds is None and base in _playground)
 
 
 def _estimate(
@@ -145,8 +148,8 @@ def _base(name: str, dtype: str) -> VideoPipeline | None:
     return _playground[0]
 
 
-def _answer(sentence: str, details: str, advice: str = "") -> dict[str, Any]:
-    return {"sentence": sentence, "details": details, "advice": advice}
+def _answer(sentence: str, details: str, advice: str = "", *, later: bool = False) -> dict[str, Any]:
+    return {"sentence": sentence, "details": details, "advice": advice, "later": later}
 
 
 # What is refused ----------------------------------------------------------------------------------------------------
