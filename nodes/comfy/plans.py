@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...motion_lora.core.errors import MotionLoRAError
 from . import folders, jobs, models, server
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def require_memory(inputs: TrainingInputs, settings: TrainSettings, *, absorber_
 
 
 def plan(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """{"sentence", "details", "advice", "later"} of a node with these widgets; raises SettingsError, ClipError.
+    """{"sentence", "details", "advice", "later"} of a node with these widgets; what is wrong with them is advice.
 
     `later` says that there may soon be more to tell: minutes, when nothing else runs.
 
@@ -63,7 +64,10 @@ def plan(asked: Mapping[str, Any]) -> dict[str, Any]:
     with _one_at_a_time:
         made, answer = _answers.get(mark, (0.0, {}))
         if time.monotonic() - made > _HOLDS_FOR or not answer:
-            answer = _made(asked)
+            try:
+                answer = _made(asked)
+            except MotionLoRAError as error:
+                answer = _answer("", "", str(error))
             if not answer["later"]:
                 _answers[mark] = (time.monotonic(), answer)
             while len(_answers) > _MOST_ANSWERS:
