@@ -48,6 +48,7 @@ SLOW_FILES = {
         "nodes_training",
         "older_files",
         "pretrain",
+        "pretrain_wan",
         "probe",
         "real_clips",
         "restyle",
