@@ -22,6 +22,7 @@ SLOW_FILES = {
     for name in [
         "ade",
         "animatediff_files",
+        "animatediff_training",
         "backbone_matrix",
         "bench",
         "choice",
@@ -47,7 +48,10 @@ SLOW_FILES = {
         "nodes_methods",
         "nodes_training",
         "older_files",
+        "plans",
+        "preflight",
         "pretrain",
+        "pretrain_wan",
         "probe",
         "real_clips",
         "restyle",
