@@ -22,8 +22,10 @@ from ..core.errors import ModelError, SettingsError
 from ..core.lora import LoRA, LoRALayer
 from .broken import shield_peft
 from .fit import CONVOLUTIONS, check_modules, find_module, max_rank, weight_of
+from .packing import Packing
 
 _Product = Callable[[Tensor, Tensor], Tensor]
+_PACKING = "motion_lora_packing"
 
 
 class _Factor(nn.Module):
@@ -72,9 +74,7 @@ class Adapter:
         }
 
     def _factors(self, host: LoraLayer) -> tuple[_Factor, _Factor]:
-        down, up = host.lora_A[self.name], host.lora_B[self.name]
-        assert isinstance(down, _Factor) and isinstance(up, _Factor)
-        return down, up
+        return _factors(host, self.name)
 
     @property
     def strength(self) -> float:
@@ -88,6 +88,7 @@ class Adapter:
         for host in self._hosts.values():
             host.scaling[self.name] = value * self._factors(host)[1].scale
             _activate(host)
+        _packing(self._network).changed()
 
     def set_trainable(self, trainable: bool) -> None:
         """Whether gradients flow into the factors. Dropout is on only while they do."""
@@ -95,6 +96,7 @@ class Adapter:
             for factor in self._factors(host):
                 factor.weight.requires_grad_(trainable)
                 factor.train(trainable)
+        _packing(self._network).changed()
 
     def seed_dropout(self, seed: int) -> None:
         """Choose what the next forward passes drop, differently in each layer; backward passes belong to them."""
@@ -203,6 +205,30 @@ def _install(unet: nn.Module, name: str, layers: Mapping[str, LoRALayer], dropou
         if module in layers:
             _fill(host, name, layers[module], dropout)
         _activate(host)
+    _packing(unet).changed()
+
+
+def merge_adapters(unet: nn.Module, enabled: bool) -> None:
+    """Whether small adapters are merged before each forward pass (see `packing`), as they are at first, or run beside
+    their modules, as a compiler has to see them."""
+    packing = _packing(unet)
+    packing.changed()
+    packing.enabled = enabled
+
+
+def _packing(unet: nn.Module) -> Packing:
+    """The one of that network, made and hooked in when it is first asked for."""
+    packing = unet.__dict__.get(_PACKING)
+    if packing is None:
+        packing = unet.__dict__[_PACKING] = Packing(_factors)
+        unet.register_forward_pre_hook(packing)
+    return packing
+
+
+def _factors(host: LoraLayer, name: str) -> tuple[_Factor, _Factor]:
+    down, up = host.lora_A[name], host.lora_B[name]
+    assert isinstance(down, _Factor) and isinstance(up, _Factor)
+    return down, up
 
 
 def _fill(host: LoraLayer, name: str, layer: LoRALayer, dropout: float) -> None:

@@ -96,7 +96,8 @@ class _Attention(Attention):
     @property
     def is_fused(self) -> bool:
         """Whether one product makes query, key and value."""
-        return bool(self.to_q.in_features == self.to_k.in_features and self.to_q.weight.numel() <= SMALL)
+        same = self.to_q.weight.shape == self.to_k.weight.shape == self.to_v.weight.shape
+        return bool(same and not self.is_cross_attention and self.to_q.weight.numel() <= SMALL)
 
     def forward(
         self,
@@ -294,7 +295,7 @@ class _TemporalConvolution(TemporalConvLayer):
         batch_frames, channels, height, width = hidden_states.shape
         plane = _plane(hidden_states, num_frames, height * width)
         for block, (weight, bias) in zip(blocks, kernels, strict=True):  # type: ignore[misc]
-            kernel = weight.view(weight.shape[0], -1, 3, 1)
+            kernel = weight.reshape(weight.shape[0], -1, 3, 1)
             plane = functional.conv2d(functional.silu(block[0](plane)), kernel, bias, padding=(1, 0))
         made = plane.permute(0, 2, 3, 1).reshape(batch_frames, height, width, channels).permute(0, 3, 1, 2)
         return made + hidden_states

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..backbones.base import Backbone, Text
+from ..backbones.faster import use_fast_layers
 from ..backbones.registry import of_network
 from ..core.errors import ClipError, SettingsError
 from ..core.identity import BaseIdentity
@@ -34,6 +35,7 @@ class VideoPipeline:
     """A base text-to-video model. Treat it as immutable; change a `replica()`, or copy it with `dataclasses.replace`.
 
     All modules are frozen, in evaluation mode, on `device` and in `dtype`. Shapes are those of `axes.py`.
+    `fast_layers`: replicas compute with the layers of `backbones.faster`, equal to diffusers' by rounding.
     """
 
     unet: Any
@@ -46,6 +48,7 @@ class VideoPipeline:
     dtype: torch.dtype
     default_num_frames: int = 16
     default_fps: float = 8.0
+    fast_layers: bool = True
     _place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
     _text_place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
 
@@ -83,6 +86,7 @@ class VideoPipeline:
         changes: dict[str, Any] = {}
         if unet:
             changes["unet"] = share_parameters(self.unet)
+            use_fast_layers(changes["unet"], self.fast_layers)
         if text_encoder:
             changes["text_encoder"] = share_parameters(self.text_encoder)
             changes["tokenizer"] = text.copied(self.tokenizer)
