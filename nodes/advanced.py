@@ -39,6 +39,7 @@ _NAMES = (
     "weight_decay",
     "gradient_accumulation",
     "loss",
+    "memory",
 )
 _STEPS = {
     "spatial_learning_rate": 1e-5,
