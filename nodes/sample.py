@@ -129,7 +129,7 @@ class SampleVideo(io.ComfyNode):
             callback=server.progress(),
             decode=decode,
         )[0]
-        latents = {"samples": made.latents / base_model.scaling_factor}
+        latents = {"samples": base_model.unscaled(made.latents)}
         if not decode:
             return io.NodeOutput(ExecutionBlocker(None), ExecutionBlocker(None), latents)
         images, fps = server.to_output(made.frames), float(settings.fps or base_model.default_fps)
@@ -163,7 +163,7 @@ class DecodeVideo(io.ComfyNode):
     @classmethod
     def execute(cls, base_model: VideoPipeline, latents: dict[str, Any], fps: float) -> io.NodeOutput:
         with server.ordinary_tensors():
-            scaled = latents["samples"].clone() * base_model.scaling_factor
+            scaled = base_model.scaled(latents["samples"].clone())
         images = server.to_output(base_model.decode_latents(scaled)[0])
         return io.NodeOutput(images, previews.video(images, fps or base_model.default_fps))
 

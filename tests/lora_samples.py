@@ -9,7 +9,7 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import Tensor, nn
 
 from motion_lora.backbones.base import Text
-from motion_lora.backbones.registry import of_network
+from motion_lora.backbones.registry import describe, of_network
 from motion_lora.backbones.unet3d import UNET3D
 from motion_lora.core.lora import LoRA, LoRALayer
 
@@ -77,7 +77,7 @@ def run(unet: nn.Module, frames: int = 3, batch: int = 2) -> Tensor:
     """One forward pass on fixed inputs: (b, c, f, h, w)."""
     generator = torch.Generator().manual_seed(7)
     latents = torch.randn(batch, 4, frames, 8, 8, generator=generator)
-    text = torch.randn(batch, 5, unet.config.cross_attention_dim, generator=generator)
+    text = torch.randn(batch, 5, describe(unet).cross_attention_dim, generator=generator)
     with torch.no_grad():
         return predict(unet, latents, 500, text)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from lora_samples import predict, random_lora, replica_of, run, state_bytes
-from tiny import BACKBONE_UNETS, NUM_FRAMES, TEXT_WIDTH, tiny_latents, tiny_motion_unet, tiny_pipeline
+from tiny import BACKBONE_UNETS, TEXT_WIDTH, tiny_latents, tiny_motion_unet, tiny_pipeline
 from torch import nn
 from training_samples import Listener, largest_change, quick, same_weights, sample_clip, weights_of
 
@@ -25,10 +27,11 @@ from motion_lora.backbones.motion_unet import ANIMATEDIFF_CONFIG, FrameNorm, nor
 from motion_lora.backbones.registry import BACKBONES, describe, empty_network, named, of_keys, of_network
 from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.core.axes import fold_frames, unfold_frames
+from motion_lora.core.clip import Clip
 from motion_lora.core.curves import FrameCurve, Schedule
 from motion_lora.core.errors import ClipError, LoRAFileError, ModelError, SettingsError
 from motion_lora.core.highway import Highway
-from motion_lora.core.lora import SPATIAL, TEMPORAL, LoRA, LoRALayer
+from motion_lora.core.lora import JOINT, SPATIAL, TEMPORAL, LoRA, LoRALayer
 from motion_lora.core.stack import AdapterStack, StackEntry
 from motion_lora.files.absorber_file import load_absorber, save_absorber
 from motion_lora.files.container import read_header, read_tensors, serialize
@@ -41,16 +44,30 @@ from motion_lora.sampling.settings import SampleSettings
 from motion_lora.training import train
 
 FRAMES = 3
+# Wan has neither temporal nor spatial layers: what is told of those is told of the others.
+UNETS = [name for name, backbone in BACKBONES.items() if describe(BACKBONE_UNETS[name](0)).temporal_transformers]
+MOTION_OF = dict.fromkeys(BACKBONES, "temporal-attention") | {"wan": "joint-qk"}
+LOOK_OF = dict.fromkeys(BACKBONES, "spatial-attention") | {"wan": "joint-attention"}
+FULL_OF = dict.fromkeys(BACKBONES, "temporal-full") | {"wan": "joint-all"}
+METHODS_OF = dict.fromkeys(BACKBONES, ("customize-a-video", "motiondirector", "separate-motion-appearance")) | {
+    "wan": ("joint-customize-a-video", "joint-motiondirector", "joint-lora")
+}
+TRAINED = [(name, method) for name in BACKBONES for method in METHODS_OF[name]] + [("unet3d", "spatial-temporal")]
 
 
-@pytest.fixture(scope="module", params=list(BACKBONES))
+# Built once each; the fixtures themselves are of every test, since some tests choose their backbones.
+made_base = functools.cache(lambda backbone: BACKBONE_UNETS[backbone](0))
+made_pipeline = functools.cache(lambda backbone: tiny_pipeline(levels=2, backbone=backbone))
+
+
+@pytest.fixture(params=list(BACKBONES))
 def backbone(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def base(backbone):
-    return BACKBONE_UNETS[backbone](0)
+    return made_base(backbone)
 
 
 @pytest.fixture
@@ -58,15 +75,22 @@ def unet(base):
     return replica_of(base)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def pipeline(backbone) -> VideoPipeline:
-    return tiny_pipeline(levels=2, backbone=backbone)
+    return made_pipeline(backbone)
 
 
 def presets_of(unet: nn.Module) -> list[str]:
-    """Those of convolutions over frames alone need some."""
-    some = bool(describe(unet).temporal_convolutions)
-    return [name for name, row in TARGETS.items() if row.attentions or row.layer == SPATIAL or some]
+    """Those of its layers; convolutions over frames alone need some."""
+    layout = describe(unet)
+    some, joint = bool(layout.temporal_convolutions), bool(layout.joint_transformers)
+    own = {name: row for name, row in TARGETS.items() if (row.layer == JOINT) == joint}
+    return [name for name, row in own.items() if row.attentions or row.layer == SPATIAL or some]
+
+
+def clip_for(pipeline: VideoPipeline, **changes: Any) -> Clip:
+    """As many frames as it takes."""
+    return sample_clip(num_frames=5 if pipeline.frames_fault(3) else 3, **changes)
 
 
 def lora_on(unet: nn.Module, preset: str, seed: int = 0) -> LoRA:
@@ -108,14 +132,14 @@ def test_every_backbone_has_a_tiny_network_and_a_known_class(backbone, base):
     assert tuple(each.network_class.__name__ for each in BACKBONES.values()) == NETWORK_CLASSES
     assert is_video_network(json.dumps({"_class_name": own.network_class.__name__}))
     assert of_network(empty_network(own.reference_config)) is own
-    temporal = [name for name, _ in base.named_parameters() if own.layer_of(name) == TEMPORAL]
+    temporal = [name for name, _ in base.named_parameters() if own.layer_of(name) != SPATIAL]
     assert of_keys(temporal) is own
     assert not any(other.recognises_keys(temporal) for other in BACKBONES.values() if other is not own)
 
 
 def test_unknown_ones_are_refused_by_name():
-    with pytest.raises(LoRAFileError, match="backbone 'wan', which is not one of unet3d, animatediff"):
-        named("wan")
+    with pytest.raises(LoRAFileError, match="backbone 'ltx', which is not one of unet3d, animatediff, wan"):
+        named("ltx")
     with pytest.raises(ModelError, match="Linear: not a network that is known"):
         of_network(nn.Linear(2, 2))
 
@@ -125,6 +149,7 @@ def test_unknown_ones_are_refused_by_name():
 
 @torch.no_grad()
 @pytest.mark.parametrize("levels", [2, 3])
+@pytest.mark.parametrize("backbone", UNETS)
 def test_without_time_it_is_diffusers_image_network(backbone, levels):
     unet = BACKBONE_UNETS[backbone](0, levels=levels)
     latents = tiny_latents(num_frames=FRAMES)
@@ -200,13 +225,18 @@ def test_merged_and_varying_agree_and_leave_the_base_alone(base, unet):
     assert state_bytes(unet) == before
 
 
-def test_strengths_of_paths_and_blocks(base, unet):
+@pytest.mark.parametrize("backbone", UNETS)
+def test_strengths_of_paths(base, unet):
     motion, look = lora_on(base, "temporal-attention"), lora_on(base, "spatial-attention", 1)
     both = LoRA({**motion.layers, **look.layers}, backbone=motion.backbone)
     with applied(unet, AdapterStack((StackEntry(both, temporal_strength=0.0),)), FRAMES):
         without_motion = run(unet, FRAMES)
     with applied(unet, AdapterStack((StackEntry(look),)), FRAMES):
         assert torch.equal(run(unet, FRAMES), without_motion)
+
+
+def test_strengths_of_blocks(base, unet, backbone):
+    motion = lora_on(base, MOTION_OF[backbone])
     own = of_network(base)
     blocks = {own.block_of(module): 0.0 for module in motion}
     with applied(unet, AdapterStack((StackEntry(motion, block_strengths=blocks),)), FRAMES):
@@ -218,11 +248,16 @@ def test_strengths_of_paths_and_blocks(base, unet):
         pass
 
 
-def test_strength_over_steps_and_frames(base, unet):
-    lora = lora_on(base, "temporal-full")
+def test_strength_over_steps(base, unet, backbone):
+    lora = lora_on(base, FULL_OF[backbone])
     with applied(unet, AdapterStack((StackEntry(lora, steps=Schedule(end=0.5)),)), FRAMES) as work:
         work.at(1.0)
         assert torch.equal(run(unet, FRAMES), run(base, FRAMES))
+
+
+@pytest.mark.parametrize("backbone", UNETS)
+def test_strength_over_frames(base, unet):
+    lora = lora_on(base, "temporal-full")
     flat, zero = FrameCurve(curve=((0.0, 0.7), (1.0, 0.7))), FrameCurve(curve=((0.0, 0.0), (0.9, 0.0), (1.0, 1.0)))
     outputs = []
     for entry in (StackEntry(lora, 0.7), StackEntry(lora, frames=flat), StackEntry(lora, frames=zero)):
@@ -236,10 +271,11 @@ def test_strength_over_steps_and_frames(base, unet):
 
 
 def test_merge_keeps_the_backbone_and_mixes_none(base, backbone):
-    lora = lora_on(base, "temporal-attention")
+    lora = lora_on(base, MOTION_OF[backbone])
+    path = TARGETS[MOTION_OF[backbone]].layer
     assert merge([lora, lora]).backbone == backbone
-    assert {layer_of(lora, module) for module in part(lora, TEMPORAL)} == {TEMPORAL}
-    assert layers_text(lora) == "temporal"
+    assert {layer_of(lora, module) for module in part(lora, path)} == {path}
+    assert layers_text(lora) == path
     with pytest.raises(LoRAFileError, match="not belong to one network: they are for"):
         merge([lora, LoRA(lora.layers, backbone=next(name for name in BACKBONES if name != backbone))])
 
@@ -247,6 +283,7 @@ def test_merge_keeps_the_backbone_and_mixes_none(base, backbone):
 # Highway
 
 
+@pytest.mark.parametrize("backbone", UNETS)
 def test_the_highway_is_the_network_with_the_skips_moved(unet):
     """Known answer: with the highway's skip already the same (temporal layers bypassed), nothing changes."""
     plain = run(unet, FRAMES)
@@ -265,11 +302,11 @@ def test_the_highway_is_the_network_with_the_skips_moved(unet):
 # Checkpointing
 
 
-def test_checkpointed_gradients_are_the_same(base):
+def test_checkpointed_gradients_are_the_same(base, backbone):
     gradients = []
     for enabled in (False, True):
         unet = replica_of(base)
-        weights = [unet.get_submodule(name).weight for name in target_modules(base, "tap-k")]
+        weights = [unet.get_submodule(name).weight for name in target_modules(base, MOTION_OF[backbone])]
         for weight in weights:
             weight.requires_grad_(True)
         with gradient_checkpointing(unet, enabled):
@@ -286,12 +323,10 @@ def test_checkpointed_gradients_are_the_same(base):
 # Training and resume
 
 
-@pytest.mark.parametrize(
-    "method", ["customize-a-video", "motiondirector", "separate-motion-appearance", "spatial-temporal"]
-)
+@pytest.mark.parametrize(("backbone", "method"), TRAINED)
 def test_every_kind_of_method_trains(pipeline, backbone, method):
     before = weights_of(pipeline)
-    result = train(pipeline, [sample_clip()], quick(method=method, steps=2))
+    result = train(pipeline, [clip_for(pipeline)], quick(method=method, steps=2, patch_crop=True))
     assert result.lora.backbone == backbone
     assert largest_change(result.lora) > 0
     assert same_weights(pipeline, before)
@@ -299,8 +334,8 @@ def test_every_kind_of_method_trains(pipeline, backbone, method):
         assert result.absorber.spatial.backbone == backbone
 
 
-def test_a_paused_training_goes_on_to_the_same_end(pipeline, tmp_path):
-    settings, clips = quick(method="motiondirector", steps=3), [sample_clip()]
+def test_a_paused_training_goes_on_to_the_same_end(pipeline, backbone, tmp_path):
+    settings, clips = quick(method=METHODS_OF[backbone][1], steps=3), [clip_for(pipeline)]
     whole = train(pipeline, clips, settings)
     paused = train(pipeline, clips, settings, callback=Listener(("motion", 2), "pause"), checkpoint=tmp_path / "c")
     assert paused.ending == "paused"
@@ -312,7 +347,7 @@ def test_a_paused_training_goes_on_to_the_same_end(pipeline, tmp_path):
 
 
 def test_files_say_the_backbone(tmp_path, base, backbone):
-    lora = lora_on(base, "temporal-attention")
+    lora = lora_on(base, MOTION_OF[backbone])
     path = save_lora(tmp_path / "own.safetensors", lora, metadata=False)
     assert load_lora(path).backbone == backbone
     assert load_lora(path).metadata[BACKBONE_KEY] == backbone
@@ -322,23 +357,23 @@ def test_files_say_the_backbone(tmp_path, base, backbone):
             assert report.lora.backbone == backbone
             assert all(torch.equal(report.lora.layers[m].delta(), lora.layers[m].delta()) for m in lora)
     facts = inspect(path, base)
-    assert (facts["temporal"], facts["spatial"]) == (len(lora), 0)
+    assert (facts["temporal"], facts["spatial"]) == ((0, 0) if backbone == "wan" else (len(lora), 0))
     places = [named(backbone).block_place(row["block"]) for row in facts["blocks"]]
     assert places == sorted(places)
 
 
 def test_files_of_the_other_backbone_are_refused(tmp_path, base, backbone):
     other = next(name for name in BACKBONES if name != backbone)
-    lora = lora_on(BACKBONE_UNETS[other](0), "temporal-attention")
+    lora = lora_on(BACKBONE_UNETS[other](0), MOTION_OF[other])
     with pytest.raises(LoRAFileError, match="motion LoRA"):
         load_any(export_kohya(tmp_path / "x.safetensors", lora), base)
 
 
-def test_a_file_of_a_later_backbone_is_refused(tmp_path, base):
-    path = save_lora(tmp_path / "x.safetensors", lora_on(base, "tap-k"))
+def test_a_file_of_a_later_backbone_is_refused(tmp_path, base, backbone):
+    path = save_lora(tmp_path / "x.safetensors", lora_on(base, MOTION_OF[backbone]))
     header = read_header(path)
-    path.write_bytes(serialize(read_tensors(path), {**header.metadata, BACKBONE_KEY: "wan"}))
-    with pytest.raises(LoRAFileError, match=r"x\.safetensors cannot be used: a LoRA is for the backbone 'wan'"):
+    path.write_bytes(serialize(read_tensors(path), {**header.metadata, BACKBONE_KEY: "ltx"}))
+    with pytest.raises(LoRAFileError, match=r"x\.safetensors cannot be used: a LoRA is for the backbone 'ltx'"):
         load_lora(path)
 
 
@@ -350,18 +385,20 @@ def test_a_file_without_the_key_is_unet3d(tmp_path):
 
 
 def test_absorbers_carry_it_too(tmp_path, pipeline, backbone):
-    result = train(pipeline, [sample_clip()], quick(method="customize-a-video", absorber="spatial", steps=1))
+    absorber = "joint" if backbone == "wan" else "spatial"
+    result = train(pipeline, [clip_for(pipeline)], quick(method=METHODS_OF[backbone][0], absorber=absorber, steps=1))
     assert load_absorber(save_absorber(tmp_path / "a.safetensors", result.absorber)).spatial.backbone == backbone
 
 
 # Sampling
 
 
-def test_sampling_with_everything_on(pipeline):
-    lora = lora_on(pipeline.unet, "temporal-full")
-    settings = SampleSettings("a red circle", num_inference_steps=3, guidance_scale=2.0, num_frames=NUM_FRAMES)
+def test_sampling_with_everything_on(pipeline, backbone):
+    lora = lora_on(pipeline.unet, FULL_OF[backbone])
+    settings = SampleSettings("a red circle", num_inference_steps=3, guidance_scale=2.0)
     plain = sample(pipeline, settings)[0].frames
-    stack = AdapterStack((StackEntry(lora, 3.0, steps=Schedule(end=0.7)),), Highway("all", 1.1))
+    highway = Highway("all", 1.1) if backbone in UNETS else None
+    stack = AdapterStack((StackEntry(lora, 3.0, steps=Schedule(end=0.7)),), highway)
     changed = sample(pipeline, settings, stack=stack)[0].frames
     assert plain.shape == changed.shape
     assert not torch.allclose(plain, changed, atol=1e-3)
@@ -453,6 +490,7 @@ def test_official_counts(mid, tensors, parameters):
     assert any("mid_block" in key for key in found) is mid
 
 
+@pytest.mark.parametrize("backbone", UNETS)
 def test_what_native_files_cannot_hold_is_said(tmp_path, base, backbone):
     look = lora_on(base, "spatial-attention")
     with pytest.raises(LoRAFileError, match=f"no place in a file for the tools of {backbone}"):

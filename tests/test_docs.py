@@ -65,8 +65,7 @@ def test_picture_is_readable_without_eyes_and_without_the_web(name: str) -> None
 
 def test_every_section_shows_its_picture() -> None:
     shown = {
-        heading: re.findall(r"!\[(.*?)\]\(images/methods/(.*?)\.svg\)", text)
-        for heading, text in sections().items()
+        heading: re.findall(r"!\[(.*?)\]\(images/methods/(.*?)\.svg\)", text) for heading, text in sections().items()
     }
     assert sorted(name for found in shown.values() for _, name in found) == NAMES
     for heading, found in shown.items():
@@ -78,7 +77,8 @@ def test_every_section_shows_its_picture() -> None:
 
 
 def test_every_method_is_drawn() -> None:
-    assert {row.source[0] for row in training_rows() if row.source} == set(METHODS)
+    # Those on joint attention look like the ones that they are carried over from.
+    assert {row.source[0] for row in training_rows() if row.source} == {n for n in METHODS if "joint-" not in n}
     for name in ("motiondirector", "separate-motion-appearance"):
         drawn = {row.source for row in training_rows() if row.source and row.source[0] == name}
         assert drawn == {(name, 0, 0), (name, 0, 1)}

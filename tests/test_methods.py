@@ -18,6 +18,7 @@ from motion_lora.training import TrainSettings, check_settings
 PUBLISHED = ("customize-a-video", "motiondirector", "motiondirector-image", "separate-motion-appearance")
 OWN = ("many-looks",)
 ABLATIONS = ("temporal-only", "spatial-only", "spatial-temporal")
+JOINT = ("joint-customize-a-video", "joint-motiondirector", "joint-lora")
 SETTINGS = {field.name for field in dataclasses.fields(TrainSettings)}
 STAGES = {stage.name: stage for method in METHODS.values() for stage in method.stages}
 
@@ -27,7 +28,7 @@ def main_stage(name: str) -> Stage:
 
 
 def test_rows():
-    assert set(METHODS) == {*PUBLISHED, *OWN, *ABLATIONS}
+    assert set(METHODS) == {*PUBLISHED, *OWN, *ABLATIONS, *JOINT}
     assert all(name == row.name and row.title and row.source for name, row in METHODS.items())
 
 
@@ -43,15 +44,15 @@ def test_a_row_is_consistent(name):
         assert {held for a_pass in stage.passes for held in a_pass.holds} <= parts
         assert stage.steps in SETTINGS and stage.source
         for part in stage.parts:
-            layer = {"temporal": TEMPORAL}.get(part.name, SPATIAL)
+            layer = "joint" if name in JOINT else {"temporal": TEMPORAL}.get(part.name, SPATIAL)
             assert part.name == "tokens" or TARGETS[part.targets].layer == layer
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_defaults_are_legal_settings(name):
-    assert set(METHODS[name].defaults) <= SETTINGS and set(PLAYGROUND_DEFAULTS[name]) <= SETTINGS
+    assert set(METHODS[name].defaults) <= SETTINGS and set(PLAYGROUND_DEFAULTS.get(name, {})) <= SETTINGS
     check_settings(TrainSettings.for_method(name))
-    check_settings(dataclasses.replace(TrainSettings.for_method(name), **PLAYGROUND_DEFAULTS[name]))
+    check_settings(dataclasses.replace(TrainSettings.for_method(name), **PLAYGROUND_DEFAULTS.get(name, {})))
 
 
 def test_customize_a_video():
@@ -89,6 +90,16 @@ def test_separate_motion_from_appearance_is_motiondirector_but_for_its_targets()
     assert ours.passes == theirs.passes and ours.parts[0] == theirs.parts[0]
     assert ours.parts[1] == dataclasses.replace(theirs.parts[1], targets="tap-k-out")
     assert TrainSettings.for_method("separate-motion-appearance").steps == 1000
+
+
+def test_on_joint_attention_the_rows_are_those_of_their_papers_but_for_the_layers():
+    learning, absorbing = main_stage("joint-customize-a-video"), METHODS["joint-customize-a-video"].stages[0]
+    assert absorbing.passes == ABSORB_BY_SPATIAL_LORA.passes and absorbing.batch == "frames"
+    assert learning.parts[0].targets == "joint-qk" and learning.passes[0].loss == "denoising"
+    theirs, ours = main_stage("motiondirector"), main_stage("joint-motiondirector")
+    assert [p.trains + p.holds for p in theirs.passes] == [("spatial",), ("temporal", "spatial")]
+    assert [p.trains + p.holds for p in ours.passes] == [("spatial",), ("motion", "spatial")]
+    assert {part.targets for part in ours.parts} == {"joint-attention"}, "told apart by what they see"
 
 
 def test_image_path_is_the_spatial_half_with_one_lora_for_all():

@@ -245,7 +245,7 @@ def test_latents_travel_unscaled_and_decode_later(host: Host, base) -> None:
     whole = host.run("MotionLoRA_SampleVideo", base_model=base, **TINY).args
     images, video, latents = host.run("MotionLoRA_SampleVideo", base_model=base, decode=False, **TINY).args
     assert isinstance(images, ExecutionBlocker) and images.message is None and isinstance(video, ExecutionBlocker)
-    scaled = latents["samples"] * base.scaling_factor
+    scaled = latents["samples"] * base.vae.config["scaling_factor"]
     assert torch.allclose(base.decode_latents(scaled)[0], whole[0], atol=1e-6)
     decoded, _ = host.run("MotionLoRA_DecodeVideo", base_model=base, latents=latents).args
     assert torch.allclose(decoded, whole[0], atol=1e-6)

@@ -74,7 +74,7 @@ def test_inversion_has_a_bar_and_comes_back_to_the_clip(host: Host, base, clips,
 
     def distance(**inputs: object) -> float:
         latents = host.run(SAMPLE, base_model=base, decode=False, **BACK, **inputs).args[2]["samples"]
-        return float((latents * base.scaling_factor - clip).norm() / clip.norm())
+        return float((latents * base.vae.config["scaling_factor"] - clip).norm() / clip.norm())
 
     whole = distance(noise=inverted, noise_prior=1.0)
     half = distance(noise=inverted, noise_prior=0.5)
@@ -122,7 +122,7 @@ def test_a_source_is_edited_more_the_higher_the_strength(host: Host, base, frame
 
     little, much = edited(0.25), edited(1.0)
     clip = host.library("media.sizes").fit(frames.clone(), 32, 32, 1, "clip")
-    source = base.encode_frames(clip) / base.scaling_factor
+    source = base.encode_frames(clip) / base.vae.config["scaling_factor"]
     assert little.shape == source.shape, "as many frames as the source has"
     assert (little - source).norm() < (much - source).norm()
     with pytest.raises(host.library("core.errors").SettingsError, match="source has 3 frames and num_frames is 4"):

@@ -130,7 +130,7 @@ def test_some_captions_leave_colour_or_background_unnamed() -> None:
 
 def test_a_model_written_anew_says_nothing_of_this_machine(tmp_path: Path) -> None:
     base = load_playground(device="cpu")
-    parts = FrozenParts(base.vae, base.tokenizer, base.text_encoder, base.scaling_factor)
+    parts = FrozenParts(base.vae, base.tokenizer, base.text_encoder, base.vae.config["scaling_factor"])
     write_model(tmp_path / "new", parts, base.unet)
     for config in tmp_path.rglob("*.json"):
         assert str(PLAYGROUND_FOLDER) not in config.read_text(encoding="utf-8"), config

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from diffusers.models.unets.unet_motion_model import UNetMotionModel
 from torch import Tensor, nn
@@ -106,7 +108,25 @@ def tiny_motion_unet(
     return unet
 
 
-BACKBONE_UNETS = {"unet3d": tiny_unet, "animatediff": tiny_motion_unet}
+def tiny_wan(seed: int = 0, *, levels: int = 3, layers_per_block: int = 1) -> WanTransformer3DModel:
+    """Wan's layout with as many blocks as `levels`; `layers_per_block` is of U-Nets."""
+    network = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=TEXT_WIDTH,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=levels,
+        rope_max_seq_len=32,
+    )
+    randomise(network, seed)
+    return network
+
+
+BACKBONE_UNETS = {"unet3d": tiny_unet, "animatediff": tiny_motion_unet, "wan": tiny_wan}
 
 
 def tiny_vae(seed: int = 1) -> AutoencoderKL:
@@ -124,6 +144,34 @@ def tiny_vae(seed: int = 1) -> AutoencoderKL:
     )
     randomise(vae, seed)
     return vae
+
+
+def tiny_wan_vae(seed: int = 1, *, temporal: int = 4) -> AutoencoderKLWan:
+    """Wan's causal autoencoder, an eighth of each side; 1 + 4 n frames are 1 + n latents, with `temporal` 1 as many."""
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 2, 2],
+        num_res_blocks=1,
+        attn_scales=[],
+        temperal_downsample=[False, temporal == 4, temporal == 4],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[0.5, 1.5, 0.8, 1.0],
+        scale_factor_temporal=temporal,
+        scale_factor_spatial=8,
+    )
+    randomise(vae, seed)
+    return vae
+
+
+FLOW_CONFIG: dict[str, Any] = {
+    "_class_name": "UniPCMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,
+    "solver_order": 2,
+}
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -194,16 +242,17 @@ def tiny_pipeline(
 ) -> VideoPipeline:
     """A whole base on CPU in fp32: 32 x 32 pixels, 4 frames by default, sizes are multiples of 16 (levels=3) or 8."""
     unet = BACKBONE_UNETS[backbone](seed, levels=levels, layers_per_block=layers_per_block)
+    flows = backbone == "wan"
     return VideoPipeline(
         unet=unet,
-        vae=tiny_vae(seed + 1),
+        vae=tiny_wan_vae(seed + 1) if flows else tiny_vae(seed + 1),
         text_encoder=tiny_text_encoder(seed + 2),
         tokenizer=tiny_tokenizer(),
-        scheduler_config={**SCHEDULER_CONFIG, "prediction_type": prediction_type},
+        scheduler_config=FLOW_CONFIG if flows else {**SCHEDULER_CONFIG, "prediction_type": prediction_type},
         identity=identify(unet, "tiny"),
         device=torch.device("cpu"),
         dtype=torch.float32,
-        default_num_frames=NUM_FRAMES,
+        default_num_frames=5 if flows else NUM_FRAMES,
     )
 
 

@@ -52,7 +52,7 @@ def applied(unet: nn.Module, stack: AdapterStack, num_frames: int, *, merge: boo
     """Inside the context `unet` works with the stack's LoRAs; afterwards, errors included, it is what it was.
 
     `unet` is a replica owned by the caller: its touched modules get new parameters W + sum(s * delta), computed in
-    fp32 and cast to W's dtype; the base's storage is never written. `num_frames` is the length of what is sampled.
+    fp32 and cast to W's dtype; the base's storage is never written. `num_frames` is how many frames its latents have.
     `merge=False` applies everything through hooks. The highway is not entered here; the sampler does it.
     Raises LoRAFileError before anything is touched when a LoRA does not fit, SettingsError for unknown block names.
     """
@@ -60,7 +60,7 @@ def applied(unet: nn.Module, stack: AdapterStack, num_frames: int, *, merge: boo
         raise SettingsError(f"num_frames must be at least 1, got {num_frames}")
     backbone = of_network(unet)
     _check_entries(unet, stack, backbone)
-    same, varying = _plan(stack, backbone.latent_frames(num_frames), merge)
+    same, varying = _plan(stack, num_frames, merge)
     with _at_work(unet, same, varying, backbone) as at_work:
         yield at_work
 

@@ -1,9 +1,9 @@
 """Target presets: which modules of a network a LoRA changes. Each published choice is one row.
 
-The hosts are the spatial or the temporal transformers of the backbone; in a host a preset takes projections of its
-attentions and, or not, its feed-forward. On ModelScope's network the parameter counts equal those that the papers
-print. In temporal hosts the first and the second attention both look over frames. Convolutions are those of the
-temporal convolution layers, (3, 1, 1) over frames, or those of the residual blocks inside a frame.
+The hosts are the spatial or the temporal transformers of the backbone, or those that join both; in a host a preset
+takes projections of its attentions and, or not, its feed-forward. On ModelScope's network the parameter counts equal
+those that the papers print. In temporal hosts the first and the second attention both look over frames. Convolutions
+are those of the temporal convolution layers, (3, 1, 1) over frames, or those of the residual blocks inside a frame.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from ..backbones.base import Selection
 from ..backbones.registry import of_network
 from ..core.errors import ModelError, SettingsError
-from ..core.lora import SPATIAL, TEMPORAL, Layer
+from ..core.lora import JOINT, SPATIAL, TEMPORAL, Layer
 from .fit import weight_of
 
 _ALL = ("query", "key", "value", "output")
@@ -46,7 +46,7 @@ class TargetPreset:
 
 
 _CAV, _MD, _SM = "Customize-A-Video", "MotionDirector", "Separate Motion from Appearance"
-_OWN = "this project"
+_OWN, _RELATION = "this project", "DreamRelation, where query and key carry the motion"
 
 _PRESETS = (
     TargetPreset("temporal-attention", TEMPORAL, _BOTH, _ALL, False, False, f"{_CAV}: T-LoRA, Table 3"),
@@ -72,6 +72,9 @@ _PRESETS = (
     TargetPreset("spatial-self-ff", SPATIAL, ("first",), _ALL, True, False, f"{_MD}: spatial path, reference code"),
     TargetPreset("spatial-conv", SPATIAL, (), (), False, True, "LoCon: the residual blocks' convolutions alone"),
     TargetPreset("spatial-full", SPATIAL, _BOTH, _ALL, True, True, "LoCon: attention, feed-forward, convolutions"),
+    TargetPreset("joint-qk", JOINT, ("first",), ("query", "key"), False, False, _RELATION),
+    TargetPreset("joint-attention", JOINT, ("first",), _ALL, False, False, f"{_MD}, as CMC carries it over"),
+    TargetPreset("joint-all", JOINT, _BOTH, _ALL, True, False, "the usual LoRA of video transformers: all ten layers"),
 )
 
 TARGETS: dict[str, TargetPreset] = {preset.name: preset for preset in _PRESETS}
@@ -93,7 +96,10 @@ def target_modules(unet: nn.Module, preset: str) -> tuple[str, ...]:
     names = of_network(unet).select(unet, row.selection)
     if not names:
         kind = "transformer" if row.attentions else "convolution"
-        raise ModelError(f"The network has no {row.layer} {kind}, so target preset {preset!r} adapts nothing on it.")
+        raise ModelError(
+            f"The network has no {row.layer} {kind}, so target preset {preset!r} adapts nothing on it; a "
+            f"{of_network(unet).name} takes others, as method {of_network(unet).recommended_method!r} does."
+        )
     return names
 
 

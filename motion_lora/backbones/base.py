@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.lora import Layer
-
-# The process by which a network is trained: noise is added by alpha-bar (Ho et al. 2020), or along a straight line.
-DIFFUSION, FLOW = "diffusion", "flow"
+from ..core.process import DIFFUSION
 
 
 @dataclass(frozen=True)
@@ -108,6 +106,14 @@ class Backbone(ABC):
     """Config entries that make two networks the same network; others differ between library versions."""
     process: ClassVar[str] = DIFFUSION
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
+    network_part: ClassVar[str] = "unet"
+    """The part of a diffusers folder that holds the network."""
+    vae_class: ClassVar[type[nn.Module]]
+    """diffusers' class of its autoencoder."""
+    text_models: ClassVar[tuple[str, ...]] = ("clip",)
+    """Kinds of text encoder that it is used with, as found in the `model_type` of their configs."""
+    frames_alone: ClassVar[bool] = True
+    """Whether the latents of a clip are those of its frames one by one; if not, one of them is no frame's latent."""
 
     # Layers by their name alone ---------------------------------------------------------------------------------------
 
@@ -144,6 +150,10 @@ class Backbone(ABC):
     def bypass(self, layer: nn.Module) -> Callable[..., Any]:
         """What stands in for the forward method of a temporal layer: its input comes out as its output."""
 
+    def bypassed(self, network: nn.Module) -> list[tuple[nn.Module, Callable[..., Any]]]:
+        """The modules that change in the network without time, each with what stands in for its forward method."""
+        return [(layer, self.bypass(layer)) for _, layer in self.temporal_layers(network)]
+
     @abstractmethod
     def checkpointed(self, network: nn.Module) -> list[nn.Module]:
         """The layers whose activations gradient checkpointing drops, each a pure function of its inputs."""
@@ -169,16 +179,20 @@ class Backbone(ABC):
     # Frames and latents -----------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def latent_frames(self, num_frames: int) -> int:
+    def latent_frames(self, vae: nn.Module, num_frames: int) -> int:
         """How many frames the latents of a clip of `num_frames` have."""
 
     @abstractmethod
-    def num_frames(self, latent_frames: int) -> int:
+    def num_frames(self, vae: nn.Module, latent_frames: int) -> int:
         """How many frames come out of latents of so many."""
 
     @abstractmethod
     def frames_fault(self, network: nn.Module, num_frames: int) -> str:
         """Why `network` cannot take a clip of so many frames, with the way out; empty where it can."""
+
+    @abstractmethod
+    def latent_multiple(self, network: nn.Module) -> int:
+        """Height and width of a patch cut out of latents must be multiples of this."""
 
     @abstractmethod
     def pixels_per_latent(self, vae: nn.Module) -> int:
@@ -197,6 +211,19 @@ class Backbone(ABC):
     @abstractmethod
     def default_size(self, network: nn.Module, vae: nn.Module) -> tuple[int, int]:
         """Height and width in pixels that `network` is at home with."""
+
+    @abstractmethod
+    def encode(
+        self, vae: nn.Module, pixels: Tensor, device: torch.device, dtype: torch.dtype, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels (b, f, 3, h, w) in [-1, 1] -> mean and deviation of the VAE's own latents, (b, c, f, h, w) each, fp32.
+
+        The VAE is on `device` and in `dtype`, where `pixels` need not be; about `chunk` frames are encoded at a time.
+        """
+
+    @abstractmethod
+    def decode(self, vae: nn.Module, latents: Tensor, device: torch.device, dtype: torch.dtype, chunk: int) -> Tensor:
+        """The VAE's own latents (b, c, f, h, w) -> pixels (b, f, 3, h, w) in about [-1, 1], fp32 on the CPU."""
 
     @abstractmethod
     def scale(self, vae: nn.Module, latents: Tensor) -> Tensor:
@@ -229,6 +256,8 @@ class Backbone(ABC):
     """Found in keys of no other backbone's files."""
     refusal: ClassVar[str]
     """What a file of this backbone is, where another network is at hand."""
+    recommended_method: ClassVar[str] = "customize-a-video"
+    """The row of the methods' table that it is trained by where nothing else is said."""
     takes: ClassVar[str]
     """What fits this backbone, for the end of a refusal."""
     text_width: ClassVar[int]
@@ -238,8 +267,10 @@ class Backbone(ABC):
     def module_named(self, name: str) -> str:
         """diffusers' name of a module, from the name that a LoRA file of another tool gives it."""
 
+    native_suffixes: ClassVar[tuple[str, str]] = (".down.weight", ".up.weight")
+
     def native_key(self, module: str) -> str | None:
-        """The stem of a module's two keys in the files that the family's own tools exchange, before `.down.weight`.
+        """The stem of a module's two keys in the files that the family's own tools exchange, before `native_suffixes`.
 
         None for a module that such files cannot hold, or where the family has no files of its own.
         """

@@ -17,21 +17,22 @@ def temporal_layers(unet: nn.Module) -> list[tuple[str, nn.Module]]:
 
 @contextmanager
 def temporal_bypass(unet: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """Inside the context every temporal layer of `unet` is the identity, so frames do not see each other.
+    """Inside the context `unet` is without time: each temporal layer is the identity, or, where space and time are
+    one attention, each frame is a clip of its own. Frames do not see each other.
 
     Works on the instance it is given and restores it even after an error; use it on a replica, never on a shared base.
     `unet` has to be called with its default `return_dict` handling (the blocks ask their layers for tuples).
     """
     backbone = of_network(unet)
-    layers = backbone.temporal_layers(unet) if enabled else []
-    previous = [(module, module.__dict__.get("forward")) for _, module in layers]
+    layers = backbone.bypassed(unet) if enabled else []
+    previous = [(module, module.__dict__.get("forward")) for module, _ in layers]
     try:
-        for _, module in layers:
-            setattr(module, "forward", backbone.bypass(module))  # noqa: B010 - to mypy it is a method
+        for module, forward in layers:
+            setattr(module, "forward", forward)  # noqa: B010 - to mypy it is a method
         yield
     finally:
-        for module, forward in previous:
-            if forward is None:
+        for module, former in previous:
+            if former is None:
                 module.__dict__.pop("forward", None)
             else:
-                setattr(module, "forward", forward)  # noqa: B010
+                setattr(module, "forward", former)  # noqa: B010

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # A test holds them against `registry.BACKBONES`.
-NETWORK_CLASSES = ("UNet3DConditionModel", "UNetMotionModel")
+NETWORK_CLASSES = ("UNet3DConditionModel", "UNetMotionModel", "WanTransformer3DModel")
 
 
 def is_video_network(config_text: str) -> bool:

@@ -14,8 +14,10 @@ from ..core.lora import DEFAULT_BACKBONE
 from .base import Backbone, Layout
 from .motion_unet import MOTION_UNET
 from .unet3d import UNET3D
+from .wan import WAN
 
-BACKBONES: Mapping[str, Backbone] = MappingProxyType({backbone.name: backbone for backbone in (UNET3D, MOTION_UNET)})
+_ALL: tuple[Backbone, ...] = (UNET3D, MOTION_UNET, WAN)
+BACKBONES: Mapping[str, Backbone] = MappingProxyType({backbone.name: backbone for backbone in _ALL})
 DEFAULT: Backbone = BACKBONES[DEFAULT_BACKBONE]
 """What files are for that do not say it and are not told by their keys."""
 

@@ -9,10 +9,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
+from ..core.axes import fold_frames, unfold_frames
 from ..core.lora import SPATIAL, TEMPORAL, Layer
 from .base import Backbone, Layout, Selection, Skip, Text
 
@@ -45,6 +48,8 @@ ARCHITECTURE = (
 
 class UNetBackbone(Backbone):
     """A U-Net of spatial layers with temporal ones between them."""
+
+    vae_class = AutoencoderKL
 
     temporal_words: ClassVar[frozenset[str]]
     """Parts of a dotted name that make a module temporal."""
@@ -82,6 +87,8 @@ class UNetBackbone(Backbone):
         raise NotImplementedError
 
     def select(self, network: nn.Module, selection: Selection) -> tuple[str, ...]:
+        if selection.layer not in (SPATIAL, TEMPORAL):
+            return ()
         layout, temporal = self.describe(network), selection.layer == TEMPORAL
         transformers = layout.temporal_transformers if temporal else layout.spatial_transformers
         blocks = layout.temporal_convolutions if temporal else layout.residual_blocks
@@ -116,11 +123,14 @@ class UNetBackbone(Backbone):
         hidden: Tensor = output[0]
         return hidden
 
-    def latent_frames(self, num_frames: int) -> int:
+    def latent_frames(self, vae: nn.Module, num_frames: int) -> int:
         return num_frames
 
-    def num_frames(self, latent_frames: int) -> int:
+    def num_frames(self, vae: nn.Module, latent_frames: int) -> int:
         return latent_frames
+
+    def latent_multiple(self, network: nn.Module) -> int:
+        return 1
 
     def frames_fault(self, network: nn.Module, num_frames: int) -> str:
         return ""
@@ -139,7 +149,7 @@ class UNetBackbone(Backbone):
     ) -> tuple[int, int, int, int, int]:
         config: Any = network.config
         factor = self.pixels_per_latent(vae)
-        return 1, int(config["in_channels"]), self.latent_frames(num_frames), height // factor, width // factor
+        return 1, int(config["in_channels"]), self.latent_frames(vae, num_frames), height // factor, width // factor
 
     def default_size(self, network: nn.Module, vae: nn.Module) -> tuple[int, int]:
         config: Any = network.config
@@ -147,6 +157,20 @@ class UNetBackbone(Backbone):
         height, width = (sides, sides) if isinstance(sides, int) else sides
         factor = self.pixels_per_latent(vae)
         return int(height) * factor, int(width) * factor
+
+    def encode(
+        self, vae: Any, pixels: Tensor, device: torch.device, dtype: torch.dtype, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        parts = pixels.flatten(0, 1).split(chunk)
+        posteriors = [vae.encode(part.to(device, dtype)).latent_dist for part in parts]
+        mean = torch.cat([posterior.mean for posterior in posteriors]).float()
+        deviation = torch.cat([posterior.std for posterior in posteriors]).float()
+        return unfold_frames(mean, len(pixels)), unfold_frames(deviation, len(pixels))
+
+    def decode(self, vae: Any, latents: Tensor, device: torch.device, dtype: torch.dtype, chunk: int) -> Tensor:
+        images = fold_frames(latents)
+        decoded = [vae.decode(part.to(device, dtype)).sample.float().cpu() for part in images.split(chunk)]
+        return torch.cat(decoded).unflatten(0, (latents.shape[0], -1))
 
     def scale(self, vae: nn.Module, latents: Tensor) -> Tensor:
         config: Any = vae.config

@@ -15,7 +15,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from ..core.errors import ModelError
+from ..core.process import LOGIT_NORMAL, UNIFORM
 
+FLOW_PREDICTION = "flow_prediction"
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 _SCHEDULE_ENTRIES = (
     "num_train_timesteps",
@@ -82,6 +84,87 @@ class NoiseSchedule:
     def _at(table: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
         values = table[timesteps.cpu()].to(like.device, like.dtype)
         return values.view(-1, *([1] * (like.ndim - 1)))
+
+
+class FlowSchedule:
+    """Flow matching: z = (1 - sigma) z_0 + sigma noise, the network predicts noise - z_0 (Liu et al. 2022, Eq. 1).
+
+    Sigma is drawn evenly, or logit-normally (Esser et al. 2024, section 3.1), and shifted towards noise as the base's
+    samplers shift it, s x / (1 + (s - 1) x). Timesteps are sigma times `num_train_timesteps`, no whole numbers.
+    """
+
+    prediction_type = FLOW_PREDICTION
+
+    def __init__(self, scheduler_config: Mapping[str, Any], spread: str = UNIFORM) -> None:
+        entries = flow_entries(scheduler_config)
+        self.shift, self._count = float(entries["shift"]), int(entries["num_train_timesteps"])
+        self._spread = spread
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return self._count
+
+    def sample_timesteps(self, batch: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Random timesteps (b,), real numbers, from the part [low, high) of the schedule as a sampler runs through it.
+
+        The part is measured before the shift: [0.5, 1) is the first half of the steps of a sampling.
+        """
+        if self._spread == LOGIT_NORMAL:
+            place = torch.randn(batch, generator=generator).sigmoid()
+        else:
+            place = torch.rand(batch, generator=generator)
+        place = low + (high - low) * place
+        return self._count * self.shift * place / (1 + (self.shift - 1) * place)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """z, shaped like latents (b, ...), for timesteps (b,)."""
+        sigma = self._sigma(timesteps, latents)
+        return (1 - sigma) * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The velocity noise - z_0, the same at every timestep."""
+        return noise - latents
+
+    def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
+        """Loss weights (b,) of Min-SNR-gamma (Hang et al. 2023, Eq. 8), for a velocity: sigma^2 min(snr, gamma).
+
+        As for v: an error of the velocity is one of z_0, times sigma; snr = ((1 - sigma) / sigma)^2.
+        """
+        sigma = timesteps.cpu().float() / self._count
+        return torch.minimum((1 - sigma).square(), gamma * sigma.square())
+
+    def _sigma(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        sigma = (timesteps / self._count).to(like.device, like.dtype)
+        return sigma.view(-1, *([1] * (like.ndim - 1)))
+
+
+Process = NoiseSchedule | FlowSchedule
+"""By which noise is added, timesteps are drawn and the target is made; which one says the base's scheduler config."""
+
+
+def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
+    """Whether the entries of a `scheduler_config.json` are of flow matching."""
+    of_class = str(scheduler_config.get("_class_name", "")).startswith("FlowMatch")
+    said = scheduler_config.get("prediction_type") == FLOW_PREDICTION or bool(scheduler_config.get("use_flow_sigmas"))
+    return of_class or said
+
+
+def flow_entries(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of a flow schedule under the names of all of diffusers' classes: `shift` is `flow_shift` in some."""
+    named = [scheduler_config[key] for key in ("flow_shift", "shift") if key in scheduler_config]
+    shift = float(named[0]) if named else 1.0
+    count = int(scheduler_config.get("num_train_timesteps", 1000))
+    return {"num_train_timesteps": count, "shift": shift, "flow_shift": shift, "prediction_type": FLOW_PREDICTION}
+
+
+def prediction_type(scheduler_config: Mapping[str, Any]) -> str:
+    """What the network of a base with this schedule predicts."""
+    return FLOW_PREDICTION if is_flow(scheduler_config) else str(scheduler_config.get("prediction_type", "epsilon"))
+
+
+def noise_schedule(scheduler_config: Mapping[str, Any], spread: str = UNIFORM) -> Process:
+    """The process of a base. `spread`, one of `SPREADS`, is for flow matching alone. Raises ModelError."""
+    return FlowSchedule(scheduler_config, spread) if is_flow(scheduler_config) else NoiseSchedule(scheduler_config)
 
 
 def timestep_range(num_train_timesteps: int, low: float, high: float) -> tuple[int, int]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -23,9 +22,11 @@ from ..backbones.faster import use_fast_layers
 from ..backbones.registry import of_network
 from ..core.errors import ClipError, SettingsError
 from ..core.identity import BaseIdentity
+from ..core.process import UNIFORM
 from . import codec, text
 from .identity import identify
 from .loading import read_folder
+from .noise import Process, noise_schedule, prediction_type
 from .placement import AnyModule, EncoderPlace, moved, no_gradients, pick_device, pick_dtype, share_parameters
 from .schedulers import make_scheduler
 
@@ -39,7 +40,7 @@ class VideoPipeline:
     """
 
     unet: Any
-    vae: AutoencoderKL
+    vae: Any
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     scheduler_config: Mapping[str, Any]
@@ -103,8 +104,12 @@ class VideoPipeline:
 
     @property
     def prediction_type(self) -> str:
-        """What the UNet predicts: "epsilon" or "v_prediction"."""
-        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+        """What the network predicts: "epsilon", "v_prediction", or "flow_prediction" in flow matching."""
+        return prediction_type(self.scheduler_config)
+
+    def noise_schedule(self, spread: str = UNIFORM) -> Process:
+        """The process by which the network is trained; `spread` is how timesteps are drawn. Raises ModelError."""
+        return noise_schedule(self.scheduler_config, spread)
 
     @property
     def num_train_timesteps(self) -> int:
@@ -146,7 +151,7 @@ class VideoPipeline:
     def clip_shape(self, latents: Tensor) -> tuple[int, int, int]:
         """Frames, height and width in pixels of the clip that latents (b, c, f, h, w) are of."""
         frames, height, width = (int(side) for side in latents.shape[2:])
-        return self.backbone.num_frames(frames), height * self.vae_factor, width * self.vae_factor
+        return self.backbone.num_frames(self.vae, frames), height * self.vae_factor, width * self.vae_factor
 
     def frames_fault(self, num_frames: int) -> str | None:
         """Why the UNet cannot take so many frames, or None."""
@@ -213,10 +218,13 @@ class VideoPipeline:
         with no_gradients(), self._encoder(self.vae) as vae:
             return codec.decode(self.backbone, vae, latents, self.device, self.dtype, chunk)
 
-    @property
-    def scaling_factor(self) -> float:
-        """What the VAE's own latents are multiplied by, so that the UNet sees about unit variance."""
-        return codec.scaling_factor(self.vae)
+    def scaled(self, latents: Tensor) -> Tensor:
+        """The VAE's own latents (b, c, f, h, w) as the network takes them, of about unit variance."""
+        return self.backbone.scale(self.vae, latents)
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """The inverse of `scaled`."""
+        return self.backbone.unscale(self.vae, latents)
 
     @contextmanager
     def offload_encoders(self) -> Iterator[None]:

@@ -15,15 +15,16 @@ from typing import Any
 from .curves import FrameCurve, Schedule
 from .errors import SettingsError
 from .highway import Highway
-from .lora import ALL_NOISE, TEMPORAL, Layer, LoRA
+from .lora import ALL_NOISE, SPATIAL, TEMPORAL, Layer, LoRA
 
 
 @dataclass(frozen=True, eq=False)
 class StackEntry:
     """One LoRA in a stack. Strengths multiply, may be negative, and act on the change of the weights once.
 
-    A layer's strength is strength * (temporal_strength or spatial_strength) * block_strengths of its block (1 where
-    the block is not named; names are the backbone's), times `steps`, times `frames` where the layer is temporal.
+    A layer's strength is strength * (temporal_strength or spatial_strength, of a joint layer neither) *
+    block_strengths of its block (1 where the block is not named; names are the backbone's), times `steps`, times
+    `frames` where the layer is temporal.
     `text_encoder` is the text part of an imported image LoRA, if it is wanted; its strength is `strength`.
     Without `steps`, a LoRA that was trained on a part of the noise (`LoRA.acts_in`) acts in that part of the steps;
     `Schedule()` makes it act in all of them.
@@ -54,7 +55,7 @@ class StackEntry:
 
     def strength_of(self, layer: Layer, block: str) -> float:
         """The strength of one layer, by its path and its block, before the curves over steps and frames."""
-        path = self.temporal_strength if layer == TEMPORAL else self.spatial_strength
+        path = {TEMPORAL: self.temporal_strength, SPATIAL: self.spatial_strength}.get(layer, 1.0)
         return self.strength * path * self.block_strengths.get(block, 1.0)
 
     def describe(self) -> dict[str, Any]:

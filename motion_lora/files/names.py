@@ -33,7 +33,7 @@ _WORD = re.compile("(?:" + "|".join([*_WORDS, r"\d+"]) + ")(?=_|$)")
 _ROLES = r"(?P<role>down|up|mid)"
 _KOHYA = re.compile(rf"lora_(?P<part>unet|te)_(?P<module>\w+)\.(?:lora_{_ROLES}\.weight|(?P<alpha>alpha))")
 _PREFIX = re.compile(
-    r"(?:base_model\.model\.|module\.)?(?:(?P<unet>unet\.|diffusion_model\.)|(?P<text>text_encoder\.))?(?:base_model\.model\.)?"
+    r"(?:base_model\.model\.|module\.)?(?:(?P<unet>unet\.|diffusion_model\.|transformer\.(?=blocks\.))|(?P<text>text_encoder\.))?(?:base_model\.model\.)?"
 )
 _DOTTED = (
     re.compile(r"(?P<module>.+)\.lora_(?P<ab>[AB])(?:\.(?!weight$)[^.]+)?\.weight"),
@@ -60,7 +60,7 @@ def parse_key(key: str) -> Key | None:
     """The meaning of a key, or None for one that no dialect has."""
     found = _KOHYA.fullmatch(key)
     if found:
-        module = dotted(found["module"])
+        module = dotted(found["module"].removeprefix("_"))  # some trainers of Wan-Fun write two underscores
         part = UNET if found["part"] == "unet" else TEXT
         return None if module is None else Key(part, _bare(part, module), found["role"] or "alpha", "kohya")
     return _parse_dotted(key)

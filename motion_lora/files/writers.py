@@ -85,8 +85,9 @@ def native_tensors(lora: LoRA) -> dict[str, Tensor]:
             f"{len(lost)} of {len(lora)} layers have no place in a file for the tools of {lora.backbone}, the first is "
             f"{lost[0]}: write only the temporal layers, or another format"
         )
-    downs = {f"{key}.down.weight": lora.layers[module].down for module, key in keys.items()}
-    return downs | {f"{key}.up.weight": lora.layers[module].up for module, key in keys.items()}
+    down, up = named(lora.backbone).native_suffixes
+    downs = {f"{key}{down}": lora.layers[module].down for module, key in keys.items()}
+    return downs | {f"{key}{up}": lora.layers[module].up for module, key in keys.items()}
 
 
 def convert(

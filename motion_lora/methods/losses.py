@@ -31,6 +31,9 @@ class LossContext:
     timesteps: Tensor | None = None
 
 
+# Two frames that are equal have no difference to compare.
+_SMALL = 1e-8
+
 Loss = Callable[["Tensor", "Tensor", LossContext], "Tensor"]
 
 
@@ -65,6 +68,25 @@ def motion_loss(
     return denoising_loss(prediction, target, weights) + debiased
 
 
+def frame_difference_loss(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The plain loss + mean(1 - cos(|d prediction|, |d target|)), d the differences of neighbouring frames.
+
+    Follow-Your-Motion (arXiv 2506.05207, section 3.3), which takes the cosine from VMC: one for each pair of frames,
+    over channels and places. Looks that stay are in no difference. A clip of one frame has the plain loss alone.
+    """
+    plain = denoising_loss(prediction, target, weights)
+    if prediction.shape[2] < 2:
+        return plain
+    seen, wanted = (clip.diff(dim=2).abs().transpose(1, 2).flatten(2) for clip in (prediction, target))
+    lengths = seen.norm(dim=2) * wanted.norm(dim=2)
+    apart = 1 - ((seen * wanted).sum(dim=2) / lengths.clamp(min=_SMALL)).mean(dim=1)
+    return plain + (apart if weights is None else apart * weights).mean()
+
+
+def _difference(prediction: Tensor, target: Tensor, context: LossContext) -> Tensor:
+    return frame_difference_loss(prediction, target, context.weights)
+
+
 def _denoising(prediction: Tensor, target: Tensor, context: LossContext) -> Tensor:
     return denoising_loss(prediction, target, context.weights)
 
@@ -73,9 +95,9 @@ def _debiased(prediction: Tensor, target: Tensor, context: LossContext) -> Tenso
     return motion_loss(prediction, target, context.anchor, context.settings.debias_beta, context.weights)
 
 
-DENOISING, DEBIASED = "denoising", "debiased"
-LOSSES: dict[str, Loss] = {DENOISING: _denoising, DEBIASED: _debiased}
-"""The losses by name; `debiased` is the plain loss and the appearance-debiased one beside it."""
+DENOISING, DEBIASED, FRAME_DIFFERENCE = "denoising", "debiased", "frame-difference"
+LOSSES: dict[str, Loss] = {DENOISING: _denoising, DEBIASED: _debiased, FRAME_DIFFERENCE: _difference}
+"""The losses by name; `debiased` and `frame-difference` have the plain loss beside them."""
 
 
 def _mean_square(error: Tensor, weights: Tensor | None) -> Tensor:

@@ -32,6 +32,15 @@ ABSORB_BY_TOKENS = Stage(
     source="Customize-A-Video section 4.1, Eq. 4; patch crops A.2",
 )
 
+ABSORB_BY_JOINT_LORA = Stage(
+    name="absorber-joint",
+    batch="frames",
+    steps="absorber_steps",
+    parts=(Part("absorber", targets="joint-attention"),),
+    passes=(Pass(("absorber",), bypass=True, caption="appearance"),),
+    source="Customize-A-Video section 4.1 on joint attention; Follow-Your-Motion, first stage",
+)
+
 ABSORBERS: dict[str, AbsorberKind] = {
     "dual": AbsorberKind(
         "a spatial LoRA and learned tokens, trained apart and loaded together",
@@ -40,6 +49,7 @@ ABSORBERS: dict[str, AbsorberKind] = {
     "spatial": AbsorberKind("a spatial LoRA", (ABSORB_BY_SPATIAL_LORA,)),
     "textual-inversion": AbsorberKind("learned tokens", (ABSORB_BY_TOKENS,)),
     "none": AbsorberKind("no absorber"),
+    "joint": AbsorberKind("a LoRA on joint attention, which only ever sees single frames", (ABSORB_BY_JOINT_LORA,)),
 }
 
 LEARN_MOTION = Stage(
@@ -97,6 +107,33 @@ LEARN_IN_ALL_LAYERS = Stage(
     source="ablation: spatial and temporal LoRA learn from the whole clip together",
 )
 
+LEARN_MOTION_JOINT = Stage(
+    name="motion",
+    parts=(Part("motion", targets="joint-qk", prefix=""),),
+    passes=(Pass(("motion",)),),
+    source="Customize-A-Video section 4.2 on joint attention, query and key alone (DreamRelation)",
+)
+
+DUAL_PATH_JOINT = Stage(
+    name="motion",
+    parts=(
+        Part("spatial", targets="joint-attention", per_clip=True),
+        Part("motion", targets="joint-attention", prefix=""),
+    ),
+    passes=(
+        Pass(("spatial",), frames="one", bypass=True, optional=True),
+        Pass(("motion",), holds=("spatial",), loss=DEBIASED),
+    ),
+    source="MotionDirector as CMC ports it: both LoRAs on the same layers, told apart by what they see",
+)
+
+LEARN_IN_JOINT_LAYERS = Stage(
+    name="motion",
+    parts=(Part("motion", targets="joint-all", prefix=""),),
+    passes=(Pass(("motion",)),),
+    source="ablation: the usual LoRA of video transformers",
+)
+
 # Defaults -----------------------------------------------------------------------------------------------------------
 
 # Ranks, alphas and learning rates: Customize-A-Video A.4. It states no step counts: `steps` follows from its seven
@@ -133,6 +170,20 @@ _IMAGE_PATH: Mapping[str, Any] = {**_MOTION_DIRECTOR, "steps": 300, "weight_deca
 
 # Its configs are MotionDirector's but for the number of steps.
 _SEPARATE: Mapping[str, Any] = {**_MOTION_DIRECTOR, "steps": 1000}
+
+# Ranks and rates of Follow-Your-Motion's code for Wan 2.1; not tried on a real base.
+_JOINT: Mapping[str, Any] = {
+    "steps": 500,
+    "rank": 16,
+    "alpha": 1.0,
+    "learning_rate": 1e-4,
+    "absorber_steps": 500,
+    "absorber_rank": 16,
+    "absorber_alpha": 1.0,
+    "absorber_learning_rate": 1e-4,
+    # Cut out, a patch would have other positions than in the clip.
+    "patch_crop": False,
+}
 
 # Found on the playground (bench/) and not tried on a real base: only where motion is decided, at high noise.
 _MANY_LOOKS: Mapping[str, Any] = {
@@ -206,6 +257,31 @@ _ROWS = (
         stages=(LEARN_IN_ALL_LAYERS,),
         keeps=("spatial", "temporal"),
         defaults=_CUSTOMIZE_A_VIDEO,
+    ),
+    Method(
+        name="joint-customize-a-video",
+        title="Customize-A-Video on joint attention",
+        source="Ren et al. 2024, arXiv 2402.14780, carried over to video transformers by this project",
+        stages=(ABSORB_BY_JOINT_LORA, LEARN_MOTION_JOINT),
+        keeps=("motion",),
+        absorber="joint",
+        defaults=_JOINT,
+    ),
+    Method(
+        name="joint-motiondirector",
+        title="MotionDirector on joint attention",
+        source="Zhao et al. 2023, arXiv 2310.08465, as CMC carries it over",
+        stages=(DUAL_PATH_JOINT,),
+        keeps=("motion",),
+        defaults={**_JOINT, "spatial_path_probability": 0.8, "debias_beta": 1.0},
+    ),
+    Method(
+        name="joint-lora",
+        title="LoRA alone on joint attention",
+        source="ablation",
+        stages=(LEARN_IN_JOINT_LAYERS,),
+        keeps=("motion",),
+        defaults=_JOINT,
     ),
 )
 

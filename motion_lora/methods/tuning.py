@@ -33,6 +33,6 @@ def register_tuning(recognise: Callable[[BaseIdentity], bool], tuning: Tuning) -
     _TUNINGS.append((recognise, tuning))
 
 
-def tuning_of(identity: BaseIdentity) -> Tuning:
-    """What was registered for that base, or the methods as their authors have them."""
-    return next((tuning for recognise, tuning in _TUNINGS if recognise(identity)), Tuning())
+def tuning_of(identity: BaseIdentity, recommended: str = Tuning.recommended) -> Tuning:
+    """What was registered for that base, or the methods as their authors have them, `recommended` the first."""
+    return next((tuning for recognise, tuning in _TUNINGS if recognise(identity)), Tuning(recommended))

@@ -164,6 +164,11 @@ def _check_inversion(pipeline: VideoPipeline, latents: Tensor, steps: int) -> No
     most = pipeline.max_inference_steps
     if not 1 <= steps <= most:
         raise SettingsError(f"num_inference_steps is {steps}; it must be from 1 to {most}.")
+    if pipeline.prediction_type not in ("epsilon", "v_prediction"):
+        raise SettingsError(
+            f"{pipeline.identity.name} is trained by flow matching, and DDIM inversion is for diffusion: leave the "
+            "inverted noise out."
+        )
     channels = pipeline.latent_shape(1, 0, 0)[1]
     if latents.ndim != 5 or latents.shape[1] != channels or 0 in latents.shape:
         raise SettingsError(f"latents have shape {tuple(latents.shape)}; they must be (b, {channels}, f, h, w).")

@@ -22,7 +22,7 @@ from ..adapters.highway import appearance_highway, plan_highway
 from ..backbones.base import Text
 from ..base.pipeline import VideoPipeline
 from ..base.placement import no_gradients
-from ..base.schedulers import SCHEDULERS, make_scheduler
+from ..base.schedulers import SCHEDULERS, make_scheduler, model_input, noised, start_scale
 from ..core.errors import SettingsError, is_out_of_memory
 from ..core.out_of_memory import SamplingMemoryError
 from ..core.stack import AdapterStack
@@ -194,16 +194,14 @@ class _Batch:
         noise = torch.cat([own if given is None else given for own, given in drawn]).to(self.pipeline.device)
         clips = [source for source in sources if source is not None]
         if not clips:
-            return noise * float(self.scheduler.init_noise_sigma)
+            return noise * start_scale(self.scheduler)
         timestep = self.scheduler.timesteps[self.skipped].repeat(len(self.videos))
-        noised: Tensor = self.scheduler.add_noise(torch.cat(clips).to(self.pipeline.device), noise, timestep)
-        return noised
+        return noised(self.scheduler, torch.cat(clips).to(self.pipeline.device), noise, timestep)
 
     def denoise(self, unet: Any, latents: Tensor, stack: AdapterStack, progress: _Progress) -> Tensor:
         """Start latents -> clean latents (b, c, f, h, w), float32 on the device; `unet` is a replica of the base's."""
         text = self._encode_prompts(stack)
-        frames = self.pipeline.clip_shape(latents)[0]
-        with applied(unet, stack, frames) as adapters, appearance_highway(unet, stack.highway):
+        with applied(unet, stack, latents.shape[2]) as adapters, appearance_highway(unet, stack.highway):
             return self._loop(unet, latents, text, adapters, progress)
 
     def _loop(self, unet: Any, latents: Tensor, text: Text, adapters: AppliedStack, progress: _Progress) -> Tensor:
@@ -211,7 +209,7 @@ class _Batch:
         for index in range(self.skipped, len(timesteps)):
             # Relative to the whole schedule, so that a position means the same noise level when an edit starts late.
             adapters.at(index / max(len(timesteps) - 1, 1))
-            noisy = self.scheduler.scale_model_input(latents, timesteps[index])
+            noisy = model_input(self.scheduler, latents, timesteps[index])
             predicted = self._predict(unet, noisy, timesteps[index], text)
             latents = self.scheduler.step(predicted, timesteps[index], latents, **self.step_options).prev_sample
             progress.step()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..base.noise import NoiseSchedule, clip_noise
+from ..base.noise import Process, clip_noise
 from ..base.pipeline import VideoPipeline
 from ..base.tokens import check_length
 from ..core.absorber import PlaceholderTokens
@@ -41,7 +41,8 @@ PATCH_RATIOS = (0.33, 0.67)
 class Material:
     """One clip made ready: latents (1, c, f, h, w) fp32 on the device, mirrored too if asked, and its prompts.
 
-    `clip` is its number; a `restyled` copy of a clip has that clip's.
+    `clip` is its number; a `restyled` copy of a clip has that clip's. `stills` (n, c, 1, h, w) are its frames, each
+    encoded as a clip of its own, where the latents' frames are not those of the clip.
     """
 
     clip: int
@@ -49,6 +50,8 @@ class Material:
     mirrored: Tensor | None
     prompts: dict[str, str]
     restyled: bool = False
+    stills: Tensor | None = None
+    mirrored_stills: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +72,14 @@ class Draw:
     anchor: int
     with_optional: bool
     restyled: bool = False
+    stills: Tensor | None = None
 
     def one_frame(self) -> Draw:
         """The same noise and timestep on the drawn frame alone."""
+        if self.stills is not None:
+            place = self.frame * self.latents.shape[2] // len(self.stills)
+            still = self.stills[self.frame : self.frame + 1]
+            return replace(self, latents=still, noise=self.noise[:, :, place : place + 1])
         frame = slice(self.frame, self.frame + 1)
         return replace(self, latents=self.latents[:, :, frame], noise=self.noise[:, :, frame])
 
@@ -91,7 +99,12 @@ def prepare(
         # A host may hand over tensors of inference mode, which autograd refuses; a copy is a plain tensor.
         frames = clip.frames.clone()
         flipped = pipeline.encode_frames(frames.flip(2)) if recipe.settings.horizontal_flip > 0 else None
-        materials.append(Material(number, pipeline.encode_frames(frames), flipped, prompts))
+        material = Material(number, pipeline.encode_frames(frames), flipped, prompts)
+        if not pipeline.backbone.frames_alone:
+            stills = pipeline.encode_frames(frames[:, None])
+            flipped = pipeline.encode_frames(frames[:, None].flip(3)) if flipped is not None else None
+            material = replace(material, stills=stills, mirrored_stills=flipped)
+        materials.append(material)
     return materials
 
 
@@ -159,12 +172,13 @@ def draw_clip(
     materials: Sequence[Material],
     step: int,
     settings: TrainSettings,
-    schedule: NoiseSchedule,
+    schedule: Process,
     generator: torch.Generator,
+    multiple: int = 1,
 ) -> Draw:
     """A whole clip, taken in turn, with one timestep for all its frames."""
     material = materials[step % len(materials)]
-    latents = _maybe_mirrored(material, settings.horizontal_flip, generator)
+    latents, stills = _maybe_mirrored(material, settings.horizontal_flip, generator)
     num_frames = latents.shape[2]
     timesteps = schedule.sample_timesteps(1, generator, settings.timestep_low, settings.timestep_high)
     return Draw(
@@ -173,10 +187,11 @@ def draw_clip(
         latents=latents,
         noise=clip_noise(tuple(latents.shape), generator, settings.offset_noise).to(latents.device),
         timesteps=timesteps,
-        frame=_integer(num_frames, generator),
+        frame=_integer(num_frames if stills is None else len(stills), generator),
         anchor=_integer(num_frames, generator),
         with_optional=_happens(settings.spatial_path_probability, generator) and not material.restyled,
         restyled=material.restyled,
+        stills=stills,
     )
 
 
@@ -184,16 +199,21 @@ def draw_frames(
     materials: Sequence[Material],
     step: int,
     settings: TrainSettings,
-    schedule: NoiseSchedule,
+    schedule: Process,
     generator: torch.Generator,
+    multiple: int = 1,
 ) -> Draw:
-    """Different frames of one clip as unordered images, each with its own timestep, cropped to patches if asked."""
+    """Different frames of one clip as unordered images, each with its own timestep, cropped to patches if asked.
+
+    Sides of patches are multiples of `multiple`.
+    """
     material = materials[step % len(materials)]
-    images = fold_frames(_maybe_mirrored(material, settings.horizontal_flip, generator))
+    latents, stills = _maybe_mirrored(material, settings.horizontal_flip, generator)
+    images = fold_frames(latents if stills is None else stills)
     chosen = torch.randperm(len(images), generator=generator)[: settings.frames_per_step]
     images = images[chosen.to(images.device)]
     if settings.patch_crop:
-        images = random_patches(images, generator)
+        images = random_patches(images, generator, multiple)
     latents = images[:, :, None]
     return Draw(
         clip=material.clip,
@@ -207,14 +227,14 @@ def draw_frames(
     )
 
 
-def random_patches(images: Tensor, generator: torch.Generator) -> Tensor:
+def random_patches(images: Tensor, generator: torch.Generator, multiple: int = 1) -> Tensor:
     """(b, c, h, w) -> (b, c, h', w'): one random size for the batch, sides 0.33 to 0.67 of the whole, any place each.
 
     Cropped in latents: their cells are local, so this is the crop of the picture without encoding it again.
     """
     low, high = PATCH_RATIOS
     ratio = low + (high - low) * float(torch.rand((), generator=generator))
-    height, width = (max(1, round(ratio * side)) for side in images.shape[-2:])
+    height, width = (max(1, round(ratio * side / multiple)) * multiple for side in images.shape[-2:])
     patches = []
     for image in images:
         top = _integer(image.shape[-2] - height + 1, generator)
@@ -223,10 +243,11 @@ def random_patches(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack(patches)
 
 
-def _maybe_mirrored(material: Material, probability: float, generator: torch.Generator) -> Tensor:
+def _maybe_mirrored(material: Material, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """The latents of the clip and of its stills."""
     if material.mirrored is not None and _happens(probability, generator):
-        return material.mirrored
-    return material.latents
+        return material.mirrored, material.mirrored_stills
+    return material.latents, material.stills
 
 
 def _integer(end: int, generator: torch.Generator) -> int:

@@ -13,16 +13,16 @@ from ..adapters.fit import check_modules, max_rank, weight_of
 from ..adapters.highway import plan_highway
 from ..adapters.targets import target_modules
 from ..backbones.registry import of_network
-from ..base.noise import NoiseSchedule
 from ..base.pipeline import VideoPipeline
 from ..base.tokens import check_length, check_tokens
 from ..core.absorber import Absorber
 from ..core.errors import ClipError, LoRAFileError, SettingsError
 from ..core.highway import Highway
 from ..core.identity import BaseIdentity
-from ..core.lora import SPATIAL
+from ..core.lora import TEMPORAL
 from ..core.metadata import OWN
 from ..core.phrases import missing_phrases, split_phrases, substitute
+from ..core.process import FLOW, UNIFORM
 from .looks import motion_words, moving_caption
 from .recipe import Recipe, setting_name
 from .settings import TrainSettings, find_method
@@ -46,7 +46,7 @@ def fingerprint(
 
 def check_run(pipeline: VideoPipeline, recipe: Recipe) -> None:
     """Raise SettingsError, ClipError, LoRAFileError or ModelError for whatever of a run does not fit its base."""
-    NoiseSchedule(pipeline.scheduler_config)
+    _check_process(pipeline, recipe.settings)
     _check_targets(pipeline, recipe)
     _check_looks(pipeline, recipe)
     if recipe.settings.highway != "none":
@@ -56,6 +56,15 @@ def check_run(pipeline: VideoPipeline, recipe: Recipe) -> None:
     faults = list(_clip_faults(pipeline, recipe))
     if faults:
         raise ClipError(" ".join(faults))
+
+
+def _check_process(pipeline: VideoPipeline, settings: TrainSettings) -> None:
+    pipeline.noise_schedule()
+    if settings.timestep_sampling != UNIFORM and pipeline.backbone.process != FLOW:
+        raise SettingsError(
+            f"timestep_sampling is {settings.timestep_sampling!r}, which is for flow matching; "
+            f"{pipeline.identity.name} is trained by diffusion, leave it at {UNIFORM!r}."
+        )
 
 
 def _check_looks(pipeline: VideoPipeline, recipe: Recipe) -> None:
@@ -93,7 +102,7 @@ def check_absorber(pipeline: VideoPipeline, absorber: Absorber) -> None:
         )
     if absorber.spatial is not None:
         check_modules(pipeline.unet, absorber.spatial)
-        if temporal := [name for name in absorber.spatial if pipeline.backbone.layer_of(name) != SPATIAL]:
+        if temporal := [name for name in absorber.spatial if pipeline.backbone.layer_of(name) == TEMPORAL]:
             raise LoRAFileError(f"The absorber changes the temporal layer {temporal[0]}; use its spatial part alone.")
     if absorber.tokens is not None:
         check_tokens(pipeline, absorber.tokens)
@@ -106,7 +115,7 @@ def _check_weights(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
         if name not in known or known[name].shape != weight.shape:
             here = tuple(known[name].shape) if name in known else "no such weight"
             raise LoRAFileError(f"The absorber's weight {name} is {tuple(weight.shape)}, this base has {here}.")
-        if of_network(unet).layer_of(name) != SPATIAL:
+        if of_network(unet).layer_of(name) == TEMPORAL:
             raise LoRAFileError(f"The absorber's weight {name} is of a temporal layer; leave those out.")
 
 

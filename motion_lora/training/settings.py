@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import SettingsError
 from ..core.fields import About, described, setting
+from ..core.process import SPREADS, UNIFORM
 from ..methods.losses import DEBIASED, DENOISING, LOSSES
 from ..methods.stages import Method, Stage
 from ..methods.table import ABSORBERS, METHODS
@@ -39,11 +40,11 @@ _SMALL = 1e-8
 _MANY = 1_000_000
 
 
-def _presets(layer: str) -> Sequence[str]:
+def _presets(*layers: str) -> Sequence[str]:
     # The table needs torch, and the help of the command line does without.
     from ..adapters.targets import TARGETS
 
-    return tuple(name for name, preset in TARGETS.items() if preset.layer == layer)
+    return tuple(name for name, preset in TARGETS.items() if preset.layer in layers)
 
 
 _method = partial(setting, group="method")
@@ -74,10 +75,12 @@ class TrainSettings:
         choices=lambda: tuple(ABSORBERS),
     )
     targets: str | None = _method(
-        None, "Which temporal layers learn: a target preset.", choices=lambda: _presets("temporal")
+        None, "Which layers learn the motion: a target preset.", choices=lambda: _presets("temporal", "joint")
     )
     spatial_targets: str | None = _method(
-        None, "Which spatial layers learn, in methods with a spatial LoRA.", choices=lambda: _presets("spatial")
+        None,
+        "Which layers learn the look, in methods with a spatial LoRA.",
+        choices=lambda: _presets("spatial", "joint"),
     )
     loss: str | None = _method(
         None,
@@ -161,6 +164,13 @@ class TrainSettings:
         low=_SMALL,
         high=1000.0,
     )
+    timestep_sampling: str = _optimiser(
+        UNIFORM,
+        "Of bases of flow matching: how timesteps are drawn, evenly or logit-normally (Esser et al. 2024), before the "
+        "base's shift.",
+        choices=lambda: SPREADS,
+        since=3,
+    )
     offset_noise: float = _optimiser(0.0, "Extra noise per channel and frame, in training.", **_share)
     seed: int = _optimiser(0, "Seed of everything random in the training.", low=0, high=2**64 - 1)
     gradient_checkpointing: bool = _running(False, "About a third more time for a fraction of the memory.")
@@ -168,7 +178,7 @@ class TrainSettings:
         None,
         "GB that training may fill: as many layers are computed twice as that asks for; unset: as gradient_checkpointing "
         "says.",
-        low=0.001,
+        low=_SMALL,
         high=10_000.0,
         since=3,
     )
@@ -193,9 +203,10 @@ class TrainSettings:
     def for_base(cls, pipeline: VideoPipeline, method: str = AUTO) -> TrainSettings:
         """The defaults of a method on this base: the authors', or those that the base's size asks for (see `Tuning`).
 
-        `AUTO` is the recommended method: Many Looks on the playground, Customize-A-Video elsewhere.
+        `AUTO` is the recommended method: Many Looks on the playground, Customize-A-Video elsewhere, in its form for
+        joint attention where that is what the base has.
         """
-        tuning = tuning_of(pipeline.identity)
+        tuning = tuning_of(pipeline.identity, pipeline.backbone.recommended_method)
         if method == AUTO:
             method = tuning.recommended
         return replace(cls.for_method(method), **tuning.defaults.get(method, {}))

@@ -16,7 +16,6 @@ from ..adapters.weights import install_weights
 from ..backbones.base import Text
 from ..backbones.bypass import temporal_bypass
 from ..backbones.checkpointing import gradient_checkpointing
-from ..base.noise import NoiseSchedule
 from ..base.pipeline import VideoPipeline
 from ..base.tokens import with_tokens
 from ..core.absorber import Absorber
@@ -61,8 +60,9 @@ class StageRun:
         self.steps = int(getattr(recipe.settings, stage.steps))
         self._recipe = recipe
         self.device, self.dtype = pipeline.device, pipeline.dtype
-        self.schedule = NoiseSchedule(pipeline.scheduler_config)
+        self.schedule = pipeline.noise_schedule(recipe.settings.timestep_sampling)
         self.backbone = pipeline.backbone
+        self._multiple = self.backbone.latent_multiple(pipeline.unet)
         self.unet: nn.Module = pipeline.replica().unet.eval().requires_grad_(False)
         self.adapters: dict[str, Adapter] = {}
         self.parameters: dict[str, nn.Parameter] = {}
@@ -165,7 +165,7 @@ class StageRun:
         for adapter in self.adapters.values() if self.settings.dropout else ():
             adapter.seed_dropout(derived_seed(self.settings.seed, self.stage.name, step, adapter.name))
         make = draw_frames if self.stage.batch == "frames" else draw_clip
-        return make(self._materials, step, self.settings, self.schedule, generator)
+        return make(self._materials, step, self.settings, self.schedule, generator, self._multiple)
 
     def passes(self, draw: Draw) -> list[Pass]:
         return [a_pass for a_pass in self.stage.passes if draw.with_optional or not a_pass.optional]

@@ -122,7 +122,7 @@ class Schedule:
 
 def _config(pipeline: VideoPipeline) -> Any:
     config = comfy.supported_models_base.BASE({})
-    config.latent_format = _Latents(pipeline.scaling_factor, int(pipeline.unet.config["in_channels"]))
+    config.latent_format = _Latents(float(pipeline.scaled(torch.ones(()))), int(pipeline.unet.config["in_channels"]))
     config.custom_operations = comfy.ops.disable_weight_init
     config.manual_cast_dtype = None
     config.memory_usage_factor = 2.0
@@ -227,11 +227,11 @@ class Vae:
     def encode(self, pixels: Tensor) -> Tensor:
         with server.ordinary_tensors():
             latents = self._pipeline.encode_frames(pixels[..., :3].float().cpu().clone())
-        return (latents / self._pipeline.scaling_factor).to(mm.intermediate_device())
+        return self._pipeline.unscaled(latents).to(mm.intermediate_device())
 
     def decode(self, samples: Tensor, vae_options: Any = None) -> Tensor:
         with server.ordinary_tensors():
-            frames = self._pipeline.decode_latents(samples.float().clone() * self._pipeline.scaling_factor)
+            frames = self._pipeline.decode_latents(self._pipeline.scaled(samples.float().clone()))
         return server.to_output(frames)
 
     # Frames are encoded and decoded a few at a time; there is nothing that tiles would save.

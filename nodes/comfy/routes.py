@@ -170,7 +170,7 @@ def _hosts(request: web.Request) -> set[str]:
 
 
 def _host_of(origin: str) -> str:
-    """"null", and whatever is no origin, has none."""
+    """ "null", and whatever is no origin, has none."""
     try:
         parts = urlsplit(origin)
         return _plain(parts.netloc) if parts.scheme in ("http", "https") else ""
