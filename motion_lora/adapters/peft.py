@@ -26,13 +26,15 @@ from .packing import Packing
 
 _Product = Callable[[Tensor, Tensor], Tensor]
 _PACKING = "motion_lora_packing"
+_LOW = 0xFFFFFFFF
 
 
 class _Factor(nn.Module):
     """One of the two factors: an fp32 weight that is applied in the dtype of its input, then dropout.
 
     Dropout draws from a generator of its own: recomputing a checkpointed layer drops the same numbers, and the host's
-    global random state is neither used nor changed.
+    global random state is neither used nor changed. A compiled network, which cannot seed a generator within its graph,
+    takes a hash of the place and of the seed as a tensor: other numbers of the same kind, and no new graph for a seed.
     """
 
     def __init__(self, weight: Tensor, product: _Product, scale: float, dropout: float = 0.0) -> None:
@@ -42,12 +44,15 @@ class _Factor(nn.Module):
         self.scale = scale
         self.dropout = dropout
         self.seed = 0
+        self.seed_tensor = torch.zeros((), dtype=torch.int64, device=weight.device)
 
     def forward(self, hidden: Tensor) -> Tensor:
         output = self.product(hidden, self.weight.to(hidden.dtype))
         return self._drop(output) if self.dropout and self.training else output
 
     def _drop(self, output: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return output * (hashed(output, self.seed_tensor) >= self.dropout) / (1 - self.dropout)
         generator = torch.Generator(output.device).manual_seed(self.seed)
         kept = torch.empty_like(output).bernoulli_(1 - self.dropout, generator=generator)
         return output * kept / (1 - self.dropout)
@@ -62,6 +67,8 @@ class Adapter:
     def __init__(self, unet: nn.Module, name: str) -> None:
         """Raises SettingsError when `unet` has no adapter of that name."""
         self.name = name
+        self.seeded_tensors = False
+        """Whether `seed_dropout` keeps the seeds as tensors too, which a compiled network reads."""
         self._network = unet
         self._hosts = {module: host for module, host in _hosts(unet) if name in host.lora_A}
         if not self._hosts:
@@ -103,6 +110,10 @@ class Adapter:
         for index, host in enumerate(self._hosts.values()):
             # Knuth's multiplier keeps neighbouring layers, and neighbouring seeds, apart.
             self._factors(host)[1].seed = (seed + index * 2_654_435_761) % 2**63
+        if self.seeded_tensors:
+            for host in self._hosts.values():
+                up = self._factors(host)[1]
+                up.seed_tensor.fill_(up.seed)
 
     def read(self) -> LoRA:
         """The factors as a value: fp32 copies on the CPU at full strength, whatever strength is set."""
@@ -111,6 +122,22 @@ class Adapter:
             down, up = self._factors(host)
             layers[module] = LoRALayer(_copy(down.weight), _copy(up.weight), up.scale)
         return LoRA(layers, backbone=of_network(self._network).name)
+
+
+def hashed(like: Tensor, seed: Tensor) -> Tensor:
+    """Numbers in [0, 1) of the shape of `like`, fp32, from a hash of place and seed (a scalar, int64).
+
+    Two rounds of a 32-bit mixer of multiplications and shifts (Wellons's "lowbias32"), in 64-bit integers.
+    """
+    place = torch.arange(like.numel(), device=like.device).view(like.shape)
+    mixed = _mixed(place ^ (seed & _LOW))
+    return _mixed(mixed ^ (seed >> 32 & _LOW)).float() / 2.0**32
+
+
+def _mixed(number: Tensor) -> Tensor:
+    number = (number ^ (number >> 16)) * 0x7FEB352D & _LOW
+    number = (number ^ (number >> 15)) * 0x846CA68B & _LOW
+    return number ^ (number >> 16)
 
 
 @torch.no_grad()

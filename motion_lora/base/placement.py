@@ -16,6 +16,8 @@ from ..core.errors import SettingsError
 _DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPES = ("auto", *_DTYPES)
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+# CUDA's driver takes so few numbers with the call itself.
+_STAGED = 4096
 
 
 class EncoderPlace:
@@ -106,3 +108,12 @@ def moved(module: AnyModule, device: torch.device) -> AnyModule:
     if where.type == device.type and device.index in (None, where.index):
         return module
     return nn.Module.to(module, device)
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on the device, without waiting for it: through pinned memory where CUDA would wait otherwise."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    if tensor.numel() > _STAGED:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -77,7 +77,7 @@ def count_step(network: nn.Module, loss: Loss, recomputed: Sequence[int] = ()) -
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     with _faked() as counter, checkpointed_layers(network, recomputed):
         torch.autograd.grad(loss(), trained, allow_unused=True)
-    return StepMemory(_bytes_of(network, trained), _PER_TRAINED * sum(p.numel() for p in trained), counter.peak)
+    return StepMemory(bytes_of(network, trained), _PER_TRAINED * sum(p.numel() for p in trained), counter.peak)
 
 
 def choose_recomputed(network: nn.Module, loss: Loss, budget: int) -> tuple[tuple[int, ...], StepMemory]:
@@ -140,7 +140,7 @@ def _enough(costs: Sequence[LayerCost], missing: int) -> list[LayerCost]:
     return chosen
 
 
-def _bytes_of(network: nn.Module, trained: Iterable[Tensor]) -> int:
+def bytes_of(network: nn.Module, trained: Iterable[Tensor] = ()) -> int:
     """Weights and buffers of a network but what trains, each storage once."""
     left_out = {id(tensor) for tensor in trained}
     storages: dict[Any, int] = {}
