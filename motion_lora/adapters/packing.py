@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from ..backbones.faster import MERGED, SMALL, mergeable
 
+# A larger network has so many tokens to a weight that a product with the weight costs more than one with the factors.
+_SMALL_NETWORK = 20_000_000
+
 Factors = Callable[[LoraLayer, str], tuple[nn.Module, nn.Module]]
 """The two factors of an adapter of a host: (down, up) with a `weight` each."""
 
@@ -72,6 +75,8 @@ class Packing:
 
     def _planned(self, network: nn.Module) -> list[_Group]:
         members: dict[tuple[Any, ...], list[tuple[nn.Module, list[LoraLayer]]]] = {}
+        if sum(parameter.numel() for parameter in network.parameters()) > _SMALL_NETWORK:
+            return []
         modules = dict(network.named_modules())
         taken: set[str] = set()
         for _, taker, names in mergeable(network):

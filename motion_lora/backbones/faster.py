@@ -5,7 +5,7 @@ A layer is exchanged by its class: parameters, names, hooks, adapters and state 
     attention           query, key and value in one product where they are small; short sequences share an attention
                         call, apart by a mask; more sequences than a GPU's grid holds go in several calls
     feed-forward        the two halves of the gated unit are computed apart, so neither is cut out of the other
-    temporal layers     (3, 1, 1) convolutions are those of a plane of frames and places; no copies between layouts
+    temporal layers     a (3, 1, 1) convolution is three products, each over the frames that have such a neighbour
     all                 channels last on CPUs: what is a token to one layer is a place to the next, without a copy
 
 Results differ from diffusers' by rounding. Whatever is not the plain case (masks, dropout, hooks on a projection) takes
@@ -30,8 +30,9 @@ from torch.nn import functional
 
 MERGED = "merged_weight"
 """Attribute in which whoever adapts a network leaves the weight that a layer is to use in place of its own."""
-SMALL = 80_000
+SMALL = 140_000
 """Weights of no more numbers are put side by side for one product: the copy costs less than the calls."""
+_LAST = "weight_channels_last"
 # CUDA's grids take no more sequences in one attention call.
 _MOST_SEQUENCES = 65_535
 # Short sequences are attended to together, this many tokens at a time (measured best for 8 frames on AVX-512).
@@ -45,10 +46,7 @@ def use_fast_layers(network: nn.Module, enabled: bool = True) -> None:
     for module in network.modules():
         if type(module) in exchange and (not enabled or _is_plain(module)):
             module.__class__ = exchange[type(module)]
-    conv_in = getattr(network, "conv_in", None)
-    kinds = (nn.Conv2d, _FirstConvolution) if enabled else (_FirstConvolution, nn.Conv2d)
-    if type(conv_in) is kinds[0]:
-        conv_in.__class__ = kinds[1]
+            module.__dict__.pop(_LAST, None)
 
 
 def mergeable(network: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...]]]:
@@ -117,12 +115,13 @@ class _Attention(Attention):
         """Query, key and value, (b, heads, tokens, d) each."""
         fused = self._fused_weights() if text is None else None
         if fused is not None:
-            made = functional.linear(hidden, *fused).unflatten(-1, (3, self.heads, -1))
-            query, key, value = made.permute(2, 0, 3, 1, 4).unbind(0)
+            # Taken apart where the gradients of the three are put together again in one copy.
+            parts = functional.linear(hidden, *fused).unflatten(-1, (3, self.heads, -1)).unbind(2)
+            query, key, value = (part.transpose(1, 2) for part in parts)
             return query, key, value
         source = hidden if text is None else text
-        parts = _linear(self.to_q, hidden), _linear(self.to_k, source), _linear(self.to_v, source)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        made = _linear(self.to_q, hidden), _linear(self.to_k, source), _linear(self.to_v, source)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in made)
         return query, key, value
 
     def _fused_weights(self) -> tuple[Tensor, Tensor | None] | None:
@@ -292,13 +291,51 @@ class _TemporalConvolution(TemporalConvLayer):
         kernels = [_weights(block[-1]) for block in blocks]
         if self.training or not _channels_last(hidden_states) or None in kernels:
             return super().forward(hidden_states, num_frames)
-        batch_frames, channels, height, width = hidden_states.shape
-        plane = _plane(hidden_states, num_frames, height * width)
+        _, _, height, width = hidden_states.shape
+        plane = _plane(hidden_states, num_frames, 1)
         for block, (weight, bias) in zip(blocks, kernels, strict=True):  # type: ignore[misc]
-            kernel = weight.reshape(weight.shape[0], -1, 3, 1)
-            plane = functional.conv2d(functional.silu(block[0](plane)), kernel, bias, padding=(1, 0))
-        made = plane.permute(0, 2, 3, 1).reshape(batch_frames, height, width, channels).permute(0, 3, 1, 2)
-        return made + hidden_states
+            rows = _tokens(functional.silu(block[0](plane)))
+            kernel = weight.reshape(len(weight), -1, 3).permute(2, 0, 1).contiguous()
+            plane = _places(_FrameProducts.apply(rows, kernel, bias, height * width), rows.shape[1], 1)
+        made = _tokens(plane).unflatten(1, (num_frames, height, width)).flatten(0, 1)
+        return made.permute(0, 3, 1, 2) + hidden_states
+
+
+class _FrameProducts(torch.autograd.Function):
+    """A convolution over frames, padded with zeros, as products: rows (b, f * n, c) of n places, kernel (3, out, in)."""
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor, kernel: Tensor, bias: Tensor, places: int) -> Tensor:  # type: ignore[override]
+        context.save_for_backward(rows, kernel)
+        context.places = places
+        before, same, after = (matrix.t() for matrix in kernel)
+        out = torch.addmm(bias, rows.flatten(0, 1), same).view(*rows.shape[:2], -1)
+        _add_product(out[:, places:], rows[:, :-places], before)
+        _add_product(out[:, :-places], rows[:, places:], after)
+        return out
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        rows, kernel = context.saved_tensors
+        places, (for_rows, for_kernel, for_bias, _) = context.places, context.needs_input_grad
+        grad = grad.contiguous()
+        to_rows = to_kernel = None
+        if for_rows:
+            to_rows = torch.mm(grad.flatten(0, 1), kernel[1]).view(rows.shape)
+            _add_product(to_rows[:, :-places], grad[:, places:], kernel[0])
+            _add_product(to_rows[:, places:], grad[:, :-places], kernel[2])
+        if for_kernel:
+            pairs = (grad[:, places:], rows[:, :-places]), (grad, rows), (grad[:, :-places], rows[:, places:])
+            to_kernel = torch.stack([torch.bmm(one.transpose(1, 2), two).sum(0) for one, two in pairs])
+        return to_rows, to_kernel, grad.sum((0, 1)) if for_bias else None, None
+
+
+def _add_product(into: Tensor, rows: Tensor, matrix: Tensor) -> None:
+    """into (b, m, out) += rows (b, m, in) @ matrix, without a copy of either."""
+    if len(rows) == 1:
+        into[0].addmm_(rows[0], matrix)
+    else:
+        into.baddbmm_(rows, matrix.expand(len(rows), -1, -1))
 
 
 class _ResidualBlock(ResnetBlock2D):
@@ -318,13 +355,24 @@ class _ResidualBlock(ResnetBlock2D):
         return hidden.add_(kept)
 
 
-class _FirstConvolution(nn.Conv2d):
-    """The network's first layer: on CPUs what it hands on has its channels last, and so has all that follows."""
+class _Convolution(nn.Conv2d):
+    """A convolution that hands its channels on last, on CPUs; a frozen small weight is laid out so once."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type == "cpu":
-            input = input.contiguous(memory_format=torch.channels_last)
-        return super().forward(input)
+        if input.device.type != "cpu" or self.padding_mode != "zeros":
+            return super().forward(input)
+        input = input.contiguous(memory_format=torch.channels_last)
+        return self._conv_forward(input, self._laid_out(), self.bias)
+
+    def _laid_out(self) -> Tensor:
+        weight = self.weight
+        if weight.requires_grad or weight.numel() > SMALL or self.kernel_size == (1, 1):
+            return weight
+        of, version, made = self.__dict__.get(_LAST, (None, 0, weight))
+        if of is not weight or version != weight._version:
+            made = weight.detach().contiguous(memory_format=torch.channels_last)
+            self.__dict__[_LAST] = weight, weight._version, made
+        return made
 
 
 _FAST: dict[type[nn.Module], type[nn.Module]] = {
@@ -335,6 +383,7 @@ _FAST: dict[type[nn.Module], type[nn.Module]] = {
     TransformerTemporalModel: _TemporalTransformer,
     TemporalConvLayer: _TemporalConvolution,
     ResnetBlock2D: _ResidualBlock,
+    nn.Conv2d: _Convolution,
 }
 
 

@@ -117,3 +117,27 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if tensor.numel() > _STAGED:
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+class Arriving:
+    """A scalar on its way from its device; on CUDA the copy goes on beside the work, elsewhere it is read at the end."""
+
+    def __init__(self, scalar: torch.Tensor) -> None:
+        self._scalar = scalar.detach()
+        self._event: Any = None
+        if scalar.device.type == "cuda":
+            host = torch.empty(scalar.shape, dtype=scalar.dtype, pin_memory=True)
+            self._scalar = host.copy_(self._scalar, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether `value` would wait for nobody, as far as is known."""
+        return self._event is None or bool(self._event.query())
+
+    def value(self) -> float:
+        """The number."""
+        if self._event is not None:
+            self._event.synchronize()
+        return float(self._scalar)

@@ -37,8 +37,10 @@ def load_base(values: dict[str, Any]) -> VideoPipeline:
     from ...base.pipeline import VideoPipeline
     from ...playground.model import load_playground
 
+    from ...training.parallel import device_name
+
     base = values.get("base", PLAYGROUND)
-    device, dtype = values.get("device", "auto"), values.get("dtype", "auto")
+    device, dtype = device_name(values.get("device", "auto")), values.get("dtype", "auto")
     if base == PLAYGROUND:
         return load_playground(device=device, dtype="fp32" if dtype == "auto" else dtype)
     return VideoPipeline.load(Path(base).expanduser(), device=device, dtype=dtype, variant=values.get("variant"))
