@@ -18,17 +18,16 @@ def test_one_graph_with_dropout_and_none_more_by_the_step(monkeypatch, tmp_path)
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(_compile, backend=counter))
     pipeline, clip = small_pipeline(), sample_clip()
-    settings = quick(method="temporal-only", dropout=0.2, steps=4, compile=True)
+    settings = quick(method="temporal-only", dropout=0.2, steps=3, compile=True)
     whole = train(pipeline, [clip], settings)
     assert counter.frame_count == 1
     part = train(
-        pipeline, [clip], settings, checkpoint=tmp_path, callback=lambda r: "pause" if r.step == 2 else "continue"
+        pipeline, [clip], settings, checkpoint=tmp_path, callback=lambda r: "pause" if r.step == 1 else "continue"
     )
     assert part.ending == "paused"
     rest = train(pipeline, [clip], settings, checkpoint=tmp_path)
     assert rest.lora.fingerprint() == whole.lora.fingerprint()
-    # One for each network that was made: `train` ran three times.
-    assert counter.frame_count == 3
+    assert counter.frame_count == 1, "three trainings on one kind of network"
 
 
 def test_hashed_numbers_are_even_and_go_with_the_seed():
