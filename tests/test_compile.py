@@ -34,7 +34,7 @@ def test_hashed_numbers_are_even_and_go_with_the_seed():
     like = torch.empty(64, 1000)
     one, again, two = (hashed(like, torch.tensor(seed)) for seed in (5, 5, 2**40 + 5))
     assert torch.equal(one, again) and not torch.equal(one, two)
-    assert 0 <= float(one.min()) and float(one.max()) < 1
+    assert float(one.min()) >= 0 and float(one.max()) < 1
     for numbers in (one, two):
         assert abs(float((numbers < 0.1).float().mean()) - 0.1) < 0.005
         assert abs(float(torch.corrcoef(torch.stack([numbers[:-1].flatten(), numbers[1:].flatten()]))[0, 1])) < 0.02

@@ -64,7 +64,11 @@ CASES = [
         (places(), tokens(6, 5, 24)),
         TUPLE,
     ),
-    (lambda: TransformerTemporalModel(2, 16, in_channels=32, norm_num_groups=8), (places(),), {"num_frames": 3, **TUPLE}),
+    (
+        lambda: TransformerTemporalModel(2, 16, in_channels=32, norm_num_groups=8),
+        (places(),),
+        {"num_frames": 3, **TUPLE},
+    ),
     (lambda: TemporalConvLayer(32, norm_num_groups=8), (places(),), {"num_frames": 3}),
     (
         lambda: ResnetBlock2D(in_channels=32, out_channels=16, temb_channels=24, groups=8, eps=1e-5),

@@ -48,7 +48,9 @@ def test_steps_that_nobody_listens_to_do_not_wait() -> None:
 def test_a_resumed_run_has_the_same_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     base, settings = on_card(dtype), quick(method="temporal-only", steps=6)
     whole = train(base, [sample_clip()], settings)
-    train(base, [sample_clip()], settings, checkpoint=tmp_path, callback=lambda r: "pause" if r.step > 2 else "continue")
+    train(
+        base, [sample_clip()], settings, checkpoint=tmp_path, callback=lambda r: "pause" if r.step > 2 else "continue"
+    )
     rest = train(base, [sample_clip()], settings, checkpoint=tmp_path)
     assert rest.lora.fingerprint() == whole.lora.fingerprint()
 

@@ -80,7 +80,7 @@ def test_layers_are_chosen_within_the_budget_from_none_to_all():
     middle = (plain.total + everything.total) // 2
     chosen, found = choose_recomputed(unet, loss, middle)
     assert 0 < len(chosen) < len(costs) and found.total <= middle
-    with pytest.raises(SettingsError, match="takes .* GB with every layer"):
+    with pytest.raises(SettingsError, match=r"takes .* GB with every layer"):
         choose_recomputed(unet, loss, everything.weights)
 
 

@@ -121,7 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     base, rate = load_playground("cpu"), matrix_rate()
     sys.stdout.write(f"matrix product: {rate / 1e9:.0f} GFLOP/s on one thread, torch {torch.__version__}\n\n")
-    sys.stdout.write("| work | diffusers' layers | fast layers | times | floor | of the floor |\n|---|---|---|---|---|---|\n")
+    sys.stdout.write(
+        "| work | diffusers' layers | fast layers | times | floor | of the floor |\n|---|---|---|---|---|---|\n"
+    )
     for name, make in WORKS.items():
         works = [make(base, False), make(base, True)]
         floor = flops_of(works[1]) / rate

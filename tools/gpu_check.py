@@ -21,6 +21,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -226,7 +227,7 @@ def _side_by_side(place: Place, config: dict[str, object], frames: int, side: in
         return "continue"
 
     train(base, [clip], settings, callback=heard)
-    ours, peak = min(b - a for a, b in zip(ends, ends[1:], strict=False)), peak_memory(place.device)
+    ours, peak = min(b - a for a, b in pairwise(ends)), peak_memory(place.device)
     latents = torch.randn(base.latent_shape(frames, side, side), device=place.device, dtype=torch.float32)
     text = base.encode_prompt(["a red circle"]).to(dtype)
     plain, plain_peak = plain_steps(

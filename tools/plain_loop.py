@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from full_size import peak_memory, reset_peak_memory, synchronize
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional
-
-from full_size import peak_memory, reset_peak_memory, synchronize
 
 
 def plain_steps(

@@ -75,7 +75,9 @@ class Scheduled:
             into.copy_(merged_weight(self._weight, constant)[0])
             return
         gains = torch.tensor(strengths).repeat_interleave(self._ranks).to(self._ups.device)
-        into.copy_(torch.addmm(self._weight.float().flatten(1), self._ups * gains, self._downs).view(self._weight.shape))
+        into.copy_(
+            torch.addmm(self._weight.float().flatten(1), self._ups * gains, self._downs).view(self._weight.shape)
+        )
 
 
 def _change(weight: Tensor, parts: Sequence[AppliedLayer]) -> Tensor:

@@ -302,7 +302,7 @@ class _TemporalConvolution(TemporalConvLayer):
 
 
 class _FrameProducts(torch.autograd.Function):
-    """A convolution over frames, padded with zeros, as products: rows (b, f * n, c) of n places, kernel (3, out, in)."""
+    """A convolution over frames, padded with zeros: rows (b, f * n, c) of n places, kernel (3, out, in)."""
 
     @staticmethod
     def forward(context: Any, rows: Tensor, kernel: Tensor, bias: Tensor, places: int) -> Tensor:  # type: ignore[override]
@@ -396,7 +396,9 @@ def _is_plain(module: Any) -> bool:
         return type(module.processor) is AttnProcessor2_0 and not any(extras) and not scaled and not dropped
     if isinstance(module, BasicTransformerBlock):
         gated = type(module.ff.net[0]) in (GEGLU, _FeedForward) and module.ff.net[1].p == 0
-        return module.norm_type == "layer_norm" and module.attn2 is not None and gated and not module.only_cross_attention
+        return (
+            module.norm_type == "layer_norm" and module.attn2 is not None and gated and not module.only_cross_attention
+        )
     if isinstance(module, Transformer2DModel):
         return bool(module.is_input_continuous)
     if isinstance(module, ResnetBlock2D):

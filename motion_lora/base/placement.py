@@ -120,7 +120,7 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class Arriving:
-    """A scalar on its way from its device; on CUDA the copy goes on beside the work, elsewhere it is read at the end."""
+    """A scalar on its way from its device: on CUDA copied beside the work, elsewhere read when it is asked for."""
 
     def __init__(self, scalar: torch.Tensor) -> None:
         self._scalar = scalar.detach()

@@ -130,7 +130,7 @@ def _layers(network: nn.Module) -> list[nn.Module]:
 
 
 def _enough(costs: Sequence[LayerCost], missing: int) -> list[LayerCost]:
-    """The first of `costs` that free `missing` bytes; what the largest of them holds is there while it is recomputed."""
+    """The first of `costs` that free `missing` bytes; the largest is there again while it is recomputed."""
     chosen: list[LayerCost] = []
     for cost in costs:
         freed = sum(one.saved for one in chosen) - max((one.saved for one in chosen), default=0)

@@ -34,8 +34,8 @@ class Processes:
         """The numbers of this process's micro-batches of a step. Raises SettingsError where they cannot be shared."""
         if micro_batches % self.count:
             raise SettingsError(
-                f"gradient_accumulation is {micro_batches}, which {self.count} processes cannot share evenly; it counts "
-                f"the clips of a step over all processes: make it a multiple of {self.count}."
+                f"gradient_accumulation is {micro_batches}, which {self.count} processes cannot share evenly; it "
+                f"counts the clips of a step over all processes: make it a multiple of {self.count}."
             )
         yield from range(self.rank, micro_batches, self.count)
 
@@ -87,7 +87,11 @@ def processes() -> Processes:
 def device_name(wanted: str) -> str:
     """The device of this process: "auto" is a card of its own where several were launched on one machine."""
     several = int(os.environ.get(_COUNT, "1")) > 1 and torch.cuda.is_available()
-    return f"cuda:{int(os.environ.get(_LOCAL, '0')) % torch.cuda.device_count()}" if wanted == "auto" and several else wanted
+    return (
+        f"cuda:{int(os.environ.get(_LOCAL, '0')) % torch.cuda.device_count()}"
+        if wanted == "auto" and several
+        else wanted
+    )
 
 
 def _accelerate() -> tuple[Any, Any, Any]:

@@ -82,7 +82,9 @@ class StageRun:
                 self._add_part(pipeline, part)
         self._read_clips(pipeline, absorber, remember or (lambda _, make: make()))
         self._forward: Any = self._compiled() if recipe.settings.compile else self.unet
-        idle = () if recipe.settings.offload_encoders and not self.trains_tokens else (pipeline.text_encoder, pipeline.vae)
+        idle = (
+            () if recipe.settings.offload_encoders and not self.trains_tokens else (pipeline.text_encoder, pipeline.vae)
+        )
         # On a CPU they stay where they are, whatever is asked.
         encoders = (pipeline.text_encoder, pipeline.vae) if self.device.type == "cpu" else idle
         self._beside = sum(bytes_of(encoder) for encoder in encoders)

@@ -36,7 +36,6 @@ def load_base(values: dict[str, Any]) -> VideoPipeline:
     """The base model that `base`, `device`, `dtype` and `variant` ask for. Raises ModelError or SettingsError."""
     from ...base.pipeline import VideoPipeline
     from ...playground.model import load_playground
-
     from ...training.parallel import device_name
 
     base = values.get("base", PLAYGROUND)
