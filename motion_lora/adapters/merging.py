@@ -53,9 +53,9 @@ class Scheduled:
     def __init__(self, module: nn.Module, weight: Tensor, parts: Sequence[AppliedLayer]) -> None:
         """`weight` is the base's; the merged one is the module's own, and is written over."""
         self._module, self._weight, self._parts = module, weight, parts
-        place = {"device": weight.device, "dtype": torch.float32}
-        self._ups = torch.cat([part.layer.scale * part.layer.up.to(**place).flatten(1) for part in parts], dim=1)
-        self._downs = torch.cat([part.layer.down.to(**place).flatten(1) for part in parts])
+        device, wide = weight.device, torch.float32
+        self._ups = torch.cat([part.layer.scale * part.layer.up.to(device, wide).flatten(1) for part in parts], dim=1)
+        self._downs = torch.cat([part.layer.down.to(device, wide).flatten(1) for part in parts])
         self._ranks = torch.tensor([part.layer.rank for part in parts])
         self._strengths: list[float] | None = None
         self.set_step(0.0)

@@ -108,7 +108,8 @@ def _matrix(factor: Any) -> Tensor:
 
 def _key(host: Any) -> tuple[Any, ...] | None:
     """What hosts share that are merged in one product; None for what is not merged."""
-    if not isinstance(host, LoraLayer) or not host.active_adapters:
+    kind: type[Any] = type(host)
+    if not issubclass(kind, LoraLayer) or not host.active_adapters:
         return None
     base: Any = host.get_base_layer()
     hooked = host._forward_hooks or host._forward_pre_hooks or base._forward_hooks or base._forward_pre_hooks

@@ -155,7 +155,8 @@ def _attend_together(query: Tensor, key: Tensor, value: Tensor, together: int) -
     shape = (batch // together, together * tokens, heads, width)
     long = [part.transpose(1, 2).reshape(shape).transpose(1, 2) for part in (query, key, value)]
     mask = _apart(tokens, together, query.dtype)
-    out = functional.scaled_dot_product_attention(*long, attn_mask=mask)
+    query, key, value = long
+    out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return out.transpose(1, 2).reshape(batch, tokens, heads, width).transpose(1, 2)
 
 
@@ -194,7 +195,8 @@ class _Block(BasicTransformerBlock):
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         if attention_mask is not None or encoder_attention_mask is not None or cross_attention_kwargs:
-            return super().forward(
+            stock: Any = super().forward
+            return stock(
                 hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, timestep,
                 cross_attention_kwargs, class_labels, added_cond_kwargs,
             )  # fmt: skip
@@ -210,8 +212,9 @@ class _Block(BasicTransformerBlock):
         return normed if self.pos_embed is None else self.pos_embed(normed)
 
     def _fed(self, hidden: Tensor) -> Tensor:
-        if self._chunk_size is not None:
-            pieces = hidden.split(self._chunk_size, self._chunk_dim)
+        size: Any = self._chunk_size
+        if size is not None:
+            pieces = hidden.split(size, self._chunk_dim)
             return torch.cat([self._fed_piece(piece) for piece in pieces], self._chunk_dim)
         return self._fed_piece(hidden)
 
@@ -236,7 +239,8 @@ class _SpatialTransformer(Transformer2DModel):
     ) -> Any:
         unusual = attention_mask is not None or encoder_attention_mask is not None or cross_attention_kwargs
         if unusual or return_dict or not _channels_last(hidden_states):
-            return super().forward(
+            stock: Any = super().forward
+            return stock(
                 hidden_states, encoder_hidden_states, timestep, added_cond_kwargs, class_labels,
                 cross_attention_kwargs, attention_mask, encoder_attention_mask, return_dict,
             )  # fmt: skip
@@ -268,7 +272,8 @@ class _TemporalTransformer(TransformerTemporalModel):
         return_dict: bool = True,
     ) -> Any:
         if cross_attention_kwargs or return_dict or not _channels_last(hidden_states):
-            return super().forward(
+            stock: Any = super().forward
+            return stock(
                 hidden_states, encoder_hidden_states, timestep, class_labels, num_frames, cross_attention_kwargs,
                 return_dict,
             )  # fmt: skip
@@ -296,7 +301,7 @@ class _TemporalConvolution(TemporalConvLayer):
         for block, (weight, bias) in zip(blocks, kernels, strict=True):  # type: ignore[misc]
             rows = _tokens(functional.silu(block[0](plane)))
             kernel = weight.reshape(len(weight), -1, 3).permute(2, 0, 1).contiguous()
-            plane = _places(_FrameProducts.apply(rows, kernel, bias, height * width), rows.shape[1], 1)
+            plane = _places(_products_over_frames(rows, kernel, bias, height * width), rows.shape[1], 1)
         made = _tokens(plane).unflatten(1, (num_frames, height, width)).flatten(0, 1)
         return made.permute(0, 3, 1, 2) + hidden_states
 
@@ -305,7 +310,7 @@ class _FrameProducts(torch.autograd.Function):
     """A convolution over frames, padded with zeros: rows (b, f * n, c) of n places, kernel (3, out, in)."""
 
     @staticmethod
-    def forward(context: Any, rows: Tensor, kernel: Tensor, bias: Tensor, places: int) -> Tensor:  # type: ignore[override]
+    def forward(context: Any, rows: Tensor, kernel: Tensor, bias: Tensor, places: int) -> Tensor:
         context.save_for_backward(rows, kernel)
         context.places = places
         before, same, after = (matrix.t() for matrix in kernel)
@@ -315,7 +320,7 @@ class _FrameProducts(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, kernel = context.saved_tensors
         places, (for_rows, for_kernel, for_bias, _) = context.places, context.needs_input_grad
         grad = grad.contiguous()
@@ -328,6 +333,9 @@ class _FrameProducts(torch.autograd.Function):
             pairs = (grad[:, places:], rows[:, :-places]), (grad, rows), (grad[:, :-places], rows[:, places:])
             to_kernel = torch.stack([torch.bmm(one.transpose(1, 2), two).sum(0) for one, two in pairs])
         return to_rows, to_kernel, grad.sum((0, 1)) if for_bias else None, None
+
+
+_products_over_frames: Any = _FrameProducts.apply
 
 
 def _add_product(into: Tensor, rows: Tensor, matrix: Tensor) -> None:
@@ -389,19 +397,21 @@ _FAST: dict[type[nn.Module], type[nn.Module]] = {
 
 def _is_plain(module: Any) -> bool:
     """Whether a module is the common case of its class, the only one that is written again here."""
-    if isinstance(module, Attention):
+    kind: Any = type(module)
+    if issubclass(kind, Attention):
         extras = (module.group_norm, module.spatial_norm, module.norm_q, module.norm_k, module.norm_cross)
         scaled = module.rescale_output_factor != 1.0 or module.residual_connection
         dropped = module.training and module.to_out[1].p > 0
-        return type(module.processor) is AttnProcessor2_0 and not any(extras) and not scaled and not dropped
-    if isinstance(module, BasicTransformerBlock):
+        processor: Any = type(module.processor)
+        return processor is AttnProcessor2_0 and not any(extras) and not scaled and not dropped
+    if issubclass(kind, BasicTransformerBlock):
         gated = type(module.ff.net[0]) in (GEGLU, _FeedForward) and module.ff.net[1].p == 0
         return (
             module.norm_type == "layer_norm" and module.attn2 is not None and gated and not module.only_cross_attention
         )
-    if isinstance(module, Transformer2DModel):
+    if issubclass(kind, Transformer2DModel):
         return bool(module.is_input_continuous)
-    if isinstance(module, ResnetBlock2D):
+    if issubclass(kind, ResnetBlock2D):
         stays = module.upsample is None and module.downsample is None
         usual = module.time_embedding_norm == "default" and not module.skip_time_act
         silu = isinstance(module.nonlinearity, nn.SiLU) and module.time_emb_proj is not None

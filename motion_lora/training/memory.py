@@ -157,7 +157,7 @@ class _Counter(TorchDispatchMode):
     """Bytes that are alive, and the most there were, over all storages that operations make."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = 0
         self.peak = 0
         self.made: dict[int, int] = {}
