@@ -35,7 +35,7 @@ from .batches import (
     restyle,
     step_generator,
 )
-from .memory import GB, bytes_of, choose_recomputed
+from .memory import GB, Loss, bytes_of, choose_recomputed
 from .recipe import Recipe
 
 _log = logging.getLogger(__name__)
@@ -184,14 +184,26 @@ class StageRun:
         if self.trains_tokens:
             # Its graph goes through the text encoder too, which is not counted.
             return every
-        draw, found = self.draw(0), set[int]()
+        draw, found, budget = self.draw(0), set[int](), int(chosen.memory * GB) - self._beside
         for a_pass in self.stage.passes:
             with self.arranged(a_pass, draw):
-                budget = int(chosen.memory * GB) - self._beside
-                numbers, memory = choose_recomputed(self.unet, lambda: self.loss(a_pass, draw, self.unet), budget)  # noqa: B023
+                numbers, memory = choose_recomputed(self.unet, self._alike(a_pass, draw), budget)
             found.update(numbers)
             _log.info("%s: %d of %d layers are computed twice; %s", self.stage.name, len(numbers), len(every), memory)
         return found
+
+    def _alike(self, a_pass: Pass, draw: Draw) -> Loss:
+        """A pass of the same sizes over nothing, for the memory to be counted."""
+        shape = (draw.one_frame() if a_pass.frames == "one" else draw).latents.shape
+        text = self._text(draw.prompts[a_pass.caption])
+
+        def loss() -> Tensor:
+            noisy = torch.empty(shape, dtype=self.dtype, device=self.device)
+            timesteps = torch.zeros(len(noisy), dtype=torch.int64, device=self.device)
+            predicted = self.backbone.predict(self.unet, noisy, timesteps, text.expand(len(noisy)))
+            return predicted.float().square().mean()
+
+        return loss
 
     # One step
 
@@ -217,14 +229,14 @@ class StageRun:
         with temporal_bypass(self.unet, a_pass.bypass and not bypassed_throughout):
             yield
 
-    def loss(self, a_pass: Pass, draw: Draw, network: Any = None) -> Tensor:
-        """The loss of one pass, a scalar in fp32; `network` in place of the one that is trained with."""
+    def loss(self, a_pass: Pass, draw: Draw) -> Tensor:
+        """The loss of one pass, a scalar in fp32."""
         chosen = self.settings
         seen = draw.one_frame() if a_pass.frames == "one" else draw
         noisy = self.schedule.add_noise(seen.latents, seen.noise, seen.timesteps)
         text = self._text(draw.prompts[a_pass.caption]).expand(len(noisy))
         timesteps = sent(seen.timesteps, self.device)
-        predicted = self.backbone.predict(network or self._forward, noisy.to(self.dtype), timesteps, text).float()
+        predicted = self.backbone.predict(self._forward, noisy.to(self.dtype), timesteps, text).float()
         target = self.schedule.target(seen.latents, seen.noise, seen.timesteps)
         weights = None
         if chosen.min_snr_gamma is not None:
