@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from . import absorbers, advanced, bridge, clips, compare, curves, files, load, noise, sample, save, score, stack, train
+from . import (
+    absorbers,
+    advanced,
+    bridge,
+    clips,
+    compare,
+    curves,
+    files,
+    load,
+    noise,
+    sample,
+    save,
+    score,
+    stack,
+    train,
+    wan,
+)
 from .comfy import folders, routes
 from .comfy.sockets import ComfyExtension, io
 
 NODES: list[type[io.ComfyNode]] = [
     load.LoadT2VModel,
+    wan.LoadWanModel,
     clips.LoadClip,
     clips.ReferenceClip,
     clips.PlaygroundClip,

@@ -199,6 +199,7 @@ _IO = {
     "Clip": _type("CLIP"),
     "Vae": _type("VAE"),
     "Sigmas": _type("SIGMAS"),
+    "Conditioning": _type("CONDITIONING"),
     "Video": _type("VIDEO"),
     "LossMap": _type("LOSS_MAP"),
 }
@@ -393,6 +394,8 @@ class Host:
         known: dict[str, tuple[list[str], set[str]]] = {
             "diffusers": ([str(self.folder / "models/diffusers")], {"folder"}),
             "clip_vision": ([str(self.folder / "models/clip_vision")], {".safetensors", ".pth"}),
+            "diffusion_models": ([str(self.folder / "models/diffusion_models")], {".safetensors"}),
+            "vae": ([str(self.folder / "models/vae")], {".safetensors"}),
             "loras": ([str(self.folder / "models/loras"), str(self.folder / "output/loras")], {".safetensors", ".pt"}),
         }
 

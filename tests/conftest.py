@@ -20,6 +20,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 SLOW_FILES = {
     f"test_{name}.py"
     for name in [
+        "ade",
+        "animatediff_files",
         "backbone_matrix",
         "bench",
         "choice",
@@ -30,6 +32,7 @@ SLOW_FILES = {
         "clips",
         "compare",
         "compile",
+        "composed",
         "convolution_targets",
         "demo",
         "fast_layers",
@@ -63,6 +66,7 @@ SLOW_FILES = {
         "training_resume",
         "transfer",
         "web",
+        "windows",
         "workflows",
     ]
 }

@@ -117,7 +117,7 @@ _MOTION = "down_blocks.0.motion_modules.0"
 _OLD_MOTION = f"{_MOTION}.temporal_transformer.transformer_blocks.0.attention_blocks.0"
 _TEXT = "text_model_encoder_layers_0"
 _PLAIN = _kohya_pair(f"{_BLOCK}_attn1_to_q", 320, 320)
-_SD15, _DIT = "Stable Diffusion 1.5", "diffusion transformer"
+_DIT = "diffusion transformer"
 
 # Files of the other backbone: refused on this one, read where no network is given.
 ANIMATEDIFF: dict[str, dict[str, Tensor]] = {
@@ -126,12 +126,16 @@ ANIMATEDIFF: dict[str, dict[str, Tensor]] = {
     "of diffusers": _processor_pair(f"unet.{_MOTION}.transformer_blocks.0.attn1", 320, 320),
 }
 
+# Image LoRAs of the other backbone's image network: tensors and metadata.
+SD15: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {
+    "by cross-attention": (_kohya_pair(f"{_BLOCK}_attn2_to_k", 768, 320), {}),
+    "in peft": (_peft_pair(f"{_DOTS}.attn2.to_v", 768, 320), {}),
+    "by text encoder": ({**_PLAIN, **_kohya_pair(f"lora_te_{_TEXT}_self_attn_q_proj", 768, 768)}, {}),
+    "by metadata": (_PLAIN, {"ss_base_model_version": "sd_v1"}),
+}
+
 # Files of other networks: what they are, their tensors, their metadata, and words that the refusal must hold.
 FOREIGN: dict[str, tuple[dict[str, Tensor], dict[str, str], str]] = {
-    "sd15 by cross-attention": (_kohya_pair(f"{_BLOCK}_attn2_to_k", 768, 320), {}, _SD15),
-    "sd15 in peft": (_peft_pair(f"{_DOTS}.attn2.to_v", 768, 320), {}, _SD15),
-    "sd15 by text encoder": ({**_PLAIN, **_kohya_pair(f"lora_te_{_TEXT}_self_attn_q_proj", 768, 768)}, {}, _SD15),
-    "sd15 by metadata": (_PLAIN, {"ss_base_model_version": "sd_v1"}, _SD15),
     "sdxl by cross-attention": (_kohya_pair(f"{_BLOCK}_attn2_to_k", 2048, 640), {}, "SDXL"),
     "sdxl by text encoders": ({**_PLAIN, **_kohya_pair(f"lora_te2_{_TEXT}_mlp_fc1", 1280, 5120)}, {}, "SDXL"),
     "sdxl by ldm names": (_kohya_pair("lora_unet_input_blocks_4_1_proj_in", 640, 640), {}, "SDXL"),

@@ -421,7 +421,8 @@ def test_without_metadata_exports_say_nothing(tmp_path, unet):
     assert set(found) == {"format", "lora_adapter_metadata"}
 
 
-@pytest.mark.parametrize("kind", written())
+# The other two hold attention layers alone, one of them of AnimateDiff: tests/test_animatediff_files.py.
+@pytest.mark.parametrize("kind", [name for name in written() if name not in ("animatediff", "diffusers")])
 def test_convert_from_every_kind_to_every_kind(tmp_path, unet, kind):
     lora = everything_sample(unet)
     sources = [

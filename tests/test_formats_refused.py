@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 import torch
-from foreign_files import ANIMATEDIFF, FOREIGN, RunsCode, diffusers_processors, kohya, list_file, peft
+from foreign_files import ANIMATEDIFF, FOREIGN, SD15, RunsCode, diffusers_processors, kohya, list_file, peft
 from lora_samples import (
     ATTENTION,
     appearance_sample,
@@ -31,7 +31,7 @@ from motion_lora.adapters.targets import target_modules
 from motion_lora.core.errors import LoRAFileError
 from motion_lora.core.lora import LoRA
 from motion_lora.core.stack import AdapterStack, StackEntry
-from motion_lora.files.inspection import inspect, verify
+from motion_lora.files.inspection import inspect, report_text, verify
 from motion_lora.files.own import save_lora
 from motion_lora.files.reader import load_any
 
@@ -88,6 +88,15 @@ def test_sd21_at_full_size_is_not_refused(tmp_path, full):
     metadata = {"ss_base_model_version": "sd_v2.1_768_v", "modelspec.architecture": "stable-diffusion-v2-768-v/lora"}
     report = load_any(kohya(tmp_path / "x.safetensors", random_lora(full, modules, 1), metadata=metadata), full)
     assert report.matched == 32
+
+
+@pytest.mark.parametrize("what", SD15)
+def test_loras_of_stable_diffusion_1_are_refused_on_this_base_and_read_without_one(tmp_path, full, what):
+    path = tmp_path / "innocent.safetensors"
+    save_file(SD15[what][0], path, SD15[what][1])
+    refused(path, full, "Stable Diffusion 1.5")
+    assert load_any(path).lora.backbone == "animatediff"
+    assert "animatediff" in report_text(inspect(path))
 
 
 @pytest.mark.parametrize("what", ANIMATEDIFF)

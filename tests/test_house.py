@@ -210,6 +210,8 @@ def _has_doc(node: ast.AST) -> bool:
 _PARTICULARS = re.compile(
     r"UNet3DConditionModel|UNetMotionModel|TransformerTemporalModel|AnimateDiffTransformer3D|TemporalConvLayer"
     r"|Transformer2DModel|ResnetBlock2D|transformer_in\b|temp_attentions|temp_convs|motion_modules|res_hidden_states"
+    # What latents are made by and scaled with; building the playground is a tool, outside the library.
+    r"|WanTransformer3DModel|AutoencoderKL\w*|scaling_factor|latents_mean|latent_dist"
     r"|\battn[12]\b|\bresnets\b|\b(?:down_blocks|up_blocks|mid_block)\b(?![.\d]*=)"
     r"|backbones\.(?:unet|unet3d|motion_unet)\b"
 )
@@ -220,6 +222,9 @@ RULES: tuple[tuple[Rule, str], ...] = (
     (no_network_particulars, "from ..backbones.unet3d import UNET3D\n"),
     (no_network_particulars, "x = 'mid_block.attentions.0'\n"),
     (no_network_particulars, "x = unet.down_blocks\n"),
+    (no_network_particulars, "x = vae.encode(pixels).latent_dist\n"),
+    (no_network_particulars, "x = vae.config['scaling_factor']\n"),
+    (no_network_particulars, "from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL\n"),
     (no_network_particulars, "x = block['res_hidden_states_tuple']\n"),
     (has_docstring, "x = 1\n"),
     (no_print, '"""Doc."""\nprint(1)\n'),

@@ -145,13 +145,28 @@ def test_png_round_trip(tmp_path: Path) -> None:
         assert np.abs(np.asarray(image) / 255 - frame.numpy()).max() <= 0.5 / 255 + 1e-6
 
 
-def test_contact_sheet_shows_every_frame_enlarged_by_whole_pixels() -> None:
-    frames = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+def test_contact_sheet_shows_every_frame_enlarged_to_the_tile() -> None:
+    colours = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    frames = colours[:, None, None].expand(-1, 16, 16, -1)
     sheet = np.asarray(contact_sheet([("a label that is long enough to be wrapped", frames)], title="t", tile_side=40))
-    for frame in frames:
-        tile = (frame * 255).round().byte().numpy().repeat(2, axis=0).repeat(2, axis=1)
-        windows = np.lib.stride_tricks.sliding_window_view(sheet, tile.shape)
-        assert (windows == tile).all(axis=(-3, -2, -1)).any()
+    for colour in colours:
+        assert (sheet == (colour * 255).byte().numpy()).all(axis=-1).sum() == 40 * 40
+
+
+def test_contact_sheet_draws_the_path_and_where_each_frame_is_on_it() -> None:
+    frames, path = torch.full((3, 64, 64, 3), 0.5), torch.tensor([[0.25, 0.25], [0.5, 0.75], [0.75, 0.25]])
+    plain = np.asarray(contact_sheet([("", frames)], tile_side=128)).astype(int)
+    drawn = np.asarray(contact_sheet([("", frames)], tile_side=128, paths=[path])).astype(int)
+    ys, xs = np.nonzero((plain == 127).all(axis=-1) | (plain == 128).all(axis=-1))
+    left, top = xs.min(), ys.min()
+    for tile, (x, y) in enumerate(path.tolist()):
+        at = drawn[top + round(128 * y), left + tile * (xs.max() - left + 1 - 128) // 2 + round(128 * x)]
+        assert (at > 240).all()
+    assert (drawn != plain).any(axis=-1).mean() < 0.2
+    with pytest.raises(OutputError, match=r"'a'.*\(2, 2\).*3 frames"):
+        contact_sheet([("a", frames)], paths=[path[:2]])
+    with pytest.raises(OutputError, match="1 rows was given 2 paths"):
+        contact_sheet([("a", frames)], paths=[path, path])
 
 
 def test_contact_sheet_spreads_long_clips_and_takes_any_label() -> None:

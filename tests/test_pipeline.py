@@ -229,6 +229,11 @@ def drop_tensor(part: str) -> Callable[[Path], None]:
     return change
 
 
+def adapter_beside_an_image_network(folder: Path) -> None:
+    (folder / "motion_adapter").mkdir()
+    edit(folder / "unet" / "config.json", _class_name="UNet2DConditionModel")
+
+
 def add_variants(folder: Path) -> None:
     path = folder / "unet" / WEIGHTS["unet"]
     shutil.copy(path, path.with_name("diffusion_pytorch_model.ema.safetensors"))
@@ -252,8 +257,8 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
     ("a missing part", remove("vae"), r"lacks vae/config\.json"),
     ("several", remove("tokenizer", "scheduler"), r"lacks tokenizer/vocab\.json, scheduler/scheduler_config\.json"),
     ("an image model", config("unet", _class_name="UNet2DConditionModel"), "UNet2DConditionModel: an image network"),
-    ("another's class", config("unet", _class_name="UNetMotionModel"), "unet cannot be loaded "),
-    ("an adapter", lambda folder: (folder / "motion_adapter").mkdir(), "AnimateDiff motion adapter"),
+    ("another's class", config("unet", _class_name="UNetMotionModel"), "weights are those of a UNet3DConditionModel"),
+    ("an adapter", adapter_beside_an_image_network, "AnimateDiff motion adapter"),
     (
         "a transformer",
         lambda folder: edit(folder / "model_index.json", transformer=["d", "t"]),
@@ -274,7 +279,7 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
     ("no weights", lambda folder: (folder / "unet" / WEIGHTS["unet"]).unlink(), "has no weights"),
     ("a pickle of more", pickle_of_more_than_tensors, "more than tensors, and reading the rest could run code"),
     ("a pickle cut off", pickle_cut_off, "is damaged or cut off. Download the file again"),
-    ("a truncated file", cut_in_half, "vae cannot be loaded .* download them again"),
+    ("a truncated file", cut_in_half, "safetensors cannot be loaded .* download them again"),
     (
         "a lost tensor",
         drop_tensor("unet"),

@@ -213,14 +213,14 @@ def tiny_tokenizer() -> CLIPTokenizer:
     return copy.deepcopy(_tokenizer())
 
 
-def tiny_text_encoder(seed: int = 2, *, width: int = TEXT_WIDTH) -> CLIPTextModel:
+def tiny_text_encoder(seed: int = 2, *, width: int = TEXT_WIDTH, heads: int = 4) -> CLIPTextModel:
     tokenizer = _tokenizer()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         max_position_embeddings=MAX_TOKENS,
         projection_dim=width,
         bos_token_id=tokenizer.bos_token_id,

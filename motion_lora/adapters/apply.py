@@ -46,6 +46,11 @@ class AppliedStack:
         for branch in self._branches.values():
             branch.set_step(step_fraction)
 
+    def on_frames(self, frames: Sequence[int]) -> None:
+        """Which frames of the whole the network is given next, for strengths that vary over frames."""
+        for branch in self._branches.values():
+            branch.set_frames(frames)
+
 
 @contextmanager
 def applied(unet: nn.Module, stack: AdapterStack, num_frames: int, *, merge: bool = True) -> Iterator[AppliedStack]:

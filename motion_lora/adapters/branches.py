@@ -36,15 +36,25 @@ class Branch:
         self._schedules = [part.steps for part in parts]
         self._strengths = _strength_table(parts).repeat_interleave(self._ranks, dim=1)
         self._gains: Tensor | None = None
-        self._refresh(0.0)
+        self._frames: list[int] | None = None
+        self._position = 0.0
+        self._refresh()
 
     def set_step(self, position: float) -> None:
         if any(schedule is not None for schedule in self._schedules):
-            self._refresh(position)
+            self._position = position
+            self._refresh()
 
-    def _refresh(self, position: float) -> None:
-        factors = torch.tensor([1.0 if s is None else s.value(position) for s in self._schedules])
-        gains = self._strengths * factors.repeat_interleave(self._ranks)
+    def set_frames(self, frames: Sequence[int]) -> None:
+        """Which of the frames come next, where the network does not see all of them at once."""
+        if len(self._strengths) > 1:
+            self._frames = list(frames)
+            self._refresh()
+
+    def _refresh(self) -> None:
+        factors = torch.tensor([1.0 if s is None else s.value(self._position) for s in self._schedules])
+        strengths = self._strengths if self._frames is None else self._strengths[self._frames]
+        gains = strengths * factors.repeat_interleave(self._ranks)
         self._gains = self._placed(gains) if bool(gains.any()) else None
 
     def _placed(self, tensor: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ from ..media.write import write_png, write_video
 from ..methods.table import METHODS
 from ..playground import world
 from ..playground.defaults import PLAYGROUND_LOOKS
+from ..playground.probe import path_of
+from ..playground.probe import read_clip as read_scene
 from ..sampling.loop import sample
 from ..sampling.settings import SampleSettings, resolve
 from ..training import Callback, StepReport, TrainResult, TrainSettings, check_settings, train
@@ -293,7 +295,9 @@ def _write_pictures(
             _write(output / file, made[number], clip.fps)
             files[f"{name} {number + 1}"] = file
             rows.append((f"{name}: {world.caption(scene)}", made[number]))
-    write_png(output / "contact_sheet.png", contact_sheet(rows, title="The motion of the first row in new videos"))
+    paths = [path_of(read_scene(frames)) for _, frames in rows]
+    sheet = contact_sheet(rows, title="The motion of the first row in new videos", paths=paths)
+    write_png(output / "contact_sheet.png", sheet)
     write_png(output / "loss.png", plot_losses(losses_by_stage(result.losses), title="Training loss"))
     return {**files, "contact sheet": "contact_sheet.png", "loss plot": "loss.png"}
 

@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -102,6 +103,8 @@ class Backbone(ABC):
     """The models that have it, for messages."""
     reference_config: ClassVar[Mapping[str, Any]]
     """The network that files mean which name no other: of ModelScope, of Stable Diffusion 1.5 with a v3 module."""
+    sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    """Configs of its released sizes by the name that a command line gives them, to count and to check files."""
     architecture: ClassVar[tuple[str, ...]]
     """Config entries that make two networks the same network; others differ between library versions."""
     process: ClassVar[str] = DIFFUSION
@@ -114,6 +117,10 @@ class Backbone(ABC):
     """Kinds of text encoder that it is used with, as found in the `model_type` of their configs."""
     frames_alone: ClassVar[bool] = True
     """Whether the latents of a clip are those of its frames one by one; if not, one of them is no frame's latent."""
+
+    def prepare(self, network: nn.Module) -> None:
+        """Change a network that was just loaded so that it computes as the tools do which take its LoRAs."""
+        return
 
     # Layers by their name alone ---------------------------------------------------------------------------------------
 
@@ -128,6 +135,10 @@ class Backbone(ABC):
     @abstractmethod
     def block_place(self, block: str) -> tuple[Any, ...]:
         """A sorting key: blocks in the order in which the network runs them."""
+
+    def config_fault(self, config: Mapping[str, Any]) -> str:
+        """What a network of this class with such a config is, where it is another kind of model; empty where not."""
+        return ""
 
     # Layers of a network ----------------------------------------------------------------------------------------------
 

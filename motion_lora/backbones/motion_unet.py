@@ -62,6 +62,9 @@ class MotionUNet(UNetBackbone):
     takes = "AnimateDiff motion LoRAs, and SD 1.5 image LoRAs"
     text_width = 768
 
+    def prepare(self, network: nn.Module) -> None:
+        normalise_per_frame(network)
+
     def bypass(self, layer: nn.Module) -> Callable[..., Any]:
         return _pass
 

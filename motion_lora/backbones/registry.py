@@ -27,6 +27,8 @@ _OTHER_KINDS: Mapping[str, str] = MappingProxyType(
         "UNet2DModel": "an unconditional image network",
         "MotionAdapter": "an AnimateDiff motion adapter without the image network that it goes into",
         "UNetSpatioTemporalConditionModel": "a Stable Video Diffusion network; it takes an image, not a text",
+        "WanVACETransformer3DModel": "Wan VACE; it takes a control video",
+        "WanAnimateTransformer3DModel": "Wan Animate; it takes a pose and a face video",
         "I2VGenXLUNet": "an I2VGen-XL network; it takes an image beside the text",
     }
 )

@@ -98,6 +98,7 @@ class Wan(Backbone):
     network_class = WanTransformer3DModel
     models = "Wan 2.1 or 2.2 text-to-video"
     reference_config = WAN_1_3B_CONFIG
+    sizes = MappingProxyType({"wan": WAN_1_3B_CONFIG, "wan-14b": WAN_14B_CONFIG, "wan-5b": WAN_5B_CONFIG})
     architecture = (
         "patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim", "ffn_dim",
         "num_layers", "image_dim", "added_kv_proj_dim",
@@ -115,10 +116,26 @@ class Wan(Backbone):
     )  # fmt: skip
     own_keys = re.compile(r"(?:^|\.|lora_unet_{1,2})blocks[._]\d+[._](?:self_attn|cross_attn|attn[12]|ffn)[._]")
     recommended_method = "joint-customize-a-video"
-    refusal = "a LoRA for Wan: its attention over the whole clip is a layer that this network does not have"
+    refusal = "a LoRA for Wan, a diffusion transformer: its layers are others than this network's"
     takes = "LoRAs for Wan text-to-video of the same size"
     text_width = 4096
     native_suffixes = (".lora_A.weight", ".lora_B.weight")
+
+    def config_fault(self, config: Mapping[str, Any]) -> str:
+        if (
+            config.get("image_dim")
+            or config.get("added_kv_proj_dim")
+            or config["in_channels"] != config["out_channels"]
+        ):
+            return "Wan image-to-video or Fun Control, which take a picture or a control video beside the text"
+        return ""
+
+    def prepare(self, network: Any) -> None:
+        """Positions are in no file: a network that was built on the meta device has none yet."""
+        if network.rope.freqs_cos.is_meta:
+            config = network.config
+            sizes = config["attention_head_dim"], config["patch_size"], config["rope_max_seq_len"]
+            network.rope = type(network.rope)(*sizes)
 
     # Layers
 
@@ -281,7 +298,8 @@ class Wan(Backbone):
         return not module.endswith("patch_embedding")
 
     def reads_text(self, module: str) -> bool:
-        return module.endswith(("attn2.to_k", "attn2.to_v")) or "text_embedder.linear_1" in module
+        """Its attention to the text reads what `text_embedder` has brought to the network's own width."""
+        return module.endswith("text_embedder.linear_1")
 
 
 WAN = Wan()

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ..backbones.registry import of_class, supported
+from ..backbones.classes import NETWORK_CLASSES
+from ..backbones.registry import of_class, of_keys, supported
 from ..core.errors import ModelError
 from .pickles import with_safetensors
 
@@ -49,9 +49,9 @@ class Parts:
     """The parts of a base model, on CPU in the asked dtype, frozen and in evaluation mode."""
 
     unet: nn.Module
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
     scheduler_config: Mapping[str, Any]
     about: Mapping[str, Any]
 
@@ -61,14 +61,14 @@ def read_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Parts:
 
     `variant` picks weight files such as `*.fp16.safetensors`; None takes the plain files, or the only variant there is.
     """
-    configs, about = check_folder(folder), _read_about(folder)
-    files = {part: _weights_of(folder / part, name, dtype, variant) for part, name in _WEIGHT_NAMES.items()}
-    network = of_class(_class_of(folder), str(folder)).network_class
+    configs, about = check_folder(folder), read_about(folder)
+    files = {part: weights_of(folder / part, name, dtype, variant) for part, name in _WEIGHT_NAMES.items()}
+    backbone = of_class(_class_of(folder), str(folder))
     return Parts(
-        unet=_read_diffusers(network, folder / "unet", dtype, files["unet"]),
-        vae=_read_diffusers(AutoencoderKL, folder / "vae", dtype, files["vae"]),
-        text_encoder=_read_text_encoder(folder / "text_encoder", dtype, files["text_encoder"]),
-        tokenizer=_read_tokenizer(folder / "tokenizer"),
+        unet=read_diffusers(backbone.network_class, folder / "unet", dtype, files["unet"]),
+        vae=read_diffusers(backbone.vae_class, folder / "vae", dtype, files["vae"]),
+        text_encoder=read_text_encoder(folder / "text_encoder", dtype, files["text_encoder"]),
+        tokenizer=read_tokenizer(folder / "tokenizer"),
         scheduler_config=configs["scheduler"],
         about=about,
     )
@@ -86,14 +86,8 @@ def read_unet_weights(place: Path, variant: str | None = None) -> dict[str, Tens
         folder = place / "unet" if (place / "unet").is_dir() else place
         of_class(str(read_json(folder / "config.json").get("_class_name")), str(folder))
         stem = _WEIGHT_NAMES["unet"]
-        paths = _weights_of(folder, stem, torch.float32, variant)
-    weights: dict[str, Tensor] = {}
-    try:
-        for path in paths:
-            weights.update(load_file(str(path)))
-    except _READ_ERRORS as error:
-        raise ModelError(_unreadable(place, error)) from error
-    return weights
+        paths = weights_of(folder, stem, torch.float32, variant)
+    return read_weights(paths)
 
 
 def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
@@ -116,7 +110,7 @@ def lacks_weights(folder: Path) -> bool:
     return not parts or not all(any(any((folder / part).glob(kind)) for kind in kinds) for part in _WEIGHT_NAMES)
 
 
-def _weights_of(folder: Path, stem: str, dtype: torch.dtype, variant: str | None) -> list[Path]:
+def weights_of(folder: Path, stem: str, dtype: torch.dtype, variant: str | None) -> list[Path]:
     """The weight files of one part, as safetensors; pickles are written anew once."""
     place = with_safetensors(folder, stem, dtype)
     return _weight_files(place, stem, pick_variant(place, stem, dtype, variant))
@@ -157,7 +151,8 @@ def _has_part(folder: Path, part: str) -> bool:
 def _check_is_model(folder: Path) -> None:
     if folder.is_file():
         raise ModelError(
-            f"{folder} is a file. Choose a diffusers folder, one with unet/, vae/ and text_encoder/ in it."
+            f"{folder} is a file. Choose a diffusers folder, one with unet/, vae/ and text_encoder/ in it; for a "
+            "Stable Diffusion 1.5 checkpoint name an AnimateDiff motion module beside it (`motion_module`)."
         )
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder}. Give the path of a downloaded diffusers model.")
@@ -171,6 +166,8 @@ def _check_is_model(folder: Path) -> None:
 def _check_kind_of_unet(folder: Path) -> None:
     """Before missing parts are listed: what else it is explains more than what it lacks."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    if (folder / "unet" / "config.json").is_file() and _class_of(folder) in NETWORK_CLASSES:
+        return
     if (folder / "motion_adapter").is_dir() or "motion_adapter" in index:
         of_class("MotionAdapter", f"{folder / 'motion_adapter'}")
     if "transformer" in index or (folder / "transformer").is_dir():
@@ -188,9 +185,10 @@ def _class_of(folder: Path) -> str:
 def _check_fit(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
     """Do the parts belong together? Raises ModelError."""
     unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
-    vae_class = vae.get("_class_name", "AutoencoderKL")
-    if vae_class != "AutoencoderKL":
-        raise ModelError(f"{folder / 'vae'} is a {vae_class}; the network needs the image autoencoder AutoencoderKL.")
+    needed = of_class(str(unet.get("_class_name")), str(folder)).vae_class.__name__
+    vae_class = vae.get("_class_name", needed)
+    if vae_class != needed:
+        raise ModelError(f"{folder / 'vae'} is a {vae_class}; the network needs the image autoencoder {needed}.")
     if "clip" not in str(text.get("model_type", "clip")):
         raise ModelError(
             f"{folder / 'text_encoder'} is a {text['model_type']} model; the network needs a CLIPTextModel."
@@ -244,26 +242,54 @@ def _no_safetensors(folder: Path, stem: str) -> str:
 # module of the process is built of, so a model that another thread loads meanwhile, as in ComfyUI, has no weights.
 
 
-def _read_diffusers(kind: Any, folder: Path, dtype: torch.dtype, files: Sequence[Path]) -> Any:
+def read_diffusers(kind: Any, folder: Path, dtype: torch.dtype, files: Sequence[Path]) -> Any:
+    """A network of diffusers' class `kind` from a folder's config and weight files. Raises ModelError."""
+    config = read_json(folder / "config.json")
+    stored = read_weights(files)
+    _check_class(kind, folder, stored)
+    return built(kind, config, stored, folder, dtype)
+
+
+def built(kind: Any, config: Mapping[str, Any], stored: Mapping[str, Tensor], place: Path, dtype: torch.dtype) -> Any:
+    """A network of diffusers' class `kind` from its config's entries and its tensors. Raises ModelError."""
     try:
         with torch.device("meta"):
-            module = kind.from_config(read_json(folder / "config.json"))
-        stored = _read_weights(files)
+            module = kind.from_config(dict(config))
     except _READ_ERRORS as error:
-        raise ModelError(_unreadable(folder, error)) from error
+        raise ModelError(_unreadable(place, error)) from error
+    stored = dict(stored)
     for name in module.state_dict().keys() - stored.keys():
         if (old := _old_name(name)) in stored:
             stored[name] = stored.pop(old)
-    return _filled(module, folder, stored, dtype)
+    return _filled(module, place, stored, dtype)
 
 
-def _read_text_encoder(folder: Path, dtype: torch.dtype, files: Sequence[Path]) -> CLIPTextModel:
-    """transformers 4 keeps the tensors below `text_model.`, 5 does not, and 4 cannot read what 5 has written."""
+def _check_class(kind: Any, folder: Path, stored: Mapping[str, Tensor]) -> None:
+    """Raise ModelError where the weights are those of another video network than the config says."""
+    found = of_keys(stored)
+    if found.recognises_keys(stored) and found.network_class is not kind and kind.__name__ in NETWORK_CLASSES:
+        raise ModelError(
+            f"{folder} says that it is a {kind.__name__}, its weights are those of a {found.network_class.__name__} "
+            f"({found.models}). Correct `_class_name` in {folder / 'config.json'}, or download the files again."
+        )
+
+
+def read_text_encoder(folder: Path, dtype: torch.dtype, files: Sequence[Path]) -> CLIPTextModel:
+    """The text encoder of a model folder. Raises ModelError."""
     try:
         config = CLIPTextConfig.from_pretrained(str(folder), local_files_only=True)
+    except _READ_ERRORS as error:
+        raise ModelError(_unreadable(folder, error)) from error
+    return text_encoder_of(config, read_weights(files), folder, dtype)
+
+
+def text_encoder_of(
+    config: CLIPTextConfig, stored: Mapping[str, Tensor], folder: Path, dtype: torch.dtype
+) -> CLIPTextModel:
+    """transformers 4 keeps the tensors below `text_model.`, 5 does not, and 4 cannot read what 5 has written."""
+    try:
         with torch.device("meta"):
             encoder = CLIPTextModel(config)
-        stored = _read_weights(files)
     except _READ_ERRORS as error:
         raise ModelError(_unreadable(folder, error)) from error
     found = {name.removeprefix("text_model."): tensor for name, tensor in stored.items()}
@@ -275,10 +301,14 @@ def _read_text_encoder(folder: Path, dtype: torch.dtype, files: Sequence[Path]) 
     return encoder
 
 
-def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+def read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+    """The tensors of safetensors files by name. Raises ModelError."""
     stored: dict[str, Tensor] = {}
     for path in files:
-        stored.update(load_file(str(path)))
+        try:
+            stored.update(load_file(str(path)))
+        except _READ_ERRORS as error:
+            raise ModelError(_unreadable(path, error)) from error
     return stored
 
 
@@ -290,7 +320,10 @@ def _old_name(name: str) -> str:
 
 
 def _filled(module: nn.Module, folder: Path, stored: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
-    """A network from the meta device with the tensors of its files, frozen and in evaluation mode."""
+    """A network from the meta device with the tensors of its files, frozen and in evaluation mode.
+
+    Modules that diffusers keeps in fp32 whatever the network runs in stay so here too.
+    """
     wanted = module.state_dict()
     _check_complete(folder, wanted.keys() - stored.keys())
     for name, tensor in wanted.items():
@@ -298,7 +331,9 @@ def _filled(module: nn.Module, folder: Path, stored: Mapping[str, Tensor], dtype
             shapes = f"{tuple(stored[name].shape)} in the weights and {tuple(tensor.shape)} by config.json"
             raise ModelError(f"{folder} does not fit together: {name} is {shapes}. Download the files again.")
     # Copied, for what safetensors gives is the file itself, which may be replaced while the model is in use.
-    module.load_state_dict({name: stored[name].to(dtype, copy=True) for name in wanted}, assign=True)
+    exact = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
+    kept = {name: torch.float32 if set(exact).intersection(name.split(".")) else dtype for name in wanted}
+    module.load_state_dict({name: stored[name].to(kept[name], copy=True) for name in wanted}, assign=True)
     return module.eval().requires_grad_(False)
 
 
@@ -312,7 +347,8 @@ def _check_complete(folder: Path, missing: Iterable[str]) -> None:
         )
 
 
-def _read_tokenizer(folder: Path) -> CLIPTokenizer:
+def read_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer in a folder. Raises ModelError."""
     try:
         tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         return tokenizer
@@ -325,7 +361,7 @@ def _unreadable(folder: Path, error: Exception) -> str:
     return f"{folder} cannot be loaded ({reason[:300]}). If the files are damaged, download them again."
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path) -> dict[str, Any]:
     """Optional `motion_lora.json` beside the parts: "name", "num_frames", "fps" that the base is at home with."""
     path = folder / "motion_lora.json"
     about = read_json(path) if path.is_file() else {}

@@ -100,6 +100,9 @@ class FlowSchedule:
         entries = flow_entries(scheduler_config)
         self.shift, self._count = float(entries["shift"]), int(entries["num_train_timesteps"])
         self._spread = spread
+        # An expert that is there for a part of the noise sees no other.
+        ends = (float(scheduler_config.get(*entry)) for entry in (("sigma_low", 0.0), ("sigma_high", 1.0)))
+        self._first, self._end = (sigma / (self.shift - (self.shift - 1) * sigma) for sigma in ends)
 
     @property
     def num_train_timesteps(self) -> int:
@@ -108,13 +111,14 @@ class FlowSchedule:
     def sample_timesteps(self, batch: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Random timesteps (b,), real numbers, from the part [low, high) of the schedule as a sampler runs through it.
 
-        The part is measured before the shift: [0.5, 1) is the first half of the steps of a sampling.
+        The part is measured before the shift: [0.5, 1) is the first half of the steps of a sampling; of an expert, of
+        the steps that it is there for (`sigma_low` and `sigma_high` in its config).
         """
         if self._spread == LOGIT_NORMAL:
             place = torch.randn(batch, generator=generator).sigmoid()
         else:
             place = torch.rand(batch, generator=generator)
-        place = low + (high - low) * place
+        place = self._first + (self._end - self._first) * (low + (high - low) * place)
         return self._count * self.shift * place / (1 + (self.shift - 1) * place)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

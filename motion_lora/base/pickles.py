@@ -109,9 +109,20 @@ def _save(tensors: dict[str, Tensor], part: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a torch file by name, nothing else in it and no code. Raises ModelError."""
+    content = _loaded(path)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    tensors = {str(n): t for n, t in content.items() if isinstance(t, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise ModelError(f"{path} holds no weights by name. Get the model's safetensors.")
+    return tensors
+
+
+def _loaded(path: Path) -> Any:
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
             raise ModelError(
@@ -119,6 +130,10 @@ def _read(path: Path) -> dict[str, Tensor]:
                 "model's safetensors."
             ) from error
         raise ModelError(f"{path} cannot be read: it is damaged or cut off. Download the file again.") from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    content = _loaded(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..backbones.base import Backbone, Text
 from ..backbones.faster import use_fast_layers
@@ -24,63 +23,112 @@ from ..core.errors import ClipError, SettingsError
 from ..core.identity import BaseIdentity
 from ..core.process import UNIFORM
 from . import codec, text
+from .composed import read_composed
+from .given import GivenTexts, require_encoder, text_of
 from .identity import identify
-from .loading import read_folder
+from .loading import Parts, read_folder
 from .noise import Process, noise_schedule, prediction_type
 from .placement import AnyModule, EncoderPlace, moved, no_gradients, pick_device, pick_dtype, share_parameters
 from .schedulers import make_scheduler
+from .video_transformer import is_transformer_folder, read_files, read_transformer_folder
 
 
 @dataclass(frozen=True, eq=False)
 class VideoPipeline:
     """A base text-to-video model. Treat it as immutable; change a `replica()`, or copy it with `dataclasses.replace`.
 
-    All modules are frozen, in evaluation mode, on `device` and in `dtype`. Shapes are those of `axes.py`.
+    All modules are frozen, in evaluation mode, on `device` and in `dtype`. Shapes are those of `axes.py`. With `texts`
+    there is no text encoder: what was given is all that it can be told.
     `fast_layers`: replicas compute with the layers of `backbones.faster`, equal to diffusers' by rounding.
     """
 
     unet: Any
     vae: Any
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    text_encoder: Any
+    tokenizer: Any
     scheduler_config: Mapping[str, Any]
     identity: BaseIdentity
     device: torch.device
     dtype: torch.dtype
     default_num_frames: int = 16
     default_fps: float = 8.0
+    texts: GivenTexts | None = None
     fast_layers: bool = True
     _place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
     _text_place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto", variant: str | None = None
+        cls,
+        folder: str | Path,
+        *,
+        motion_module: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        variant: str | None = None,
+        expert: str = "high",
     ) -> VideoPipeline:
-        """Load a diffusers folder with unet/, vae/, text_encoder/, tokenizer/ and scheduler/.
+        """Load a diffusers folder with unet/ or transformer/, vae/, text_encoder/, tokenizer/ and scheduler/.
 
+        With `motion_module` (AnimateDiff's file, or a diffusers MotionAdapter folder) `folder` is Stable Diffusion 1.5:
+        a checkpoint file or a diffusers folder; `tokenizer` is CLIP's folder of words, see `composed.find_tokenizer`.
         `device` is "auto" or a torch device name, `dtype` one of "auto", "fp32", "fp16", "bf16"; `variant` picks
-        weight files such as `*.fp16.safetensors`, None takes what there is. Raises ModelError for a folder that is
+        weight files such as `*.fp16.safetensors`, None takes what there is; `expert` is which of Wan 2.2 A14B's
+        two networks is taken, "high" or "low" noise. Raises ModelError for a folder that is
         no such model, SettingsError for a device or dtype that is not there.
         """
         folder = Path(folder).expanduser()
+        module = None if motion_module is None else Path(motion_module).expanduser()
         target, precision = pick_device(device), pick_dtype(dtype, pick_device(device))
         # A host such as ComfyUI may run this in inference mode; weights made there could never be trained around.
         with torch.inference_mode(False):
-            parts = read_folder(folder, precision, variant)
-            identity = identify(parts.unet, str(parts.about.get("name", _folder_name(folder))))
-            return cls(
-                unet=moved(parts.unet, target),
-                vae=moved(parts.vae, target),
-                text_encoder=moved(parts.text_encoder, target),
-                tokenizer=parts.tokenizer,
-                scheduler_config=dict(parts.scheduler_config),
-                identity=identity,
-                device=target,
-                dtype=precision,
-                default_num_frames=int(parts.about.get("num_frames", 16)),
-                default_fps=float(parts.about.get("fps", 8.0)),
-            )
+            if module is not None:
+                parts = read_composed(folder, module, precision, variant, tokenizer)
+            elif is_transformer_folder(folder):
+                parts = read_transformer_folder(folder, precision, variant, expert)
+            else:
+                parts = read_folder(folder, precision, variant)
+            return cls._of_parts(parts, _folder_name(folder), target, precision)
+
+    @classmethod
+    def from_files(
+        cls,
+        network: str | Path,
+        vae: str | Path,
+        texts: GivenTexts,
+        *,
+        flow_shift: float = 3.0,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> VideoPipeline:
+        """A video transformer and its autoencoder from ComfyUI's files, with text embeddings that were made elsewhere.
+
+        `texts` are embeddings (tokens, dim) or (1, tokens, dim) by prompt: the caption, the appearance caption, "" and
+        whatever is to be sampled. `flow_shift` is no part of such files. Raises ModelError, SettingsError.
+        """
+        target, precision = pick_device(device), pick_dtype(dtype, pick_device(device))
+        with torch.inference_mode(False):
+            parts = read_files(Path(network).expanduser(), Path(vae).expanduser(), precision, flow_shift)
+            own = {prompt: tensor.detach().clone() for prompt, tensor in texts.items()}
+            return replace(cls._of_parts(parts, Path(network).stem, target, precision), texts=own)
+
+    @classmethod
+    def _of_parts(cls, parts: Parts, name: str, device: torch.device, dtype: torch.dtype) -> VideoPipeline:
+        of_network(parts.unet).prepare(parts.unet)
+        identity = identify(parts.unet, str(parts.about.get("name", name)))
+        return cls(
+            unet=moved(parts.unet, device),
+            vae=moved(parts.vae, device),
+            text_encoder=None if parts.text_encoder is None else moved(parts.text_encoder, device),
+            tokenizer=parts.tokenizer,
+            scheduler_config=dict(parts.scheduler_config),
+            identity=identity,
+            device=device,
+            dtype=dtype,
+            default_num_frames=int(parts.about.get("num_frames", 16)),
+            default_fps=float(parts.about.get("fps", 8.0)),
+        )
 
     def replica(self, *, unet: bool = True, text_encoder: bool = False) -> VideoPipeline:
         """The same base with own module objects for the UNet and, if asked, the text encoder with its tokenizer."""
@@ -89,6 +137,7 @@ class VideoPipeline:
             changes["unet"] = share_parameters(self.unet)
             use_fast_layers(changes["unet"], self.fast_layers)
         if text_encoder:
+            require_encoder(self.texts, self.identity.name, "changes of the text encoder")
             changes["text_encoder"] = share_parameters(self.text_encoder)
             changes["tokenizer"] = text.copied(self.tokenizer)
             # It is nobody else's: another training that makes room must not take it away between two passes.
@@ -186,6 +235,9 @@ class VideoPipeline:
 
     def read_prompts(self, prompts: Sequence[str], *, gradients: bool = False) -> Text:
         """What the network takes of the prompts, as an opaque value for `backbone.predict`; see `encode_prompt`."""
+        if self.texts is not None:
+            with no_gradients():
+                return text_of(self.texts, prompts, self.device)
         ids = self.tokenize(prompts).to(self.device)
         with self._encoder(self.text_encoder) as encoder, nullcontext() if gradients else no_gradients():
             return self.backbone.read(encoder, ids)
@@ -236,7 +288,7 @@ class VideoPipeline:
             self._shift_offloaders(-1)
 
     def _shift_offloaders(self, change: int) -> None:
-        for module in (self.text_encoder, self.vae):
+        for module in (each for each in (self.text_encoder, self.vae) if each is not None):
             place = self._place_of(module)
             with place.lock:
                 place.offloaders += change

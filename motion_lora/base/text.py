@@ -18,6 +18,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 logger = logging.getLogger(__name__)
 
+# T5 has relative positions and no end; the models that read it were trained with so many.
+_WITHOUT_POSITIONS = 512
+
 # One for all: a text takes microseconds, and two replicas may hold one tokenizer without knowing of each other.
 _lock = threading.Lock()
 
@@ -25,7 +28,8 @@ _lock = threading.Lock()
 def max_tokens(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> int:
     """Tokens that the text encoder reads, its start and end tokens included."""
     # A tokenizer whose config names no length reports a huge one.
-    return min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))
+    positions = getattr(text_encoder.config, "max_position_embeddings", _WITHOUT_POSITIONS)
+    return min(int(tokenizer.model_max_length), int(positions))
 
 
 def token_ids(tokenizer: CLIPTokenizer, text: str, *, special: bool = True) -> list[int]:

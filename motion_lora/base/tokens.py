@@ -17,6 +17,7 @@ from transformers import AddedToken
 from ..core.absorber import PlaceholderTokens
 from ..core.errors import ClipError, LoRAFileError, SettingsError
 from ..core.phrases import even_shares, split_phrases
+from .given import require_encoder
 from .pipeline import VideoPipeline
 from .text import token_ids
 
@@ -27,6 +28,7 @@ def initial_tokens(pipeline: VideoPipeline, absorb_words: Sequence[str], num_tok
     Each row is the embedding of its share of the phrase's own tokens, so training starts at the words' meaning
     (Customize-A-Video section 4.1: initialised from short words that describe the appearance).
     """
+    require_encoder(pipeline.texts, pipeline.identity.name, "learned tokens")
     names: list[str] = []
     words: list[str] = []
     rows: list[Tensor] = []
@@ -58,6 +60,7 @@ def with_tokens(pipeline: VideoPipeline, tokens: PlaceholderTokens) -> tuple[Vid
 
 def check_tokens(pipeline: VideoPipeline, tokens: PlaceholderTokens) -> None:
     """Raise LoRAFileError or SettingsError unless the tokens fit the pipeline's text encoder."""
+    require_encoder(pipeline.texts, pipeline.identity.name, "learned tokens")
     width = _table(pipeline).shape[1]
     if tokens.rows.ndim != 2 or tuple(tokens.rows.shape) != (len(tokens.names), width):
         raise LoRAFileError(
@@ -71,6 +74,8 @@ def check_tokens(pipeline: VideoPipeline, tokens: PlaceholderTokens) -> None:
 
 def check_length(pipeline: VideoPipeline, prompt: str) -> None:
     """Raise ClipError when the text encoder would cut the prompt; `pipeline` knows the tokens that stand in it."""
+    if pipeline.texts is not None:
+        return
     count = len(token_ids(pipeline.tokenizer, prompt))
     if count > pipeline.max_tokens:
         raise ClipError(

@@ -111,6 +111,14 @@ _ROWS = (
         "writers:export_kohya",
     ),
     Format(
+        "comfyui",
+        "for video transformers (Wan): what ComfyUI's own Load LoRA applies",
+        "`diffusion_model.<module>.lora_A.weight`",
+        "names:is_comfyui",
+        "reader:read_named",
+        "writers:export_native",
+    ),
+    Format(
         "peft",
         "what diffusers and PEFT read",
         "`<module>.lora_A.weight`",
@@ -119,11 +127,20 @@ _ROWS = (
         "writers:export_peft",
     ),
     Format(
+        "animatediff",
+        "AnimateDiff's own motion LoRAs, for Load AnimateDiff LoRA of AnimateDiff-Evolved",
+        "`<place>.temporal_transformer.<block>.processor.to_q_lora.down.weight`",
+        "names:is_animatediff",
+        "reader:read_native",
+        "writers:export_native",
+    ),
+    Format(
         "diffusers",
-        "older diffusers and ComfyUI keys",
+        "diffusers before PEFT, attention only; its motion LoRAs for a MotionAdapter",
         "`<module>.lora.down.weight`, `<module>.processor.to_q_lora.down.weight`, `<module>.lora_down.weight`",
         "names:is_diffusers",
         "reader:read_named",
+        "writers:export_diffusers",
     ),
     Format(
         "loralib",

@@ -21,7 +21,7 @@ from ..core.metadata import OWN
 from ..media.tables import aligned
 from .absorber_file import load_absorber
 from .formats import ImportReport
-from .own import ABSORBER_KIND, FINGERPRINT_KEY, KIND_KEY, is_own
+from .own import ABSORBER_KIND, FINGERPRINT_KEY, KIND_KEY, backbone_from, is_own
 from .reader import load_any
 from .source import Source, open_source
 
@@ -39,8 +39,9 @@ _LIST_FIELDS = ("captions", "appearance_captions", "trigger_words")
 def inspect(path: str | Path, unet: nn.Module | None = None, identity: BaseIdentity | None = None) -> dict[str, Any]:
     """Everything about a file that a person asks, json-able; raises LoRAFileError with the reason for what it is not.
 
-    Keys: file, size, format, kind, layers, temporal, spatial, convolutions, ranks, parameters, dtypes, blocks (a list
-    of block, layers, ranks, norm), norm, metadata (readable entries), notes, warnings, `fits` where `unet` is given.
+    Keys: file, size, format, kind, backbone, layers, temporal, spatial, convolutions, ranks, parameters, dtypes, blocks
+    (a list of block, layers, ranks, norm), norm, metadata (readable entries), notes, warnings, `fits` where `unet`
+    is given.
     """
     source = open_source(path)
     if source.header is not None and is_own(source.header) and source.metadata.get(KIND_KEY) == ABSORBER_KIND:
@@ -86,6 +87,7 @@ def summary(facts: Mapping[str, Any]) -> dict[str, str]:
     lines = {
         "file": f"{facts['file']} ({facts['size']:,} bytes)",
         "kind": f"{facts['kind']}, {facts['format']} format",
+        "backbone": f"{facts['backbone']} ({named(facts['backbone']).models})",
         "layers": f"{facts['layers']} ({facts['temporal']} temporal, {facts['spatial']} spatial{convolutions})",
         "rank": _joined(facts["ranks"]),
         "parameters": f"{facts['parameters']:,} ({_joined(facts['dtypes'])})",
@@ -128,7 +130,7 @@ def _joined(values: Iterable[object]) -> str:
 def _inspect_absorber(source: Source) -> dict[str, Any]:
     absorber = load_absorber(source.path)
     tokens = absorber.tokens
-    lora = absorber.spatial or LoRA({}, absorber.metadata)
+    lora = absorber.spatial or LoRA({}, absorber.metadata, backbone=backbone_from(source.name, source.metadata))
     return {
         **_common(source, lora),
         "format": "motion-lora",
@@ -147,6 +149,7 @@ def _common(source: Source, lora: LoRA) -> dict[str, Any]:
     return {
         "file": source.name,
         "size": source.path.stat().st_size,
+        "backbone": lora.backbone,
         "layers": len(lora),
         "temporal": paths[TEMPORAL],
         "spatial": paths[SPATIAL],

@@ -82,9 +82,19 @@ def is_peft(source: Source) -> bool:
     return _dialect_in(source) == "peft"
 
 
+def is_comfyui(source: Source) -> bool:
+    """Whether a file has PEFT's factors under ComfyUI's own names of the modules."""
+    return is_peft(source) and all(key.startswith("diffusion_model.") for key in source.shapes)
+
+
 def is_diffusers(source: Source) -> bool:
     """Whether a file has the keys of diffusers or ComfyUI."""
     return _dialect_in(source) == "diffusers"
+
+
+def is_animatediff(source: Source) -> bool:
+    """Whether a file has the keys of AnimateDiff's own tools."""
+    return is_diffusers(source) and any(".temporal_transformer." in key for key in source.shapes)
 
 
 def is_loralib(source: Source) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..adapters.fit import require_fit
 from ..backbones.base import Backbone
-from ..backbones.registry import of_keys, of_network
+from ..backbones.registry import of_network
 from ..core.errors import LoRAFileError
 from ..core.lora import LoRA, LoRALayer
 from ..core.metadata import OWN, acts_in_of
@@ -36,7 +36,7 @@ from .own import (
     require_pairs,
     require_plausible,
 )
-from .refusals import refuse_foreign
+from .refusals import backbone_of, refuse_foreign
 from .source import ADAPTER_CONFIG, Source, json_object, open_source
 
 
@@ -88,7 +88,7 @@ def read_positional(source: Source, read_for: ReadFor) -> ImportReport:
 def read_named(source: Source, read_for: ReadFor) -> ImportReport:
     """Tensors with names, in the dialects of `names.parse_key`. Raises LoRAFileError."""
     unet, text_encoder = read_for.unet, read_for.text_encoder
-    backbone = of_network(unet) if unet is not None else of_keys(source.shapes)
+    backbone = of_network(unet) if unet is not None else backbone_of(source)
     refuse_foreign(source, unet, backbone)
     keys = _parsed_keys(source, backbone)
     dialect = dialect_of(keys.values())
@@ -106,6 +106,13 @@ def read_named(source: Source, read_for: ReadFor) -> ImportReport:
     lora = LoRA(_shaped(layers[UNET], unet), about, acts_in_of(about), backbone.name)
     text, notes = _text_part(source.name, layers[TEXT], text_encoder)
     return ImportReport(lora, dialect, len(lora), len(lora), notes, text)
+
+
+def read_native(source: Source, read_for: ReadFor) -> ImportReport:
+    """AnimateDiff's own names; ADMotionDirector's are read alike. Raises LoRAFileError."""
+    report = read_named(source, read_for)
+    lora = report.lora.with_metadata(**_origin(source, "animatediff"))
+    return replace(report, lora=lora, format="animatediff")
 
 
 def _parsed_keys(source: Source, backbone: Backbone) -> dict[str, Key]:

@@ -6,12 +6,12 @@ Shapes alone do not tell: AnimateDiff's motion modules and Stable Diffusion 1.5 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import nn
 
 from ..backbones.base import Backbone
-from ..backbones.registry import BACKBONES
+from ..backbones.registry import BACKBONES, of_keys
 from ..core.errors import LoRAFileError
 from .names import TEXT, UNET, parse_key
 from .source import Source
@@ -23,14 +23,16 @@ _WIDTHS = {
     2048: "SDXL",
     4096: "a diffusion transformer",
 }
+_IMAGE_WIDTHS = {768, 1024}
 _ROOT = r"^(?:base_model\.model\.)?(?:transformer\.|diffusion_model\.|model\.|lora_unet_|lora_transformer_|unet\.)?"
 # In the order in which they are tried; the first that any key matches is what the file is. Networks without a backbone.
-_BY_KEY = (
-    (rf"{_ROOT}blocks[._]\d+[._](?:self_attn|cross_attn|ffn)", "a LoRA for Wan, a diffusion transformer"),
+_TRANSFORMERS = (
     (r"double_blocks|single_blocks", "a LoRA for HunyuanVideo or Flux, diffusion transformers"),
     (r"single_transformer_blocks|joint_blocks|lora_transformer_", "a LoRA for Flux or SD3, diffusion transformers"),
     (rf"{_ROOT}transformer_blocks[._]\d+[._]", "a LoRA for LTX-Video, CogVideoX or another diffusion transformer"),
-    (r"^transformer\.|^lora_unet_layers_|^diffusion_model\.layers\.", "a LoRA for a diffusion transformer"),
+    (r"^transformer(?:_\d)?\.|^lora_unet_layers_|^diffusion_model\.layers\.", "a LoRA for a diffusion transformer"),
+)
+_BY_KEY = (
     (r"lora_te[12]_|^text_encoder_2\.|input_blocks|output_blocks", "an SDXL LoRA"),
     (r"attentions[._]\d+[._]transformer_blocks[._][1-9]", "an SDXL LoRA"),
     (
@@ -49,21 +51,46 @@ _BY_METADATA = (
 _METADATA_KEYS = ("ss_base_model_version", "modelspec.architecture")
 
 
+def backbone_of(source: Source) -> Backbone:
+    """The backbone that a file is for where no network is at hand: by its names, else by the text that it reads.
+
+    The image networks of two backbones share their names: what tells them apart is the width of their text embeddings,
+    or what the trainer says. Where nothing tells, it is `registry.DEFAULT`.
+    """
+    by_names = of_keys(source.shapes)
+    if by_names.recognises_keys(source.shapes):
+        return by_names
+    widths = {*_widths(source.shapes, UNET, by_names.reads_text), *_widths(source.shapes, TEXT, _text_projection)}
+    widths |= {width for _, width in _said(source)} if not widths else set()
+    if not widths <= _IMAGE_WIDTHS:
+        return by_names
+    return next((backbone for backbone in BACKBONES.values() if widths == {backbone.text_width}), by_names)
+
+
 def refuse_foreign(source: Source, unet: nn.Module | None, backbone: Backbone) -> None:
     """Raise LoRAFileError if the file is for another kind of network than `backbone`; the sentence says which."""
     keys = list(source.shapes)
     for other in BACKBONES.values():
         if other is not backbone and other.recognises_keys(keys):
             raise LoRAFileError(_sentence(source.name, other.refusal, backbone))
-    for pattern, what in _BY_KEY:
-        if any(re.search(pattern, key) for key in keys):
+    foreign = [key for key in keys if backbone.own_keys is None or not backbone.own_keys.search(key)]
+    known = [(pattern, what, foreign) for pattern, what in _TRANSFORMERS]
+    for pattern, what, among in known + [(pattern, what, keys) for pattern, what in _BY_KEY]:
+        if any(re.search(pattern, key) for key in among):
             raise LoRAFileError(_sentence(source.name, what, backbone))
     refuse_embedding(source)
+    for what, width in _said(source):
+        if width != backbone.text_width:
+            raise LoRAFileError(_sentence(source.name, what, backbone))
+    _refuse_width(source, unet, backbone)
+
+
+def _said(source: Source) -> Iterator[tuple[str, int]]:
+    """What the metadata says that a file is, with the width of that model's text embeddings."""
     for entry in (" ".join(source.metadata.get(key, "").lower().split()) for key in _METADATA_KEYS):
         for pattern, what, width in _BY_METADATA:
-            if re.search(pattern, entry) and width != backbone.text_width:
-                raise LoRAFileError(_sentence(source.name, f"{what} (its metadata says {entry[:60]!r})", backbone))
-    _refuse_width(source, unet, backbone)
+            if re.search(pattern, entry):
+                yield f"{what} (its metadata says {entry[:60]!r})", width
 
 
 def refuse_embedding(source: Source) -> None:

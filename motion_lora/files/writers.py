@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from .own import (
 from .reader import load_any
 
 _log = logging.getLogger(__name__)
+_ATTENTION = re.compile(r"(?P<attention>.+\.attn\d+)\.(?P<projection>to_[qkv]|to_out)(?:\.0)?")
 
 
 def export_kohya(
@@ -71,9 +73,32 @@ def export_native(
     Such files have no alpha: the scale goes into the up factors. Raises LoRAFileError for a backbone without files of
     its own, or naming the layers that its tools would drop or stumble over.
     """
-    plain = {m: LoRALayer(layer.down, layer.up * layer.scale) for m, layer in lora.layers.items()}
-    stored = as_stored(replace(lora, layers=plain), dtype)
+    stored = as_stored(_folded(lora), dtype)
     return write_proved(Path(path), stored, native_tensors(stored), {}, metadata, overwrite)
+
+
+def export_diffusers(
+    path: str | Path, lora: LoRA, *, dtype: torch.dtype | None = None, metadata: bool = True, overwrite: bool = True
+) -> Path:
+    """Write the keys of diffusers before PEFT, as its motion LoRAs for a MotionAdapter have them: attention only.
+
+    They have no alpha: the scale goes into the up factors. Raises LoRAFileError naming a layer of another kind.
+    """
+    stored = as_stored(_folded(lora), dtype)
+    tensors: dict[str, Tensor] = {}
+    for module, layer in stored.layers.items():
+        found = _ATTENTION.fullmatch(module)
+        if found is None:
+            raise LoRAFileError(f"{module} is no projection of an attention, the only ones in this format: write peft")
+        key = f"unet.{found['attention']}.processor.{found['projection']}_lora"
+        tensors |= {f"{key}.down.weight": layer.down, f"{key}.up.weight": layer.up}
+    return write_proved(Path(path), stored, tensors, {}, metadata, overwrite)
+
+
+def _folded(lora: LoRA) -> LoRA:
+    """The same changes with every scale 1."""
+    plain = {m: LoRALayer(layer.down, layer.up * layer.scale) for m, layer in lora.layers.items()}
+    return replace(lora, layers=plain)
 
 
 def native_tensors(lora: LoRA) -> dict[str, Tensor]:

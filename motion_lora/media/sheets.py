@@ -18,19 +18,32 @@ _GAP = 6
 _MARGIN = 12
 _FONT_SIZE = 15
 _LABEL_WIDTH = 190
+# Lines are drawn this many times larger and reduced, which Pillow does not do by itself.
+_FINER = 4
 
 
 def contact_sheet(
-    rows: Sequence[tuple[str, Tensor]], *, title: str = "", columns: int = 8, tile_side: int = 128
+    rows: Sequence[tuple[str, Tensor]],
+    *,
+    title: str = "",
+    columns: int = 8,
+    tile_side: int = 160,
+    paths: Sequence[Tensor | None] = (),
 ) -> Image.Image:
     """One row per clip: its label, then at most `columns` of its frames (f, h, w, 3), evenly spread over time.
 
-    Small frames are enlarged by whole factors without smoothing, large ones reduced, to about `tile_side` pixels.
-    Raises OutputError where there is nothing to show.
+    Small frames are enlarged, large ones reduced, to `tile_side` pixels. `paths` are where the object of each row's
+    clip is in each of its frames, (f, 2) as x, y in shares of width and height, or None: the path is drawn over every
+    tile as a thin line, with a dot at that frame's place, so that the eye compares motions at once.
+    Raises OutputError where there is nothing to show, or paths are not those of the rows.
     """
     if not rows:
         raise OutputError("A contact sheet needs at least one row of frames.")
-    tiles = [[_tile(frame, tile_side) for frame in _spread(frames, columns)] for _, frames in rows]
+    _check_paths(rows, paths)
+    tiles = [
+        [_with_path(_tile(pictures[i], tile_side), path, i) for i in _spread(len(pictures), columns)]
+        for pictures, path in zip((to_bytes(frames) for _, frames in rows), paths or [None] * len(rows), strict=True)
+    ]
     width = max(sum(tile.width + _GAP for tile in row) for row in tiles)
     labels = [_wrap(label, _face(label), _LABEL_WIDTH) for label, _ in rows]
     left = _MARGIN + max(_text_width(label) for label in labels) + _GAP
@@ -71,6 +84,12 @@ def grid_frames(
     return torch.stack([torch.from_numpy(np.asarray(picture).copy()) for picture in pictures]).float() / 255
 
 
+def draw_path(frames: Tensor, path: Tensor | None, *, side: int = 192) -> Tensor:
+    """Frames (f, h, w, 3), the longer side brought to `side`, with `path` drawn as in `contact_sheet`; in [0, 1]."""
+    drawn = [_with_path(_tile(picture, side), path, i) for i, picture in enumerate(to_bytes(frames))]
+    return torch.stack([torch.from_numpy(np.asarray(picture).copy()) for picture in drawn]).float() / 255
+
+
 def _grid_picture(
     rows: Sequence[tuple[str, Sequence[Tensor]]], columns: Sequence[str], title: str, side: int, index: int
 ) -> Image.Image:
@@ -96,21 +115,47 @@ def _grid_picture(
     return picture
 
 
-def _spread(frames: Tensor, count: int) -> list[np.ndarray]:
-    pictures = list(to_bytes(frames))
-    if len(pictures) <= count:
-        return pictures
-    return [pictures[i] for i in np.linspace(0, len(pictures) - 1, max(count, 1)).round().astype(int)]
+def _spread(length: int, count: int) -> list[int]:
+    if length <= count:
+        return list(range(length))
+    return [int(i) for i in np.linspace(0, length - 1, max(count, 1)).round()]
+
+
+def _check_paths(rows: Sequence[tuple[str, Tensor]], paths: Sequence[Tensor | None]) -> None:
+    if paths and len(paths) != len(rows):
+        raise OutputError(f"A contact sheet of {len(rows)} rows was given {len(paths)} paths.")
+    for (label, frames), path in zip(rows, paths, strict=False):
+        if path is not None and path.shape != (len(frames), 2):
+            raise OutputError(
+                f"The path of row {label!r} has shape {tuple(path.shape)}; its clip has {len(frames)} frames, so it "
+                f"must be ({len(frames)}, 2)."
+            )
+
+
+def _with_path(tile: Image.Image, path: Tensor | None, at: int) -> Image.Image:
+    """The tile with the path as a line, dark under light so that it is seen on any ground, and a dot at frame `at`."""
+    if path is None:
+        return tile
+    width, height = (side * _FINER for side in tile.size)
+    points = [(x * width, y * height) for x, y in path.tolist()]
+    layer = Image.new("RGBA", (width, height), (*INK, 0))
+    draw = ImageDraw.Draw(layer)
+    thin = max(2, min(width, height) // 90)
+    for colour, stroke in (((*INK, 150), 2 * thin), ((*BACKGROUND, 255), thin)):
+        draw.line(points, fill=colour, width=stroke, joint="curve")
+    x, y = points[at]
+    for colour, radius in (((*INK, 255), 3 * thin), ((*BACKGROUND, 255), 2 * thin)):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    layer = layer.resize(tile.size, Image.Resampling.BOX)
+    return Image.alpha_composite(tile.convert("RGBA"), layer).convert("RGB")
 
 
 def _tile(picture: np.ndarray, side: int) -> Image.Image:
     image = Image.fromarray(picture)
     longest = max(image.size)
-    if longest <= side:
-        factor = side // longest
-        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     size = (max(1, round(image.width * side / longest)), max(1, round(image.height * side / longest)))
-    return image.resize(size, Image.Resampling.LANCZOS)
+    smooth = Image.Resampling.BICUBIC if longest < side else Image.Resampling.LANCZOS
+    return image if longest == side else image.resize(size, smooth)
 
 
 def _face(text: str) -> Font:

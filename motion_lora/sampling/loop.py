@@ -7,6 +7,7 @@ alone or in a batch. The arithmetic of the schedulers runs in float32; only the 
 from __future__ import annotations
 
 import logging
+import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,7 @@ from ..core.out_of_memory import SamplingMemoryError
 from ..core.stack import AdapterStack
 from .ddim import InvertedClip, noise_prior
 from .settings import SampleSettings, resolve, steps_run
+from .windows import Fusion, windows
 
 logger = logging.getLogger(__name__)
 
@@ -210,10 +212,32 @@ class _Batch:
             # Relative to the whole schedule, so that a position means the same noise level when an edit starts late.
             adapters.at(index / max(len(timesteps) - 1, 1))
             noisy = model_input(self.scheduler, latents, timesteps[index])
-            predicted = self._predict(unet, noisy, timesteps[index], text)
+            predicted = self._fused(unet, noisy, timesteps[index], text, adapters, index)
             latents = self.scheduler.step(predicted, timesteps[index], latents, **self.step_options).prev_sample
             progress.step()
         return latents
+
+    def _fused(
+        self, unet: Any, noisy: Tensor, timestep: Tensor, text: Text, adapters: AppliedStack, step: int
+    ) -> Tensor:
+        """The guided prediction, window by window where the frames are more than one holds."""
+        plan = self._windows(noisy.shape[2], step)
+        if len(plan) == 1 and not self.videos[0].loop:
+            return self._predict(unet, noisy, timestep, text)
+        fusion = Fusion(noisy)
+        for window in plan:
+            adapters.on_frames(window)
+            fusion.add(window, self._predict(unet, noisy[:, :, window], timestep, text))
+        return fusion.mean()
+
+    def _windows(self, frames: int, step: int) -> list[list[int]]:
+        """Of latent frames, of which a backbone may have fewer than frames."""
+        first, backbone = self.videos[0], self.pipeline.backbone
+        if not first.context_frames:
+            return [list(range(frames))]
+        length = backbone.latent_frames(self.pipeline.vae, first.context_frames)
+        overlap = math.ceil(first.context_overlap * length / first.context_frames)
+        return windows(frames, length, min(overlap, length - 1), loop=first.loop, step=step)
 
     def _predict(self, unet: Any, noisy: Tensor, timestep: Tensor, text: Text) -> Tensor:
         """The guided prediction: uncond + scale * (cond - uncond), both in one forward pass (Ho and Salimans 2022)."""

@@ -22,6 +22,9 @@ class SampleSettings:
 
     A `guidance_scale` of 1 or less skips the unconditional pass. `edit_strength` counts for video-to-video only: the
     share of the steps that are run on the source's noised latents, 1 for all of them (SDEdit).
+
+    With `context_frames` the network never sees more frames than that at once: a longer video is denoised in windows of
+    that many, `context_overlap` of them shared by neighbours; `loop` joins its end to its beginning. 0: all at once.
     """
 
     prompt: str
@@ -35,6 +38,9 @@ class SampleSettings:
     seed: int = 0
     fps: float | None = None
     edit_strength: float = 1.0
+    context_frames: int = 0
+    context_overlap: int = 4
+    loop: bool = False
 
 
 def resolve(pipeline: VideoPipeline, settings: SampleSettings, *, editing: bool = False) -> SampleSettings:
@@ -58,8 +64,10 @@ def _faults(pipeline: VideoPipeline, settings: SampleSettings, editing: bool) ->
     texts: dict[str, object] = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
     yield from (f"{name} is {text!r}; it must be text" for name, text in texts.items() if not isinstance(text, str))
     yield from (wrong_frames := list(_whole("num_frames", settings.num_frames, 1, MAX_FRAMES)))
-    if not wrong_frames and (fault := pipeline.frames_fault(settings.num_frames or 1)):
-        yield fault
+    wrong_windows = list(_window_faults(pipeline, settings))
+    yield from wrong_windows
+    if not wrong_frames and not wrong_windows:
+        yield from _frames_faults(pipeline, settings)
     yield from _whole("num_inference_steps", steps, 1, most)
     yield from _whole("seed", settings.seed, 0, MAX_SEED)
     yield from _number("guidance_scale", settings.guidance_scale, 0.0, MAX_GUIDANCE)
@@ -71,6 +79,31 @@ def _faults(pipeline: VideoPipeline, settings: SampleSettings, editing: bool) ->
     if not sizes and (fault := pipeline.size_fault(settings.height or 0, settings.width or 0)):
         yield fault
     yield from _edit_faults(settings, editing)
+
+
+def _window_faults(pipeline: VideoPipeline, settings: SampleSettings) -> Iterator[str]:
+    wrong = list(_whole("context_frames", settings.context_frames, 0, MAX_FRAMES))
+    yield from wrong
+    if not wrong and 0 < settings.context_frames < (settings.num_frames or 0):
+        most = settings.context_frames - 1
+        yield from _whole("context_overlap", settings.context_overlap, 0, most)
+    if settings.context_frames and not pipeline.backbone.frames_alone:
+        yield f"context_frames is {settings.context_frames}, where the base sees whole clips; leave it at 0"
+    loop: object = settings.loop
+    if not isinstance(loop, bool):
+        yield f"loop is {loop!r}; it must be true or false"
+    elif loop and not wrong and not settings.context_frames:
+        yield "loop is on, but context_frames is 0; give the frames of a window, such as the base's own number"
+
+
+def _frames_faults(pipeline: VideoPipeline, settings: SampleSettings) -> Iterator[str]:
+    """Only as many frames as one window has must fit the network."""
+    frames = settings.num_frames or 1
+    if fault := pipeline.frames_fault(min(frames, settings.context_frames or frames)):
+        yield f"{fault}, or sample a longer video in windows (context_frames)"
+    backbone, vae = pipeline.backbone, pipeline.vae
+    if not fault and (made := backbone.num_frames(vae, backbone.latent_frames(vae, frames))) != frames:
+        yield f"num_frames is {frames}; latents of this base are of {made}"
 
 
 def _edit_faults(settings: SampleSettings, editing: bool) -> Iterator[str]:

@@ -140,8 +140,10 @@ def _enough(costs: Sequence[LayerCost], missing: int) -> list[LayerCost]:
     return chosen
 
 
-def bytes_of(network: nn.Module, trained: Iterable[Tensor] = ()) -> int:
-    """Weights and buffers of a network but what trains, each storage once."""
+def bytes_of(network: nn.Module | None, trained: Iterable[Tensor] = ()) -> int:
+    """Weights and buffers of a network but what trains, each storage once; nothing where there is no network."""
+    if network is None:
+        return 0
     left_out = {id(tensor) for tensor in trained}
     storages: dict[Any, int] = {}
     for tensor in (*network.parameters(), *network.buffers()):

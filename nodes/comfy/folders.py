@@ -218,6 +218,16 @@ def choices(names: list[str]) -> list[str]:
     return names or [NONE_FOUND]
 
 
+def listed(category: str) -> list[str]:
+    """Files of one of ComfyUI's own categories, by name."""
+    return _listed(category)
+
+
+def find(category: str, name: str) -> Path:
+    """The file of that name in a category. Raises LoRAFileError where it is gone."""
+    return _find(category, name)
+
+
 def _listed(category: str) -> list[str]:
     """Names with forward slashes, whatever the system writes."""
     return sorted(name.replace(os.sep, "/") for name in folder_paths.get_filename_list(category))

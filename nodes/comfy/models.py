@@ -84,7 +84,7 @@ def _load(name: str, dtype: str, download: bool, make_room: Callable[[int], None
 
 
 def _folders() -> dict[str, Path]:
-    """Folders with a 3-D UNet below every diffusers folder, by their path within it."""
+    """Folders with a video network below every diffusers folder, by their path within it."""
     found: dict[str, Path] = {}
     for root in folders.diffusers_folders():
         for path in folders.subfolders(root):
@@ -94,11 +94,12 @@ def _folders() -> dict[str, Path]:
 
 
 def _is_video_model(folder: Path) -> bool:
-    config = folder / "unet" / "config.json"
+    configs = [folder / part / "config.json" for part in ("unet", "transformer")]
     try:
-        return config.is_file() and is_video_network(config.read_text(encoding="utf-8", errors="replace"))
+        texts = [config.read_text(encoding="utf-8", errors="replace") for config in configs if config.is_file()]
     except OSError:
         return False
+    return any(is_video_network(text) for text in texts)
 
 
 def _place_for(name: str) -> Path:

@@ -65,4 +65,7 @@ SAMPLE_OPTIONS = (
     Option("scheduler", str, "ddim (default), dpmpp-2m-karras, euler, euler-ancestral or unipc"),
     Option("seed", int, "seed of a video; may be given several times (default: 0)", many=True),
     Option("fps", float, "frames per second of the file (default: the base model's)"),
+    Option("context_frames", int, "denoise a longer video in windows of so many frames (default: all at once)"),
+    Option("context_overlap", int, "frames that neighbouring windows share (default: 4)"),
+    Option("loop", bool, "join the end of a video in windows to its beginning (default: off)"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .bases import add_json_flag, empty_network, wants_json
+from .bases import BASE_HELP, add_json_flag, empty_network, wants_json
 from .console import write, write_json, write_table
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
         "--base",
         default="modelscope",
         metavar="BASE",
-        help="modelscope (default, built in), playground, a model folder, or a network's config.json",
+        help=f"{BASE_HELP} (default: modelscope)",
     )
     parser.add_argument("--preset", action="append", metavar="NAME", help="only this preset; may be repeated")
     parser.add_argument("--rank", type=int, default=4, metavar="N", help="rank to count parameters for (default: 4)")
@@ -45,9 +45,12 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the table, or JSON."""
     from ...adapters.targets import TARGETS, find_preset
+    from ...backbones.registry import of_network
 
-    presets = [find_preset(name).name for name in options.preset or TARGETS]
     unet = empty_network(options.base)
+    own = of_network(unet)
+    takes = [name for name, row in TARGETS.items() if own.select(unet, row.selection)]
+    presets = [find_preset(name).name for name in options.preset or takes]
     rows = [describe_target(unet, preset, options.rank) for preset in presets]
     if wants_json(options):
         write_json({"base": options.base, "rank": options.rank, "presets": rows})
