@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -75,7 +76,7 @@ def count_step(network: nn.Module, loss: Loss, recomputed: Sequence[int] = ()) -
     may be a real one, whose parameters stay as they are, or one made in the same fake mode.
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    with _faked() as counter, checkpointed_layers(network, recomputed):
+    with _faked(network) as counter, checkpointed_layers(network, recomputed):
         torch.autograd.grad(loss(), trained, allow_unused=True)
     return StepMemory(bytes_of(network, trained), _PER_TRAINED * sum(p.numel() for p in trained), counter.peak)
 
@@ -110,7 +111,7 @@ def choose_recomputed(network: nn.Module, loss: Loss, budget: int) -> tuple[tupl
 def layer_costs(network: nn.Module, loss: Loss) -> list[LayerCost]:
     """What computing each of the backbone's layers twice frees and costs; layers without anything to free left out."""
     layers = _layers(network)
-    with _faked() as counter, FlopCounterMode(display=False) as flops, ExitStack() as hooks:
+    with _faked(network) as counter, FlopCounterMode(display=False) as flops, ExitStack() as hooks:
         spans = [_Span(counter, flops) for _ in layers]
         for layer, span in zip(layers, spans, strict=True):
             hooks.callback(layer.register_forward_pre_hook(span.enter).remove)
@@ -241,6 +242,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _faked() -> Iterator[_Counter]:
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad(), _Counter() as counter:
+def _faked(network: nn.Module | None = None) -> Iterator[_Counter]:
+    mode = detect_fake_mode(list(network.parameters())) if network is not None else None
+    with mode or FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad(), _Counter() as counter:
         yield counter
