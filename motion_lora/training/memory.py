@@ -28,7 +28,6 @@ GB = 10**9
 _PER_TRAINED = 16
 # What moving a byte costs, in arithmetic: about 30 on a CPU core, 200 on a data-centre GPU.
 _FLOPS_PER_BYTE = 50
-_TRIALS = 4
 
 
 @dataclass(frozen=True)
@@ -89,23 +88,22 @@ def choose_recomputed(network: nn.Module, loss: Loss, budget: int) -> tuple[tupl
     plain = count_step(network, loss)
     if plain.total <= budget:
         return (), plain
-    costs = sorted(layer_costs(network, loss), key=lambda cost: cost.worth, reverse=True)
-    missing, chosen, found = plain.total - budget, costs, plain
-    for _ in range(_TRIALS):
-        chosen = _enough(costs, missing)
-        found = count_step(network, loss, [cost.index for cost in chosen])
-        if found.total <= budget or len(chosen) == len(costs):
-            break
-        missing += found.total - budget
-    if found.total > budget and len(chosen) < len(costs):
-        chosen = costs
-        found = count_step(network, loss, [cost.index for cost in chosen])
+    order = [cost.index for cost in sorted(layer_costs(network, loss), key=lambda cost: cost.worth, reverse=True)]
+    found = count_step(network, loss, order)
     if found.total > budget:
         raise SettingsError(
             f"memory is {budget / GB:.2f} GB, and the step takes {found.total / GB:.2f} GB with every layer computed "
             f"twice ({found}); allow that much, or use fewer frames, a smaller size or a 16-bit dtype."
         )
-    return tuple(sorted(cost.index for cost in chosen)), found
+    too_few, enough = 0, len(order)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        tried = count_step(network, loss, order[:middle])
+        if tried.total <= budget:
+            enough, found = middle, tried
+        else:
+            too_few = middle
+    return tuple(sorted(order[:enough])), found
 
 
 def layer_costs(network: nn.Module, loss: Loss) -> list[LayerCost]:
@@ -128,17 +126,6 @@ def _layers(network: nn.Module) -> list[nn.Module]:
     from ..backbones.registry import of_network
 
     return of_network(network).checkpointed(network)
-
-
-def _enough(costs: Sequence[LayerCost], missing: int) -> list[LayerCost]:
-    """The first of `costs` that free `missing` bytes; the largest is there again while it is recomputed."""
-    chosen: list[LayerCost] = []
-    for cost in costs:
-        freed = sum(one.saved for one in chosen) - max((one.saved for one in chosen), default=0)
-        if freed >= missing:
-            break
-        chosen.append(cost)
-    return chosen
 
 
 def bytes_of(network: nn.Module | None, trained: Iterable[Tensor] = ()) -> int:
