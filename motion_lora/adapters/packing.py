@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..backbones.faster import MERGED, SMALL, mergeable
 
@@ -97,7 +98,9 @@ class Packing:
             factors = [self._factors(host, name) for host in hosts]
             downs, ups = [down for down, _ in factors], [up for _, up in factors]
             adapters.append((float(hosts[0].scaling[name]), downs, ups))
-        stacked = torch.stack([weight.detach().flatten(1) for weight in weights])
+        # Kept for every pass after this one, which may be one that only counts.
+        with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
+            stacked = torch.stack([weight.detach().flatten(1) for weight in weights])
         return _Group(stacked, adapters, [taker for taker, _ in members], [len(several) for _, several in members])
 
 

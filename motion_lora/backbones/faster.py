@@ -27,6 +27,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 
 MERGED = "merged_weight"
 """Attribute in which whoever adapts a network leaves the weight that a layer is to use in place of its own."""
@@ -163,7 +164,7 @@ def _attend_together(query: Tensor, key: Tensor, value: Tensor, together: int) -
 @lru_cache(maxsize=32)
 def _apart(tokens: int, together: int, dtype: torch.dtype) -> Tensor:
     """What is added to the scores so that none of `together` sequences sees another, (n, n)."""
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), _disable_current_modes():
         number = torch.arange(tokens * together) // tokens
         return torch.zeros(len(number), len(number), dtype=dtype).masked_fill(number[:, None] != number, -torch.inf)
 
@@ -378,7 +379,9 @@ class _Convolution(nn.Conv2d):
             return weight
         of, version, made = self.__dict__.get(_LAST, (None, 0, weight))
         if of is not weight or version != weight._version:
-            made = weight.detach().contiguous(memory_format=torch.channels_last)
+            # For whoever comes after one who only counts, too.
+            with _disable_current_modes():
+                made = weight.detach().contiguous(memory_format=torch.channels_last)
             self.__dict__[_LAST] = weight, weight._version, made
         return made
 

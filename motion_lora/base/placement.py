@@ -16,8 +16,10 @@ from ..core.errors import SettingsError
 _DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPES = ("auto", *_DTYPES)
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-# CUDA's driver takes so few numbers with the call itself.
+# A driver takes so few numbers with the call itself.
 _STAGED = 4096
+# Devices to and from which nothing is copied beside the work.
+_WITHOUT_STREAMS = ("cpu", "meta", "mps")
 
 
 class EncoderPlace:
@@ -111,8 +113,8 @@ def moved(module: AnyModule, device: torch.device) -> AnyModule:
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU tensor on the device, without waiting for it: through pinned memory where CUDA would wait otherwise."""
-    if device.type != "cuda":
+    """A CPU tensor on the device, without waiting for it: through pinned memory where the driver would wait."""
+    if device.type in _WITHOUT_STREAMS:
         return tensor.to(device)
     if tensor.numel() > _STAGED:
         tensor = tensor.pin_memory()
@@ -120,15 +122,15 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class Arriving:
-    """A scalar on its way from its device: on CUDA copied beside the work, elsewhere read when it is asked for."""
+    """A scalar on its way from its device, copied beside the work where there are streams, else read when asked for."""
 
     def __init__(self, scalar: torch.Tensor) -> None:
         self._scalar = scalar.detach()
         self._event: Any = None
-        if scalar.device.type == "cuda":
+        if scalar.device.type not in _WITHOUT_STREAMS:
             host = torch.empty(scalar.shape, dtype=scalar.dtype, pin_memory=True)
             self._scalar = host.copy_(self._scalar, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.get_device_module(scalar.device).Event()
             self._event.record()
 
     @property

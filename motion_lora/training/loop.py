@@ -412,6 +412,8 @@ def _either() -> str:
 def _kernels(run: StageRun) -> dict[str, bool]:
     """One call for all parameters: an adapter has hundreds of small ones, and CPUs do not do so by themselves.
 
-    On CUDA one kernel, which also skips a step that overflowed in fp16 without asking the device.
+    On an accelerator with streams one kernel, which also skips a step that overflowed in fp16 without asking the device.
     """
-    return {"cpu": {"foreach": True}, "cuda": {"fused": True}}.get(run.device.type, {})
+    if run.device.type == "cpu":
+        return {"foreach": True}
+    return {} if run.device.type in ("mps", "meta") else {"fused": True}
