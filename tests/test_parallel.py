@@ -35,10 +35,11 @@ def train(folder: Path, name: str, count: int, *more: str) -> Path:
         place = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         several = {key: str(value) for key, value in place.items()} if count > 1 else {}
         environment = {**os.environ, **several, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        running.append(subprocess.Popen([str(word) for word in words], env=environment, stdout=subprocess.PIPE))
-    said = [process.communicate(timeout=300)[0] for process in running]
-    assert [process.returncode for process in running] == [0] * count
-    assert [bool(text) for text in said] == [True] + [False] * (count - 1), "the first process alone reports"
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        running.append(subprocess.Popen([str(word) for word in words], env=environment, **pipes))
+    said = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [0] * count, [text[-300:] for _, text in said]
+    assert [bool(text) for text, _ in said] == [True] + [False] * (count - 1), "the first process alone reports"
     return output
 
 

@@ -412,7 +412,7 @@ def _either() -> str:
 def _kernels(run: StageRun) -> dict[str, bool]:
     """One call for all parameters: an adapter has hundreds of small ones, and CPUs do not do so by themselves.
 
-    On an accelerator with streams one kernel, which also skips a step that overflowed in fp16 without asking the device.
+    On an accelerator with streams one kernel, which also skips a step that overflowed in fp16 by itself.
     """
     if run.device.type == "cpu":
         return {"foreach": True}
