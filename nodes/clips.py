@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io as io_module
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -223,7 +228,7 @@ def _from_images(images: torch.Tensor, images_fps: float, cut: dict[str, Any]) -
     """A clip of an IMAGE batch, whose rate is not known: without one, its frames are those to train on."""
     from ..motion_lora.media.read import clip_from_frames
 
-    return clip_from_frames(images[..., :3].float().cpu().clone(), images_fps or cut["fps"], source="images", **cut)
+    return clip_from_frames(images[..., :3], images_fps or cut["fps"], source="images", **cut)
 
 
 def _from_video(video: Any, cut: dict[str, Any]) -> Clip:
@@ -233,7 +238,8 @@ def _from_video(video: Any, cut: dict[str, Any]) -> Clip:
     part = _part_of_file(video)
     if part is not None:
         source, first, length = part
-        return read_clip(source, **{**_within(cut, length), "start": cut["start"] + first})
+        with _on_disk(source) as path:
+            return read_clip(path, **{**_within(cut, length), "start": cut["start"] + first})
     if hasattr(video, "as_trimmed"):
         # Half a second more than asked, so that the last frame has a neighbour to be nearest to; 0 is all of it.
         seconds = cut["num_frames"] / cut["fps"] + 0.5 if cut["num_frames"] else 0
@@ -242,20 +248,46 @@ def _from_video(video: Any, cut: dict[str, Any]) -> Clip:
             raise ClipError(f"the video ends before second {cut['start']:g}, where the clip should start")
         cut = {**cut, "start": 0.0}
     parts = video.get_components()
-    return clip_from_frames(parts.images[..., :3].float().cpu().clone(), float(parts.frame_rate), source="video", **cut)
+    return clip_from_frames(parts.images[..., :3], float(parts.frame_rate), source="video", **cut)
 
 
-def _part_of_file(video: Any) -> tuple[str, float, float] | None:
+def frames_of(video: Any) -> torch.Tensor:
+    """All frames (f, h, w, 3) of a VIDEO, fp32 on the CPU."""
+    from ..motion_lora.media.read import read_frames
+
+    part = _part_of_file(video)
+    if part is None or part[1:] != (0.0, 0.0):
+        frames: torch.Tensor = video.get_components().images[..., :3].float().cpu().clone()
+        return frames
+    with _on_disk(part[0]) as path:
+        return read_frames(path)[0]
+
+
+@contextmanager
+def _on_disk(source: str | io_module.BytesIO) -> Iterator[Path]:
+    """The file of a video; what a host holds in memory is written to one for as long as it is read."""
+    if isinstance(source, str):
+        yield Path(source)
+        return
+    with tempfile.TemporaryDirectory(prefix="motion_lora_") as folder:
+        path = Path(folder) / "video"
+        path.write_bytes(source.getbuffer())
+        yield path
+
+
+def _part_of_file(video: Any) -> tuple[str | io_module.BytesIO, float, float] | None:
     """The file of a VIDEO, its first second and its length (0: to the end), where that is all there is to it.
 
     A host that trims keeps both in private; where anything else is kept, as a crop, the host has to decode it.
     """
-    source = video.get_stream_source()
-    if not isinstance(source, str):
+    kept = {name.rpartition("__")[2]: value for name, value in vars(video).items()}
+    # Asked for its source, a video of frames would be encoded.
+    source = None if "components" in kept else video.get_stream_source()
+    in_memory = isinstance(source, io_module.BytesIO) and source is kept.get("file")
+    if not isinstance(source, str) and not in_memory:
         return None
     if not hasattr(video, "as_trimmed"):
         return source, 0.0, 0.0
-    kept = {name.rpartition("__")[2]: value for name, value in vars(video).items()}
     if set(kept) != {"file", "start_time", "duration"} or kept["start_time"] < 0 or kept["duration"] < 0:
         return None
     return source, float(kept["start_time"]), float(kept["duration"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..motion_lora.core.errors import SettingsError
-from .comfy import server
+from .comfy import memory, server
 from .comfy.sockets import CATEGORY, MAX_SEED, Base, Clips, Stack, io
 from .widgets import metrics, previews
 
@@ -29,6 +29,7 @@ class CompareLoRAs(io.ComfyNode):
             description="Samples the same prompts and start noise with the base model and with up to four stacks, and "
             "puts the videos into a labelled grid with a table of scores.",
             search_aliases=["compare loras", "XY plot", "grid", "motion fidelity", "metrics", "checkpoints"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 Base.Input("base_model", tooltip="From Load T2V Model."),
                 io.String.Input(
@@ -93,6 +94,7 @@ class CompareLoRAs(io.ComfyNode):
         from ..motion_lora.sampling.settings import SampleSettings
 
         texts, clip = prompts_of(prompts), reference[0] if reference else None
+        previews.remark(cls, base_model, *texts)
         settings = SampleSettings(
             texts[0],
             num_frames=clip.num_frames if clip else None,
@@ -105,7 +107,8 @@ class CompareLoRAs(io.ComfyNode):
         )
         candidates = [Candidate(label, stack) for label, stack in _connected(places)]
         files = metrics.files_of(metrics.named(clip_model, lpips_weights))
-        with server.ordinary_tensors():
+        shape = (clip.num_frames, clip.height, clip.width) if clip else _default_shape(base_model)
+        with memory.at_work(base_model, memory.sampling_room(base_model, *shape)), server.ordinary_tensors():
             frames = clip.frames.clone() if clip else None
             judge = load_judge(base_model, frames, **files)
             found = compare(
@@ -117,6 +120,10 @@ class CompareLoRAs(io.ComfyNode):
         return io.NodeOutput(
             images, previews.video(images, found.fps), markdown_of(found), ui=previews.playing(images, found.fps)
         )
+
+
+def _default_shape(base: VideoPipeline) -> tuple[int, int, int]:
+    return base.default_num_frames, base.default_height, base.default_width
 
 
 def _connected(places: dict[str, Any]) -> list[tuple[str, AdapterStack]]:

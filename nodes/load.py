@@ -17,16 +17,18 @@ class LoadT2VModel(io.ComfyNode):
             node_id="MotionLoRA_LoadT2VModel",
             display_name="Load T2V Model",
             category=f"{CATEGORY}/load",
-            description="Loads a text-to-video base model: the small built-in playground model, or a ModelScope or "
-            "ZeroScope folder in diffusers' layout below models/diffusers.",
-            search_aliases=["text to video", "ModelScope", "ZeroScope", "playground", "base model"],
+            description="Loads a text-to-video base model: the small built-in playground model, a folder in diffusers' "
+            "layout below models/diffusers, such as ModelScope's, or AnimateDiff: a Stable Diffusion 1.5 checkpoint "
+            "with a motion module.",
+            search_aliases=["text to video", "ModelScope", "ZeroScope", "AnimateDiff", "playground", "base model"],
             inputs=[
                 io.Combo.Input(
                     "model",
                     options=models.names(),
                     default=models.PLAYGROUND,
                     tooltip="The base model. Put folders in diffusers' layout into models/diffusers and press R. The "
-                    "two known ones are listed even when they are not on this machine.",
+                    "two known ones are listed even when they are not on this machine. For AnimateDiff: checkpoint + "
+                    "motion module, with the two inputs below.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -43,13 +45,32 @@ class LoadT2VModel(io.ComfyNode):
                     tooltip="Only for the two known models: fetch it from the Hugging Face hub if it is not on this "
                     "machine (several GB). Off, nothing is ever fetched.",
                 ),
+                io.Combo.Input(
+                    "checkpoint",
+                    options=[models.NONE, *folders.checkpoint_names()],
+                    default=models.NONE,
+                    optional=True,
+                    tooltip="For checkpoint + motion module: Stable Diffusion 1.5, with VAE and CLIP in it, from "
+                    "models/checkpoints, or a diffusers folder of it.",
+                ),
+                io.Combo.Input(
+                    "motion_module",
+                    options=[models.NONE, *folders.motion_module_names()],
+                    default=models.NONE,
+                    optional=True,
+                    tooltip="For checkpoint + motion module: AnimateDiff's v2 (mm_sd_v15_v2) or v3 (v3_sd15_mm), from "
+                    "models/animatediff_models, or a diffusers MotionAdapter folder below models/diffusers.",
+                ),
             ],
             outputs=[Base.Output("base_model", display_name="base_model", tooltip="For training and sampling.")],
         )
 
     @classmethod
-    def execute(cls, model: str, dtype: str, download: bool) -> io.NodeOutput:
-        return io.NodeOutput(models.load(model, dtype, download))
+    def execute(
+        cls, model: str, dtype: str, download: bool, checkpoint: str = models.NONE, motion_module: str = models.NONE
+    ) -> io.NodeOutput:
+        name = models.composed_name(checkpoint, motion_module) if model == models.COMPOSED else model
+        return io.NodeOutput(models.load(name, dtype, download))
 
 
 class LoadMotionLoRA(files.FromLoRAFile):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..motion_lora.core.errors import ClipError
-from .comfy import server
+from .comfy import memory, server
 from .comfy.sockets import CATEGORY, Base, Clips, Noise, io
 
 if TYPE_CHECKING:
@@ -57,11 +57,13 @@ class InvertClip(io.ComfyNode):
         if len(clips) != 1:
             raise ClipError(f"Invert Clip takes one clip and got {len(clips)}; connect it before Combine Clips.")
         base_model.check_size(clips[0].height, clips[0].width)
-        noise = invert(
-            base_model,
-            base_model.encode_frames(clips[0].frames),
-            prompt=prompt,
-            num_inference_steps=num_inference_steps,
-            callback=server.progress(),
-        )
+        clip = clips[0]
+        with memory.at_work(base_model, memory.sampling_room(base_model, clip.num_frames, clip.height, clip.width)):
+            noise = invert(
+                base_model,
+                base_model.encode_frames(clip.frames),
+                prompt=prompt,
+                num_inference_steps=num_inference_steps,
+                callback=server.progress(),
+            )
         return io.NodeOutput(InvertedClip(noise, base_model.identity, prompt, num_inference_steps))

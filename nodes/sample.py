@@ -10,7 +10,7 @@ import torch
 from ..motion_lora.core.errors import SettingsError
 from ..motion_lora.core.stack import AdapterStack
 from ..motion_lora.media.sheets import grid_frames
-from .comfy import server
+from .comfy import memory, server
 from .comfy.sockets import CATEGORY, MAX_SEED, Absorber, Base, ExecutionBlocker, Noise, Stack, io
 from .widgets import previews
 from .widgets.enums import SCHEDULERS
@@ -36,6 +36,7 @@ class SampleVideo(io.ComfyNode):
             description="Samples a video with the base model and, where one is connected, a stack of motion and "
             "appearance LoRAs. The same seed gives the same start noise with and without a stack.",
             search_aliases=["generate video", "text to video", "KSampler video"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 Base.Input("base_model", tooltip="From Load T2V Model."),
                 Stack.Input("stack", optional=True, tooltip="LoRAs and highway; nothing: the base model as it is."),
@@ -94,6 +95,32 @@ class SampleVideo(io.ComfyNode):
                     optional=True,
                     tooltip="Share of the steps that are run on the connected source: 1 leaves little of it, 0.3 most.",
                 ),
+                io.Int.Input(
+                    "context_frames",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For more frames than the base model was made for: denoise them in overlapping windows of "
+                    "so many, 16 for AnimateDiff and ModelScope, 8 for the playground. 0: all at once.",
+                ),
+                io.Int.Input(
+                    "context_overlap",
+                    default=4,
+                    min=0,
+                    max=1023,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Frames that neighbouring windows share: more is smoother and slower.",
+                ),
+                io.Boolean.Input(
+                    "loop",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="With windows: join the end of the video to its beginning, so that it can be repeated.",
+                ),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images", tooltip="The frames."),
@@ -117,18 +144,20 @@ class SampleVideo(io.ComfyNode):
         from ..motion_lora.sampling.loop import prior_noise, sample
         from ..motion_lora.sampling.settings import SampleSettings, resolve
 
+        previews.remark(cls, base_model, widgets["prompt"], widgets["negative_prompt"])
         edit = {} if source is None else {"edit_strength": edit_strength}
         wanted = SampleSettings(**_own_values(widgets, _given_sizes(base_model, noise, source)), **edit)
         settings = resolve(base_model, wanted, editing=source is not None)
-        made = sample(
-            base_model,
-            settings,
-            stack=stack,
-            latents=None if noise is None else prior_noise(base_model, settings, noise, noise_prior),
-            source=None if source is None else _encoded(base_model, source, settings),
-            callback=server.progress(),
-            decode=decode,
-        )[0]
+        with memory.at_work(base_model, _room(base_model, settings)):
+            made = sample(
+                base_model,
+                settings,
+                stack=stack,
+                latents=None if noise is None else prior_noise(base_model, settings, noise, noise_prior),
+                source=None if source is None else _encoded(base_model, source, settings),
+                callback=server.progress(),
+                decode=decode,
+            )[0]
         latents = {"samples": base_model.unscaled(made.latents)}
         if not decode:
             return io.NodeOutput(ExecutionBlocker(None), ExecutionBlocker(None), latents)
@@ -164,7 +193,8 @@ class DecodeVideo(io.ComfyNode):
     def execute(cls, base_model: VideoPipeline, latents: dict[str, Any], fps: float) -> io.NodeOutput:
         with server.ordinary_tensors():
             scaled = base_model.scaled(latents["samples"].clone())
-        images = server.to_output(base_model.decode_latents(scaled)[0])
+        with memory.at_work(base_model, memory.decoding_room(base_model, *base_model.clip_shape(scaled))):
+            images = server.to_output(base_model.decode_latents(scaled)[0])
         return io.NodeOutput(images, previews.video(images, fps or base_model.default_fps))
 
 
@@ -260,7 +290,9 @@ class PreviewAbsorber(io.ComfyNode):
 
         num_images = widgets.pop("num_images")
         settings = SampleSettings(prompt or previews.caption_of(appearance_absorber.metadata, "appearance"), **widgets)
-        images = server.to_output(_drawn(base_model, appearance_absorber, replace(settings, num_frames=num_images)))
+        settings = replace(settings, num_frames=num_images)
+        with memory.at_work(base_model, _room(base_model, settings)):
+            images = server.to_output(_drawn(base_model, appearance_absorber, settings))
         return io.NodeOutput(images, ui=previews.in_node(images, cls))
 
 
@@ -287,6 +319,12 @@ def _drawn(base: VideoPipeline, absorber: AbsorberValue, settings: SampleSetting
     # Sampling takes a replica of its own, which keeps the bypass of this one.
     with temporal_bypass(draft.unet):
         return sample(draft, settings, stack=stack, callback=server.progress())[0].frames
+
+
+def _room(base: VideoPipeline, settings: SampleSettings) -> float:
+    """Bytes to sample one video, before what is left open in the settings is checked."""
+    height, width = settings.height or base.default_height, settings.width or base.default_width
+    return memory.sampling_room(base, settings.num_frames or base.default_num_frames, height, width)
 
 
 def _own_values(widgets: dict[str, Any], given: dict[str, int]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..motion_lora.core.errors import ClipError
+from .clips import frames_of
 from .comfy import server
 from .comfy.sockets import CATEGORY, Clips, io
 from .widgets import metrics
@@ -107,7 +108,7 @@ class ScoreVideo(io.ComfyNode):
             raise ClipError("Score Video needs either a video or images: connect one of the two.")
         names = metrics.named(clip_model, lpips_weights)
         with server.ordinary_tensors():
-            frames = _frames(images if images is not None else video.get_components().images)
+            frames = _frames(images) if images is not None else frames_of(video)
             target = reference[0].frames.clone() if reference else None
             if playground:
                 judge: Any = playground_judge(target, unused_models=bool(names))

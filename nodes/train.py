@@ -207,6 +207,7 @@ async def _train(
     measured_by = metrics.named(*(widgets.get(kind, metrics.NONE) for kind in (CLIP_MODEL, LPIPS_WEIGHTS)))
     settings = settings_from(inputs.pipeline, widgets)
     _check(kind, inputs, settings)
+    previews.remark(node, inputs.pipeline, preview.prompt, *(validation.prompts if validation is not None else ()))
     if validation is not None:
         frames = inputs.clips[0].frames
         check_validation(validation, inputs.pipeline, frames, settings, keep_best=keep == BEST)

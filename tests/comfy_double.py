@@ -225,6 +225,12 @@ class _Queue:
     def set_flag(self, name: str, value: bool) -> None:
         self.flags[name] = value
 
+    def get_flags(self, reset: bool = True) -> dict[str, bool]:
+        found = dict(self.flags)
+        if reset:
+            self.flags.clear()
+        return found
+
 
 class _Routes:
     def __init__(self) -> None:
@@ -264,6 +270,16 @@ class _ProgressBar:
 
     def update_absolute(self, value: int, total: int | None = None) -> None:
         self.seen.append((value, total or 0))
+
+
+class ModelPatcher:
+    """What the pack's own patcher builds upon."""
+
+    def __init__(self, model: Any, load_device: torch.device, offload_device: torch.device) -> None:
+        self.model, self.load_device, self.offload_device = model, load_device, offload_device
+
+    def model_size(self) -> int:
+        return sum(weight.numel() * weight.element_size() for weight in self.model.state_dict().values())
 
 
 class Host:
@@ -355,6 +371,7 @@ class Host:
             "comfy_execution.graph_utils": {"ExecutionBlocker": ExecutionBlocker},
             "comfy": {},
             "comfy.model_management": self._model_management(),
+            "comfy.model_patcher": {"ModelPatcher": ModelPatcher},
             "comfy.utils": {"ProgressBar": _ProgressBar},
             "comfy.cli_args": {"args": types.SimpleNamespace(disable_metadata=False)},
             "folder_paths": self._folder_paths(),
@@ -388,11 +405,15 @@ class Host:
             "soft_empty_cache": lambda: None,
             "free_memory": lambda size, device: [],
             "get_total_memory": lambda device: 0,
+            "current_loaded_models": [],
+            "loaded_models": lambda: [],
+            "load_models_gpu": lambda models, memory_required=0: None,
         }
 
     def _folder_paths(self) -> dict[str, Any]:
         known: dict[str, tuple[list[str], set[str]]] = {
             "diffusers": ([str(self.folder / "models/diffusers")], {"folder"}),
+            "checkpoints": ([str(self.folder / "models/checkpoints")], {".safetensors", ".ckpt"}),
             "clip_vision": ([str(self.folder / "models/clip_vision")], {".safetensors", ".pth"}),
             "diffusion_models": ([str(self.folder / "models/diffusion_models")], {".safetensors"}),
             "vae": ([str(self.folder / "models/vae")], {".safetensors"}),

@@ -3,6 +3,7 @@
     COMFYUI_DIR       a checkout of ComfyUI 0.12.1 or newer
     COMFYUI_PYTHON    a Python with its requirements and this pack's (default: that of .venv in the checkout)
     CHROMIUM          a Chromium binary (default: /usr/bin/chromium)
+    HOST_PATIENCE     how many times as long as usual to wait, on a busy machine (default: 1)
 
 Everything happens below one folder; a server is stopped by its own process handle.
 """
@@ -27,6 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = "ComfyUI-MotionLoRA"
+PATIENCE = float(os.environ.get("HOST_PATIENCE", "1"))
 # What ComfyUI would find in a clone; tests, environments and results stay outside.
 SHIPPED = ("__init__.py", "pyproject.toml", "motion_lora", "nodes", "web", "locales", "workflows")
 _SETTINGS = {
@@ -51,7 +53,7 @@ CHROMIUM_FLAGS = [
 
 def until(condition: Callable[[], Any], seconds: float, what: str, pause: float = 0.2) -> Any:
     """The first true value of `condition`; fails after so many seconds."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {what}"
         time.sleep(pause)
@@ -160,7 +162,7 @@ class RealComfyUI:
         given = {"Content-Type": "application/json", **(headers or {})} if raw is not None else dict(headers or {})
         request = urllib.request.Request(self.url + path, raw, given)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=60 * PATIENCE) as answer:
                 status, content = answer.status, answer.read()
         except urllib.error.HTTPError as error:
             status, content = error.code, error.read()

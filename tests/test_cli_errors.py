@@ -376,6 +376,15 @@ def test_out_of_memory_anywhere_is_one_line(refused, base: Path, place: Path, ca
     assert "It ran out of memory; lower the size" in refused()
 
 
+def test_a_package_that_cannot_be_imported_is_one_line(refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*unused: object, **keywords: object) -> None:
+        raise ImportError("DLL load failed while importing _C", name="transformers.models.clip")
+
+    monkeypatch.setattr("motion_lora.apps.cli.train.load_base", broken)
+    line = refused()
+    assert "transformers cannot be imported (DLL load failed" in line and "pip install --force-reinstall" in line
+
+
 def test_rates_and_devices_that_are_none(refused, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -412,6 +413,12 @@ def test_folders_without_clips(tmp_path: Path) -> None:
         ("captions.tsv", "file\tcaption\tstart\nturn\ta car; red\t\nfilm.mp4\tit moves\t1.5\n"),
         ("captions.csv", 'file,caption,start\rturn,"a car;\rred",\rfilm.mp4,it\u2028moves,1.5\r'),
         ("captions.csv", '\nfile,caption,start\nturn,"a car;\n red"\n\nfilm.mp4,"it\n\tmoves",1.5\n,,\n'),
+        ("captions.csv", 'sep=;\r\nFile;Caption;Start\r\nturn;"a car; red";\r\nfilm.mp4;it moves;1,5\r\n'),
+        (
+            "captions.jsonl",
+            '{"File": "turn", "caption": "a car; red", "start": null}\n'
+            '{"file_name": "film.mp4", "text": "it moves", "start": 1.5}',
+        ),
         (
             "captions.jsonl",
             '{"file": "turn", "caption": "a car; red"}\n\n'
@@ -424,6 +431,12 @@ def test_captions_as_other_programs_save_them(folder: Path, name: str, content: 
     (folder / name).write_bytes(content.encode(encoding))
     turn, film = read_captions(folder)
     assert (turn.caption, turn.start, film.caption, film.start) == ("a car; red", 0.0, "it moves", 1.5)
+
+
+def test_words_to_absorb_may_be_a_list(folder: Path) -> None:
+    rows = [{"file": "turn", "caption": "a red car", "absorb_words": ["red", "car"]}, {"file": "film.mp4", "text": "b"}]
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert read_captions(folder)[0].absorb_words == "red, car"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -443,6 +456,9 @@ def test_only_line_ends_end_a_caption(folder: Path, encoding: str) -> None:
         ({"captions.csv": b"file,caption\nturn,a car, red\n"}, "put a caption that holds ',' into double quotes"),
         ({"captions.jsonl": b'{"file": "turn"'}, "line 1: it is no JSON object"),
         ({"captions.jsonl": b'["turn"]'}, "line 1: it is no JSON object"),
+        ({"captions.jsonl": b'{"file": "turn", "caption": ["a car", "a red car"]}'}, "caption is \"['a car', 'a red"),
+        ({"captions.jsonl": b'{"file": "turn", "caption": null}'}, "turn has no caption"),
+        ({"captions.jsonl": b'{"file": "turn", "caption": true}'}, "not a text"),
         ({"captions.csv": b"file,caption", "captions.jsonl": b""}, "keep one of them"),
         ({"captions.csv": "file,caption\nturn,caf\u00e9".encode("latin-1")}, "is not UTF-8 text"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_helpers import fails, succeeds
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_motion_model import UNetMotionModel
 from lora_samples import predict
@@ -22,7 +23,7 @@ from sd15_files import (
     write_checkpoint,
     write_module,
 )
-from tiny import TEXT_WIDTH, tiny_latents, write_tokenizer
+from tiny import TEXT_WIDTH, tiny_frames, tiny_latents, write_tokenizer
 
 from motion_lora.backbones import motion_module, stable_diffusion
 from motion_lora.backbones.motion_unet import FrameNorm, normalise_per_frame
@@ -30,6 +31,8 @@ from motion_lora.backbones.registry import empty_network
 from motion_lora.base import composed
 from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.core.errors import ModelError
+from motion_lora.files.own import load_lora
+from motion_lora.media.write import write_video
 from motion_lora.sampling.loop import sample
 from motion_lora.sampling.settings import SampleSettings
 
@@ -223,3 +226,15 @@ def test_real_modules_have_their_place(mid: bool, tensors: int, parameters: int)
     assert {n: t.shape for n, t in image.state_dict().items()} | expected == {
         n: t.shape for n, t in network.state_dict().items()
     }
+
+
+def test_on_the_command_line(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = ("--base", files / "photon.safetensors", "--motion-module", files / "v3.ckpt")
+    clip = write_video(tmp_path / "clip.mp4", tiny_frames(num_frames=2, size=64), 8.0)
+    common = ("--method", "temporal-only", "--caption", "a red circle", "--num-frames", 2, "--steps", 1)
+    common += ("--height", 64, "--width", 64, "--output", tmp_path / "x.safetensors")
+    succeeds("train", *named, "--clip", clip, *common)
+    assert load_lora(tmp_path / "x.safetensors").backbone == "animatediff"
+    assert "motion module goes into Stable Diffusion 1.5" in fails(
+        capsys, "sample", "--prompt", "a", "--motion-module", files / "v3.ckpt", "--output", tmp_path / "x.mp4"
+    )

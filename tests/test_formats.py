@@ -213,6 +213,8 @@ def test_peft_patterns_change_rank_and_alpha_of_single_modules(tmp_path, unet):
         {"r": None},
         {"r": 4, "lora_alpha": math.inf},
         {"r": 4, "lora_alpha": 4, "alpha_pattern": {"(a+)+$": 3}},
+        {"r": math.inf, "lora_alpha": 4},
+        {"r": 4, "lora_alpha": 4, "alpha_pattern": ["to_q"]},
         {"r": 4, "lora_alpha": 4, "use_dora": True},
         [],
     ],
@@ -244,6 +246,16 @@ def test_dotted_spellings(tmp_path, unet, spelling, alpha):
     lora = everything_sample(unet)
     save_file(dotted(lora, spelling, alpha=alpha), tmp_path / "x.safetensors")
     assert_same_change(load_any(tmp_path / "x.safetensors", unet).lora, scaled(lora, 1.0 if alpha is None else 0.25))
+
+
+@pytest.mark.parametrize("spelling", ["unet._orig_mod.{}", "_orig_mod.{}", "unet.{}"])
+def test_a_compiled_network_is_the_network(tmp_path, unet, spelling):
+    """torch.compile puts a word of its own into every name."""
+    lora = motion_sample(unet)
+    factors = {f"{spelling.format(name)}.lora_A.weight": layer.down for name, layer in lora.layers.items()}
+    factors |= {f"{spelling.format(name)}.lora_B.weight": layer.up for name, layer in lora.layers.items()}
+    save_file(factors, tmp_path / "x.safetensors")
+    assert_same_change(load_any(tmp_path / "x.safetensors", unet).lora, scaled(lora, 1.0))
 
 
 def test_state_dict_inside_a_torch_file(tmp_path, unet):
@@ -421,8 +433,8 @@ def test_without_metadata_exports_say_nothing(tmp_path, unet):
     assert set(found) == {"format", "lora_adapter_metadata"}
 
 
-# The other two hold attention layers alone, one of them of AnimateDiff: tests/test_animatediff_files.py.
-@pytest.mark.parametrize("kind", [name for name in written() if name not in ("animatediff", "diffusers")])
+# The others are of one backbone or of attention layers alone: tests/test_animatediff_files.py, tests/test_wan_files.py.
+@pytest.mark.parametrize("kind", [name for name in written() if name not in ("animatediff", "comfyui", "diffusers")])
 def test_convert_from_every_kind_to_every_kind(tmp_path, unet, kind):
     lora = everything_sample(unet)
     sources = [

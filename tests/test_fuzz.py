@@ -13,7 +13,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, fuzz_files.Kind
     return {kind.name: kind for kind in fuzz_files.kinds(tmp_path_factory.mktemp("sound"))}
 
 
-NAMES = ("LoRA", "absorber", "checkpoint", "captions", "settings")
+NAMES = ("LoRA", "absorber", "checkpoint", "job", "captions", "settings")
 
 
 @pytest.mark.parametrize("name", NAMES)

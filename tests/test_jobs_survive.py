@@ -93,6 +93,16 @@ def test_a_full_disk_fails_a_job_and_not_the_queue(servers: Servers, monkeypatch
     assert not [p.name for p in servers.folder.iterdir() if p.name.startswith(".")]
 
 
+def test_a_package_that_cannot_be_imported_is_named_with_its_way_out(servers: Servers) -> None:
+    runner, work = servers.open(), servers.work
+    work.fail_at = {1: ImportError("DLL load failed", name="peft.tuners")}
+    work.permit(2 * STEPS)
+    failed = runner.wait(runner.submit(spec("a"), Payload()).id, timeout=10)
+    assert failed.state == FAILED and "peft cannot be imported (DLL load failed)" in failed.status.message
+    assert "pip install --force-reinstall peft" in failed.status.message
+    assert runner.wait(runner.submit(spec("b"), Payload()).id, timeout=10).state == DONE
+
+
 def test_an_unforeseen_error_starts_another_thread(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     runner, work = servers.open(), servers.work
     tidy, left = runner._board.tidy, [1]
@@ -351,6 +361,69 @@ def test_a_lease_counts_while_its_process_lives_and_beats(tmp_path: Path) -> Non
     assert Leases().take(tmp_path) is not None
     ours.close()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("left", [b"", b"{ half", b"[]"])
+def test_a_lease_that_a_power_failure_emptied_is_taken(tmp_path: Path, left: bytes) -> None:
+    """It was written without waiting for the disk; nobody could ever take the job again."""
+    (tmp_path / LEASE).write_bytes(left)
+    ours = Leases()
+    assert ours.take(tmp_path) is None and ours.held(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [LEASE] and Leases().take(tmp_path) is not None
+    ours.close()
+
+
+@pytest.mark.parametrize("behind", [-3600.0, 3600.0])
+def test_a_clock_that_differs_from_the_disks_takes_no_job_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: float
+) -> None:
+    """Two machines on one folder: what counts is the time of the disk."""
+    (tmp_path / LEASE).write_text(json.dumps({"pid": 1, "host": "elsewhere", "token": "x"}))
+    real = time.time
+    monkeypatch.setattr(lease_module.time, "time", lambda: real() + behind)
+    assert Leases().owner(tmp_path) is not None
+    os.utime(tmp_path / LEASE, (real() - 1000,) * 2)
+    assert Leases().owner(tmp_path) is None
+
+
+def test_a_job_that_lies_on_another_drive_is_deleted_whole(servers: Servers, tmp_path: Path) -> None:
+    """Its owner moved the folder and put a link in its place."""
+    runner = servers.open()
+    servers.work.permit(STEPS)
+    job = runner.wait(runner.submit(spec(), Payload()).id, timeout=20)
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-drive"
+    job.folder.rename(elsewhere)
+    job.folder.symlink_to(elsewhere, target_is_directory=True)
+    runner.delete(job.id)
+    assert not elsewhere.exists() and not [path for path in servers.folder.iterdir() if path.name.startswith(".old")]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"status.json": {"created": "yesterday"}},
+        {"status.json": {"state": "explode"}},
+        {"status.json": {"loss": float("nan")}},
+        {"status.json": {"previews": [1]}},
+        {"status.json": {"all_steps": 1e999}},
+        {"job.json": {"fingerprint": 3}},
+        {"job.json": {"plan": {"motion": "x"}}},
+        {"job.json": {"base": [1]}},
+        {"job.json": {"preview": {"every": None}}},
+    ],
+)
+def test_values_of_another_kind_cost_one_job_and_not_the_panel(servers: Servers, damage: dict[str, dict]) -> None:
+    """A number where a text belongs was met by whatever listed or sorted all jobs."""
+    runner = servers.open()
+    servers.work.permit(2 * STEPS)
+    good, bad = (runner.wait(runner.submit(spec(name), Payload()).id, timeout=20) for name in ("good", "bad"))
+    for name, values in damage.items():
+        file = bad.folder / name
+        file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+    later = servers.open()
+    assert [job.id for job in later.jobs()] == [good.id]
+    json.dumps(later.snapshot(), allow_nan=False)
+    assert (bad.folder / "job.json").exists(), "what cannot be read is left alone"
 
 
 def test_of_many_that_ask_one_gets_the_lease(tmp_path: Path) -> None:

@@ -6,18 +6,31 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from comfy_double import PACK, ExecutionBlocker, Host, InterruptProcessingException, VideoFromFile, hosted
+from comfy_double import (
+    PACK,
+    ExecutionBlocker,
+    Host,
+    InterruptProcessingException,
+    VideoComponents,
+    VideoFromComponents,
+    VideoFromFile,
+    hosted,
+)
 from make_texts import ROOT, snapshot, texts
 from tiny import write_tiny_folder
+from torch.overrides import TorchFunctionMode
 
 from motion_lora.adapters.targets import TARGETS
 from motion_lora.base.placement import DTYPES
@@ -198,6 +211,46 @@ def test_a_reference_clip_of_a_video_file(host: Host, tmp_path: Path) -> None:
     assert clip.num_frames == 4 and clip.source == "clip.mp4"
 
 
+def test_a_prompt_that_is_read_otherwise_is_said_in_the_node(host: Host, base) -> None:
+    host.server.sent.clear()
+    host.run("MotionLoRA_SampleVideo", base_model=base, **{**TINY, "prompt": "a (red:1.3) circle"}, decode=False)
+    ((_, (node, text)),) = [sent for sent in host.server.sent if sent[0] == "text"]
+    assert node == "1" and "(red:1.3) in the prompt is read as plain text" in text
+
+
+def test_a_video_in_memory_is_read_like_a_file(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host would decode all of it, in 4K to gigabytes; one made of frames must not be encoded to be read."""
+    written = write_video(tmp_path / "clip.mp4", torch.rand(16, 64, 64, 3), 16)
+    video = VideoFromFile(io.BytesIO(written.read_bytes()))
+    cut = {"caption": "a red circle", "num_frames": 4, "fps": 8.0, "width": 32, "height": 32}
+    (clip,), _ = host.run("MotionLoRA_ReferenceClip", video=video, **cut).args
+    (from_disk,), _ = host.run("MotionLoRA_ReferenceClip", video=VideoFromFile(str(written)), **cut).args
+    assert torch.equal(clip.frames, from_disk.frames)
+    frames = VideoFromComponents(VideoComponents(torch.rand(16, 64, 64, 3), Fraction(16)))
+    monkeypatch.setattr(VideoFromComponents, "get_stream_source", lambda self: pytest.fail("it is encoded"))
+    (clip,), _ = host.run("MotionLoRA_ReferenceClip", video=frames, **cut).args
+    assert clip.num_frames == 4
+
+
+def test_frames_of_a_large_source_are_not_all_copied(host: Host) -> None:
+    """150 frames of 4K are 15 GB as they come; a second copy of all of them ended the process."""
+    images, copied = torch.rand(64, 96, 96, 4), []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if (
+                isinstance(made, torch.Tensor)
+                and made.untyped_storage().data_ptr() != images.untyped_storage().data_ptr()
+            ):
+                copied.append(made.numel())
+            return made
+
+    with Watch():
+        host.run("MotionLoRA_ReferenceClip", images=images, caption="x", num_frames=4, width=32, height=32)
+    assert max(copied) < images.numel() / 4
+
+
 def test_a_reference_clip_needs_one_source_and_a_caption(host: Host, tmp_path: Path) -> None:
     error = host.library("core.errors").ClipError
     images = torch.rand(16, 32, 32, 3)
@@ -336,6 +389,43 @@ def test_a_download_that_was_cut_off_goes_on(host: Host, monkeypatch: pytest.Mon
     assert asked == [("zeroscope_v2_576w", unet.parent)]
 
 
+def test_a_machine_without_a_network_says_so(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which HTTP library the hub's client uses, and so what it raises, changes with its version."""
+    hub = pytest.importorskip("huggingface_hub")
+    from huggingface_hub.errors import HfHubHTTPError
+
+    network = [one for one in HfHubHTTPError.__mro__ if issubclass(one, Exception) and one is not Exception][-1]
+    unreachable = type("ConnectError", (network,), {"__init__": lambda self: Exception.__init__(self, "refused")})
+
+    def fail(*unused: object, **more: object) -> None:
+        raise unreachable
+
+    monkeypatch.setattr(hub.HfApi, "list_repo_files", fail)
+    with pytest.raises(host.library("core.errors").ModelError, match=r"ConnectError: .*check the connection"):
+        host.module("comfy.models")._fetch("zeroscope_v2_576w")
+
+
+@pytest.mark.parametrize(
+    ("files", "lacks"),
+    [
+        ({"diffusion_pytorch_model.safetensors": 8}, False),
+        ({"diffusion_pytorch_model.bin": 8}, False),
+        ({"diffusion_pytorch_model.safetensors": 0}, True),
+        ({"x-00001-of-00002.safetensors": 8, "x-00002-of-00002.safetensors": 8}, False),
+        ({"x-00001-of-00002.safetensors": 8}, True),
+        ({"x-00001-of-00002.safetensors": 8, "diffusion_pytorch_model.fp16.safetensors": 8}, False),
+        ({"diffusion_pytorch_model.safetensors.index.json": 8}, True),
+    ],
+)
+def test_a_download_that_was_cut_off_is_seen(host: Host, tmp_path: Path, files: dict[str, int], lacks: bool) -> None:
+    write_tiny_folder(tmp_path / "model")
+    for weights in (tmp_path / "model" / "unet").glob("*.safetensors"):
+        weights.unlink()
+    for name, size in files.items():
+        (tmp_path / "model" / "unet" / name).write_bytes(b"x" * size)
+    assert host.library("base.loading").lacks_weights(tmp_path / "model") is lacks
+
+
 def test_a_result_is_not_lost_with_its_preview(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     previews = host.module("widgets.previews")
 
@@ -376,3 +466,32 @@ def test_a_trimmed_video_is_read_from_its_file(host: Host, tmp_path: Path) -> No
             video=TrimmedVideo(str(tmp_path / "clip.mp4"), 1.0, 0.5),
             **{**cut, "num_frames": 5},
         )
+
+
+# AnimateDiff ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_and_a_motion_module_are_a_base(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sd15_files import adapter, write_checkpoint, write_module
+
+    checkpoint = write_checkpoint(host.folder / "models/checkpoints/a + b.safetensors")
+    module = host.folder / "models/animatediff_models/v3.ckpt"
+    module.parent.mkdir(parents=True, exist_ok=True)
+    write_module(module, adapter(mid=False))
+    adapter().save_pretrained(host.folder / "models/diffusers/adapter")
+    inputs = host.nodes["MotionLoRA_LoadT2VModel"].info()["input"]["optional"]
+    assert inputs["checkpoint"][1]["options"][:2] == ["none", "a + b.safetensors"]
+    assert inputs["motion_module"][1]["options"] == ["none", "v3.ckpt", "adapter"]
+    models, error = host.module("comfy.models"), host.library("core.errors").ModelError
+    assert models.names()[-1] == models.COMPOSED
+    monkeypatch.setattr(host.module("comfy.folders"), "clip_words", lambda: checkpoint.parent / "tokenizer")
+    given = {"model": models.COMPOSED, "checkpoint": "a + b.safetensors"}
+    made = host.run("MotionLoRA_LoadT2VModel", **given, motion_module="v3.ckpt").args[0]
+    assert (made.backbone.name, made.identity.name) == ("animatediff", "a + b + v3")
+    assert models.load_again(models.recipe_of(made)) is made
+    other = host.run("MotionLoRA_LoadT2VModel", **given, motion_module="adapter").args[0]
+    assert other.identity.name == "a + b + adapter"
+    with pytest.raises(error, match="`motion_module` is none: choose one; files in models/animatediff_models"):
+        host.run("MotionLoRA_LoadT2VModel", **given)
+    with pytest.raises(error, match="there is no file 'gone'"):
+        host.run("MotionLoRA_LoadT2VModel", **given, motion_module="gone")

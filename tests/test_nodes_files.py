@@ -179,7 +179,7 @@ def test_a_changed_file_is_read_again(host: Host, motion: LoRA, loras: Path, nod
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [name for name in written() if name not in ("animatediff", "diffusers")])
+@pytest.mark.parametrize("kind", [name for name in written() if name not in ("animatediff", "comfyui", "diffusers")])
 def test_a_lora_goes_out_and_comes_back(host: Host, base, motion: LoRA, kind: str) -> None:
     name = host.run("MotionLoRA_ConvertLoRA", motion_lora=motion, format=kind, filename=f"for_friends/{kind}").args[0]
     assert name == f"for_friends/{kind}.safetensors" and name in said(host)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +15,7 @@ from motion_lora.files.own import load_lora
 from motion_lora.files.reader import load_any
 from motion_lora.jobs.pictures import cover, publish_pictures, put_beside
 from motion_lora.media.read import read_frames
-from motion_lora.media.write import write_video
+from motion_lora.media.write import encoder_fault, write_gif, write_video
 from motion_lora.playground.model import EXAMPLES
 
 GREY = torch.linspace(0, 1, 8).view(8, 1, 1, 1).expand(8, 32, 48, 3)
@@ -50,6 +52,38 @@ def test_a_job_without_a_video_or_with_a_broken_one_publishes_none(tmp_path: Pat
     (tmp_path / "cover.mp4").write_bytes(b"no video")
     publish_pictures(tmp_path, tmp_path / "orbit.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["cover.mp4"]
+
+
+def without_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
+    """An ffmpeg like that of some distributions: all but these encoders."""
+    known = "|".join(missing)
+    wrapper = tmp_path / f"ffmpeg-without-{len(missing)}"
+    wrapper.write_text(
+        f'#!/bin/sh\nfor word in "$@"; do\n'
+        f'case "$word" in {known}) echo "Unknown encoder \'$word\'" >&2; exit 8;; esac\n'
+        f'done\nexec "{imageio_ffmpeg.get_ffmpeg_exe()}" "$@"\n',
+        encoding="utf-8",
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(wrapper))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
+def test_a_missing_encoder_is_told_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert encoder_fault() == ""
+    every = ("libx264", "libopenh264", "mpeg4", "mjpeg")
+    without_encoders(tmp_path, monkeypatch, *every[:2])
+    assert "Unknown encoder 'libx264'" in encoder_fault() and "browsers may not play" in encoder_fault()
+    without_encoders(tmp_path, monkeypatch, *every)
+    assert "written as GIF" in encoder_fault() and "reinstall imageio-ffmpeg" in encoder_fault()
+
+
+def test_a_preview_that_became_a_gif_is_shown_and_published_as_one(tmp_path: Path) -> None:
+    job, published = tmp_path / "job", tmp_path / "loras" / "orbit.safetensors"
+    write_gif(job / "previews" / "000010.gif", GREY, 8)
+    published.parent.mkdir()
+    publish_pictures(job, published)
+    assert sorted(path.name for path in published.parent.iterdir()) == ["orbit.gif", "orbit.preview.png"]
 
 
 def test_the_examples_are_whole_and_small() -> None:

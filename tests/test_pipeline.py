@@ -440,6 +440,22 @@ def test_prompts(base: VideoPipeline, caplog: pytest.LogCaptureFixture) -> None:
     assert "has 32 tokens; the last 16 are not read" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a (red:1.3) circle", "(red:1.3) in the prompt is read as plain text"),
+        ("a (red circle: .5 )", "weights in brackets are not known"),
+        ("a red circle " * 10, "has 32 tokens; the last 16 are not read"),
+    ],
+)
+def test_what_a_prompt_does_not_do_is_said(base: VideoPipeline, prompt: str, said: str) -> None:
+    assert said in " ".join(base.prompt_remarks([prompt]))
+
+
+def test_an_honest_prompt_needs_no_remark(base: VideoPipeline) -> None:
+    assert base.prompt_remarks(["red (on sand), 10:30", "", "a :) face"]) == []
+
+
 def test_prompt_gradients_on_request(base: VideoPipeline) -> None:
     replica = base.replica(text_encoder=True)
     replica.text_encoder.get_input_embeddings().weight.requires_grad_(True)

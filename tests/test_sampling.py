@@ -94,6 +94,35 @@ def test_a_seed_gives_the_same_video_alone_and_in_a_batch(base: VideoPipeline, s
     assert torch.equal(latents_of(base, wanted[1]), alone)
 
 
+def test_more_sequences_than_cuda_takes_go_in_parts(base: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four prompts with guidance at 576 x 1024 are 73,728 sequences for a temporal attention; 65,535 is CUDA's end."""
+    wanted = [settings(seed=seed) for seed in (1, 2, 3)]
+    together, sizes = sample(base, wanted, decode=False), []
+    predict = type(base.backbone).predict
+
+    def watched(self: object, unet: object, latents: torch.Tensor, *rest: object) -> torch.Tensor:
+        sizes.append(latents.shape[0] * latents.shape[-2] * latents.shape[-1])
+        return predict(self, unet, latents, *rest)
+
+    monkeypatch.setattr(type(base.backbone), "predict", watched)
+    monkeypatch.setattr("motion_lora.sampling.loop.MOST_SEQUENCES", 150)
+    parts = sample(base, wanted, decode=False)
+    assert set(sizes) == {128}, "two of the six at a time"
+    for one, other in zip(together, parts, strict=True):
+        assert close(one.latents, other.latents)
+
+
+def test_a_size_that_cuda_cannot_take_is_named() -> None:
+    full = tiny_pipeline(levels=2)
+
+    def fail(module: nn.Module, args: object) -> None:
+        raise RuntimeError("CUDA error: invalid configuration argument")
+
+    full.unet.register_forward_pre_hook(fail)
+    with pytest.raises(SettingsError, match="32 x 32 pixels are more than cpu can take in one call"):
+        sample(full, settings())
+
+
 def test_videos_that_differ_in_more_than_the_seed(base: VideoPipeline) -> None:
     """Own guidance scale, negative prompt, size, frames, steps and scheduler each; order kept; small batches."""
     wanted = [

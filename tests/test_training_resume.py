@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from training_samples import Listener, in_dtype, quick, sample_clip, small_pipeline
 
 import motion_lora.training.checkpoint as state
+from motion_lora.core import disk
 from motion_lora.core.errors import OutputError, SettingsError, TrainingError
 from motion_lora.training import TrainResult, train, train_absorber
 
@@ -156,4 +158,60 @@ def test_a_failed_write_leaves_the_former_checkpoint(pipeline, clips, tmp_path, 
     monkeypatch.undo()
     assert json.loads((tmp_path / state.INDEX).read_text(encoding="utf-8"))["step"] == 2
     assert same(train(pipeline, clips, settings, checkpoint=tmp_path), whole_run)
-    assert len(list(tmp_path.iterdir())) == 2, "one index, one file of tensors"
+    assert len(list(tmp_path.iterdir())) == 4, "two checkpoints: of each an index and a file of tensors"
+
+
+@pytest.mark.parametrize("broken", ["a bit", "index", "tensors", "missing"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(pipeline, clips, tmp_path, broken, caplog):
+    """A disk may lose what it has taken: one bit of a moment would go on training, quietly to something else."""
+    settings = quick(absorber="none", steps=4, checkpoint_every=1)
+    whole_run = train(pipeline, clips, settings)
+    train(pipeline, clips, settings, callback=Listener(("motion", 2), "pause"), checkpoint=tmp_path)
+    tensors, index = tmp_path / "state-motion-0000002.safetensors", tmp_path / state.INDEX
+    if broken == "a bit":
+        data = bytearray(tensors.read_bytes())
+        data[-10] ^= 1
+        tensors.write_bytes(data)
+    elif broken == "index":
+        index.write_text(index.read_text(encoding="utf-8").replace('"step": 2', '"step": 3'), encoding="utf-8")
+    elif broken == "tensors":
+        tensors.write_bytes(tensors.read_bytes()[:-100])
+    else:
+        tensors.unlink()
+    listener = Listener()
+    assert same(train(pipeline, clips, settings, callback=listener, checkpoint=tmp_path), whole_run)
+    assert [report.step for report in listener.heard] == [2, 3, 4]
+    assert "is damaged" in caplog.text and "going on from step 1" in caplog.text
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    """A virus scanner holds it for a moment, or the right to it is missing: it is whole, and newer than the other."""
+    keeper = state.Keeper(tmp_path, "mark", {}, ["motion"], torch.float32)
+    for step in (1, 2):
+        keeper.save(state.Progress({"look": {"a": torch.ones(2)}}, [], "motion", step), None)
+    opened, refusals = Path.open, []
+
+    def refuse(path, *args, **more):
+        if "0000002" in path.name and (len(refusals) < times or times < 0):
+            refusals.append(path)
+            raise PermissionError(13, "in use", str(path))
+        return opened(path, *args, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(disk, "_PAUSES", (0.0, 0.0))
+    times = 1
+    assert state.Keeper(tmp_path, "mark", {}, ["motion"], torch.float32).open().step == 2 and refusals
+    times = -1
+    with pytest.raises(TrainingError, match="in use"):
+        state.Keeper(tmp_path, "mark", {}, ["motion"], torch.float32).open()
+
+
+def test_what_is_kept_beside_a_checkpoint_is_made_again_when_it_is_damaged(tmp_path):
+    keeper = state.Keeper(tmp_path, "mark", {}, ["motion"], torch.float32)
+    made = keeper.remember("looks", lambda: torch.ones(3))
+    (file,) = tmp_path.glob("kept-*")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert torch.equal(keeper.remember("looks", lambda: torch.ones(3)), made)
+    assert keeper.remember("looks", lambda: pytest.fail("sound, and made again")) is not None

@@ -31,6 +31,7 @@ from motion_lora.backbones.wan_files import expert_of, network_config, network_w
 from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.core.errors import ClipError, LoRAFileError, ModelError, SettingsError
 from motion_lora.core.lora import LoRA
+from motion_lora.files.inspection import inspect, summary
 from motion_lora.files.reader import load_any
 from motion_lora.files.writers import convert, export_native
 from motion_lora.sampling.loop import sample
@@ -60,6 +61,7 @@ def test_the_file_is_what_core_applies_without_alpha(tmp_path):
     )
     found = load_any(path, network)
     assert found.lora.backbone == "wan"
+    assert summary(inspect(path, network))["layers"] == "4 (4 joint)"
     for module, layer in lora_on(network).layers.items():
         torch.testing.assert_close(found.lora.layers[module].delta(), layer.delta())
 
@@ -93,7 +95,7 @@ def test_files_go_from_format_to_format(tmp_path):
     for kind in ("motion-lora", "kohya", "peft", "comfyui"):
         convert(source, tmp_path / f"{kind}.safetensors", kind)
         found = load_any(tmp_path / f"{kind}.safetensors").lora
-        assert found.backbone == "wan"
+        assert found.backbone == "wan" and load_any(tmp_path / f"{kind}.safetensors").format == kind
         assert all(torch.equal(found.layers[m].delta(), load_any(source).lora.layers[m].delta()) for m in lora)
     with pytest.raises(LoRAFileError, match="a LoRA for Wan, a diffusion transformer"):
         load_any(source, tiny_pipeline(levels=2).unet)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from build_workflows import WORKFLOWS
+from build_workflows import NEEDS, WORKFLOWS
 from comfy_double import hosted
 from PIL import Image
 
@@ -23,6 +23,9 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 CORE = {"MarkdownNote", "SaveVideo", "PreviewImage", "PreviewAny"}
 CORE |= {"KSampler", "KSamplerSelect", "SamplerCustom", "CLIPTextEncode", "VAEDecode"}
 # Combos whose values are files of a user's machine.
+CORE |= {"CheckpointLoaderSimple", "EmptyLatentImage", "CreateVideo"}
+EVOLVED = {"ADE_LoadAnimateDiffModel", "ADE_AnimateDiffLoRALoader", "ADE_ApplyAnimateDiffModelSimple"}
+CORE |= {*EVOLVED, "ADE_UseEvolvedSampling"}
 FILES = {"model", "lora_name", "absorber_name", "file"}
 
 
@@ -120,7 +123,20 @@ def test_it_has_a_thumbnail(name: str) -> None:
     assert path.stat().st_size < 400_000
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NEEDS)
+def test_it_says_what_it_needs(name: str) -> None:
+    """No file of anybody's machine is chosen; nodes of others are muted, so that Run does not stop at them."""
+    nodes = read(name)["nodes"]
+    (text,) = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
+    assert "**Needs**" in text and all(thing in text for thing in NEEDS[name])
+    (base,) = [node for node in nodes if node["type"] == "MotionLoRA_LoadT2VModel"]
+    assert base["widgets_values"][2:] == [False, "none", "none"]
+    foreign = [node for node in nodes if node["type"].startswith(("ADE_", "KSampler", "CheckpointLoader"))]
+    assert all(node["mode"] == 2 for node in foreign)
+    assert ("AnimateDiff-Evolved" in NEEDS[name]) == bool(EVOLVED & {node["type"] for node in foreign})
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NEEDS])
 def test_it_runs_as_shipped_without_a_download(name: str) -> None:
     """On the built-in model, with files that come with the pack."""
     nodes = read(name)["nodes"]

@@ -1,6 +1,8 @@
 """Builds the shipped workflows in a real front end and saves them as it saves them, with a thumbnail each.
 
-    COMFYUI_DIR=... COMFYUI_PYTHON=... python tools/build_workflows.py [name ...]
+    COMFYUI_DIR=... COMFYUI_PYTHON=... ADE_DIR=... python tools/build_workflows.py [name ...]
+
+ADE_DIR is a checkout of AnimateDiff-Evolved, whose nodes are in 17_animatediff_evolved.
 
 Widgets are set by name here, so that a new widget of a node does not shift the others.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import tempfile
 import uuid
@@ -46,6 +49,7 @@ class Node:
     links: dict[str, tuple[str, str]] = field(default_factory=dict)
     size: tuple[int, int] | None = None
     title: str = ""
+    mode: int = 0
 
 
 def note(key: str, pos: tuple[int, int], size: tuple[int, int], text: str) -> Node:
@@ -111,6 +115,118 @@ def with_links(node: Node, **links: tuple[str, str]) -> Node:
     return replace(node, links={**node.links, **links})
 
 
+def animatediff(pos: tuple[int, int]) -> Node:
+    """Load T2V Model, where both files are still to be chosen."""
+    return Node("base", "MotionLoRA_LoadT2VModel", pos, {"model": "checkpoint + motion module (AnimateDiff)"})
+
+
+def sd_clip(key: str, pos: tuple[int, int]) -> Node:
+    """The example clip in a size that Stable Diffusion 1.5 can take."""
+    widgets = {
+        "caption": "a red circle circling around over sand",
+        "appearance_caption": "a red circle over sand",
+        "absorb_words": "red circle, sand",
+        "num_frames": 16,
+        "width": 256,
+        "height": 256,
+    }
+    return Node(key, "MotionLoRA_ReferenceClip", pos, widgets, {"video": ("video", "video")}, (420, 560))
+
+
+def evolved(pos: tuple[int, int]) -> list[Node]:
+    """The nodes of ComfyUI and of AnimateDiff-Evolved that make a video with a motion LoRA; they are muted."""
+    x, y = pos
+    nodes = [
+        Node("sd", "CheckpointLoaderSimple", (x, y), size=(400, 100)),
+        Node("module", "ADE_LoadAnimateDiffModel", (x, y + 160), size=(400, 80)),
+        Node("motion", "ADE_AnimateDiffLoRALoader", (x, y + 300), {"strength": 1.0}, size=(400, 100)),
+        Node(
+            "apply",
+            "ADE_ApplyAnimateDiffModelSimple",
+            (x, y + 460),
+            {},
+            {"motion_model": ("module", "MOTION_MODEL"), "motion_lora": ("motion", "MOTION_LORA")},
+            (400, 140),
+        ),
+        Node(
+            "use",
+            "ADE_UseEvolvedSampling",
+            (x, y + 660),
+            {},
+            {"model": ("sd", "MODEL"), "m_models": ("apply", "M_MODELS")},
+            (400, 120),
+        ),
+        Node("positive", "CLIPTextEncode", (x + 460, y), {"text": SD_PROMPT}, {"clip": ("sd", "CLIP")}, (400, 140)),
+        Node("negative", "CLIPTextEncode", (x + 460, y + 200), {"text": ""}, {"clip": ("sd", "CLIP")}, (400, 120)),
+        Node(
+            "latents",
+            "EmptyLatentImage",
+            (x + 460, y + 380),
+            {"width": 512, "height": 512, "batch_size": 16},
+            size=(400, 110),
+        ),
+        Node(
+            "ksampler",
+            "KSampler",
+            (x + 920, y),
+            {"seed": 7, "steps": 25, "cfg": 7.5, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
+            {
+                "model": ("use", "MODEL"),
+                "positive": ("positive", "CONDITIONING"),
+                "negative": ("negative", "CONDITIONING"),
+                "latent_image": ("latents", "LATENT"),
+            },
+            (360, 400),
+        ),
+        Node("frames", "VAEDecode", (x + 920, y + 460), {}, {"samples": ("ksampler", "LATENT"), "vae": ("sd", "VAE")}),
+        Node("video_of", "CreateVideo", (x + 920, y + 580), {"fps": 8.0}, {"images": ("frames", "IMAGE")}, (360, 80)),
+        Node(
+            "save",
+            "SaveVideo",
+            (x + 1340, y),
+            {"filename_prefix": "video/motion_lora_evolved"},
+            {"video": ("video_of", "VIDEO")},
+            (420, 460),
+        ),
+    ]
+    return [replace(node, mode=MUTED) for node in nodes]
+
+
+_ANIMATEDIFF = """
+# A motion LoRA for AnimateDiff
+
+**Needs** two files that do not come with this pack, and a GPU: a Stable Diffusion 1.5 checkpoint (`models/checkpoints`)
+and a motion module, `mm_sd_v15_v2` or `v3_sd15_mm` (`models/animatediff_models`). Nothing is downloaded.
+
+1. Choose both in **Load T2V Model**, then press Run: it learns the motion of the example clip.
+2. For your own clip copy two seconds of one clear motion into ComfyUI's `input` folder, press R, choose it in **Load
+   Clip**, and describe it in **Reference Clip**: the caption with its motion, the appearance caption without. 512 x 512
+   learns finer motion and takes four times the memory.
+3. More than 16 frames: raise num_frames in **Sample Video**; its windows of 16 overlap.
+
+Workflow 17 takes the LoRA to AnimateDiff-Evolved.
+"""
+_EVOLVED = """
+# Train here, use in AnimateDiff-Evolved
+
+**Needs** [AnimateDiff-Evolved](https://github.com/Kosinkadink/ComfyUI-AnimateDiff-Evolved) (without it, its three grey
+nodes are shown as missing, and the left half works all the same), a GPU, a Stable Diffusion 1.5 checkpoint
+(`models/checkpoints`) and a motion module, `mm_sd_v15_v2` or `v3_sd15_mm` (`models/animatediff_models`).
+
+1. Choose both in **Load T2V Model**, then press Run: it learns the motion of the example clip, and **Convert LoRA**
+   writes it in AnimateDiff's own form to `output/loras/animatediff`.
+2. Press R. Select the muted nodes on the right and press Ctrl+M. Choose the same checkpoint and module there, and the
+   LoRA in *Load AnimateDiff LoRA*. Press Run again.
+
+A LoRA belongs to modules of its kind: one of v2 has layers in the middle block that v3 lacks, and they are passed over.
+"""
+MUTED = 2
+SD_PROMPT = "a blue balloon circling around over snow"
+NEEDS: dict[str, tuple[str, ...]] = {
+    "16_animatediff": ("Stable Diffusion 1.5 checkpoint", "motion module"),
+    "17_animatediff_evolved": ("AnimateDiff-Evolved", "Stable Diffusion 1.5 checkpoint", "motion module"),
+}
+"""What a workflow needs that no new user has; all others run at one press. Its note says so."""
 PROMPT = "a blue square circling around over snow"
 EDITED = "a blue circle moving right over snow"
 
@@ -743,6 +859,76 @@ Size, frames and batch are set in For KSampler, whose latents are (b, c, f, h, w
         ),
         save("save", (2280, 0), "beside", "video/motion_lora_ksampler"),
     ],
+    "15_long_video": [
+        note(
+            "note",
+            (0, 0),
+            (400, 330),
+            """
+# A long video that loops
+
+Press Run. The built-in model was made for 8 frames; this video has 32.
+
+* **context_frames** in Sample Video: the frames are denoised in windows of so many, which overlap. Where they do, their
+  predictions are averaged, so that no seam shows. Take 16 on AnimateDiff and ModelScope.
+* **context_overlap**: more is smoother and slower.
+* **loop** joins the end to the beginning: repeat the video and look for the place.
+
+The motion LoRA acts in every window.
+""",
+        ),
+        base((0, 390)),
+        Node("lora", "MotionLoRA_LoadMotionLoRA", (0, 680), {"lora_name": ORBIT}),
+        stack("stack", (460, 0), "lora"),
+        play(
+            "long",
+            (460, 280),
+            PROMPT,
+            "stack",
+            "Sample Video: 32 frames",
+            num_frames=32,
+            num_inference_steps=20,
+            context_frames=8,
+            context_overlap=4,
+            loop=True,
+        ),
+        save("save", (920, 280), "long", "video/motion_lora_loop"),
+    ],
+    "16_animatediff": [
+        note("note", (0, 0), (420, 470), _ANIMATEDIFF),
+        animatediff((0, 530)),
+        Node("video", "MotionLoRA_LoadClip", (0, 820), {"file": CLIP}, size=(420, 80)),
+        sd_clip("clip", (480, 0)),
+        train("train", (960, 0), "customize-a-video", "clip", "animatediff motion"),
+        stack("stack", (1440, 0), "train"),
+        sample(
+            "moved",
+            (1440, 280),
+            SD_PROMPT,
+            "stack",
+            num_frames=16,
+            guidance_scale=7.5,
+            num_inference_steps=25,
+            context_frames=16,
+        ),
+        save("save", (1900, 0), "moved", "video/motion_lora_animatediff"),
+    ],
+    "17_animatediff_evolved": [
+        note("note", (0, 0), (420, 560), _EVOLVED),
+        animatediff((0, 620)),
+        Node("video", "MotionLoRA_LoadClip", (0, 910), {"file": CLIP}, size=(420, 80)),
+        sd_clip("clip", (480, 0)),
+        train("train", (960, 0), "customize-a-video", "clip", "animatediff motion"),
+        Node(
+            "convert",
+            "MotionLoRA_ConvertLoRA",
+            (960, 840),
+            {"format": "animatediff", "filename": "animatediff/my_motion", "precision": "fp16"},
+            {"motion_lora": ("train", "motion_lora")},
+            (420, 160),
+        ),
+        *evolved((1440, 0)),
+    ],
 }
 
 _BUILD = """async (nodes) => {
@@ -754,6 +940,7 @@ _BUILD = """async (nodes) => {
     node.pos = wanted.pos
     if (wanted.size) node.setSize(wanted.size)
     if (wanted.title) node.title = wanted.title
+    if (wanted.mode) node.mode = wanted.mode
     for (const [name, value] of Object.entries(wanted.widgets)) {
       const widget = name ? node.widgets.find((one) => one.name === name) : node.widgets[0]
       if (!widget) throw new Error(`${wanted.type} has no widget ${name}`)
@@ -790,6 +977,8 @@ def normalised(name: str, saved: dict[str, Any]) -> dict[str, Any]:
             node["properties"].pop(key, None)
         if node["type"].startswith("MotionLoRA_"):
             node["properties"]["cnr_id"] = "motion-lora"
+        elif node["type"].startswith("ADE_"):
+            node["properties"]["cnr_id"] = "comfyui-animatediff-evolved"
         elif node["type"] not in ("MarkdownNote",):
             node["properties"]["cnr_id"] = "comfy-core"
     return saved
@@ -809,6 +998,21 @@ def thumbnail(browser: Browser) -> bytes:
     return stream.getvalue()
 
 
+def with_evolved(server: RealComfyUI) -> None:
+    """AnimateDiff-Evolved from ADE_DIR beside the pack, and files of the names that its nodes are to show."""
+    if "ADE_DIR" in os.environ:
+        place = server.base / "custom_nodes" / "ComfyUI-AnimateDiff-Evolved"
+        place.symlink_to(Path(os.environ["ADE_DIR"]).expanduser().resolve(), target_is_directory=True)
+    for name in ("checkpoints/sd15.safetensors", "animatediff_models/v3_sd15_mm.ckpt"):
+        _touched(server.base / "models" / name)
+    _touched(server.base / "output/loras/animatediff/my_motion.safetensors")
+
+
+def _touched(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
 def main(names: list[str]) -> int:
     """Build those named, or all."""
     from playwright.sync_api import sync_playwright
@@ -816,6 +1020,7 @@ def main(names: list[str]) -> int:
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         server = RealComfyUI(Path(folder), settings=_SETTINGS)
+        with_evolved(server)
         server.start()
         browser = Browser(playwright, server, Path(folder)).open()
         browser.page.set_viewport_size({"width": 1920, "height": 1080})

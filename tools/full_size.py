@@ -1,6 +1,7 @@
-"""One step of each kind on ModelScope's real network, built from its config with random weights.
+"""One step of each kind on a real network, ModelScope's if none is named, from its config with random weights.
 
     python tools/full_size.py                 the real network at 16 x 256 x 256
+    python tools/full_size.py --config animatediff-v2    Stable Diffusion 1.5 with a v2 motion module
     python tools/full_size.py --config tiny   the same code path on a toy, in seconds
     python tools/full_size.py --write         also add a row per measurement to bench/full-size.md
 
@@ -28,14 +29,15 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from pretrain_playground.architecture import SCHEDULER_CONFIG, write_tokenizer
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from motion_lora.backbones.base import Text
 from motion_lora.backbones.bypass import temporal_bypass
-from motion_lora.backbones.registry import empty_network
+from motion_lora.backbones.motion_unet import ANIMATEDIFF_CONFIG
+from motion_lora.backbones.registry import empty_network, of_network
 from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG
 from motion_lora.base.identity import identify
 from motion_lora.base.pipeline import VideoPipeline
@@ -60,7 +62,11 @@ TINY: Mapping[str, Any] = {
     "attention_head_dim": 8,
     "norm_num_groups": 8,
 }
-CONFIGS: Mapping[str, Mapping[str, Any]] = {"modelscope": MODELSCOPE_UNET_CONFIG, "tiny": TINY}
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "modelscope": MODELSCOPE_UNET_CONFIG,
+    "animatediff-v2": {**ANIMATEDIFF_CONFIG, "use_motion_mid_block": True},
+    "tiny": TINY,
+}
 # Bytes for what has to fit beside the weights where activations are computed twice: the largest block, LoRA, the rest.
 _ROOM_FOR_THE_REST = 8 * 2**30
 # Numbers that the backward pass keeps at 16 x 256 x 256, and bytes for all else: 12.4 GB at peak in bf16, while fp32
@@ -98,7 +104,7 @@ class Size:
 # The base -----------------------------------------------------------------------------------------------------------
 
 
-def random_unet(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> UNet3DConditionModel:
+def random_unet(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The network with random weights, allocated once, on the device and in the dtype in which it computes."""
     unet = empty_network(config).to(dtype).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
@@ -108,6 +114,9 @@ def random_unet(config: Mapping[str, Any], device: torch.device, dtype: torch.dt
                 parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
             else:
                 parameter.fill_(float(name.endswith("weight")))
+        for table in unet.buffers():  # of positions
+            table.normal_(0, 1, generator=generator)
+    of_network(unet).prepare(unet)
     return unet.eval().requires_grad_(False)
 
 
@@ -157,7 +166,7 @@ def needs_checkpointing(
     """Whether a training step on a CPU would ask for more memory than there is; accelerators are left to the user."""
     weights = sum(parameter.numel() for parameter in empty_network(config).parameters())
     share = options.num_frames * options.height * options.width / (16 * 256 * 256)
-    kept = _KEPT_ACTIVATIONS * share if options.config == "modelscope" else 0
+    kept = _KEPT_ACTIVATIONS * share if options.config != "tiny" else 0
     return device.type == "cpu" and dtype.itemsize * (weights + kept) + _REST > 0.9 * total_memory()
 
 
@@ -243,7 +252,7 @@ def count_flops(config: Mapping[str, Any], latents: tuple[int, ...], *, bypass: 
         timesteps = torch.empty(batch, dtype=torch.long)
         text = torch.empty(batch, 77, int(config["cross_attention_dim"]))
     with FlopCounterMode(display=False) as counter, temporal_bypass(unet, bypass):
-        predicted: Tensor = unet(noisy, timesteps, text).sample
+        predicted = of_network(unet).predict(unet, noisy, timesteps, Text({"encoder_hidden_states": text}))
         if backward:
             predicted.sum().backward()
     return int(counter.get_total_flops())
@@ -391,7 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = CONFIGS[options.config]
     device = pick_device(options.device)
     dtype = choose_dtype(options.dtype, device, config)
-    rate = matmul_rate(device, dtype, 4096 if options.config == "modelscope" else 256)
+    rate = matmul_rate(device, dtype, 256 if options.config == "tiny" else 4096)
     if options.gradient_checkpointing is None:
         options.gradient_checkpointing = needs_checkpointing(options, device, dtype, config)
     name = str(dtype).removeprefix("torch.")

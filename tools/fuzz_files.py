@@ -1,4 +1,4 @@
-"""Broken files by the thousand: LoRAs, absorbers, checkpoints, captions and settings, mutated by hypothesis.
+"""Broken files by the thousand: LoRAs, absorbers, checkpoints, jobs, captions and settings, mutated by hypothesis.
 
     python tools/fuzz_files.py 10000        so many mutated files over all kinds; prints a row for docs/RELIABILITY.md
 
@@ -9,18 +9,22 @@ apply a file in part, or change a bit of the base.
 from __future__ import annotations
 
 import functools
+import json
+import logging
 import re
+import shutil
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import torch
 from hypothesis import HealthCheck, given, seed, settings
+from reliability import report
 from safetensors.torch import save_file
 from torch import nn
 
@@ -35,10 +39,14 @@ from motion_lora.core.stack import AdapterStack, StackEntry
 from motion_lora.files.absorber_file import load_absorber, save_absorber
 from motion_lora.files.own import save_lora
 from motion_lora.files.reader import load_any
+from motion_lora.jobs.job import JobSpec, JobStatus
+from motion_lora.jobs.registry import Board
+from motion_lora.jobs.store import JobStore
 from motion_lora.media.captions import read_captions
 from motion_lora.playground.model import load_playground
 from motion_lora.training.checkpoint import INDEX, Keeper, OptimiserState, Progress
 from motion_lora.training.reports import StepReport
+from motion_lora.training.settings import TrainSettings
 
 _PLACES = st.floats(0, 1, allow_nan=False)
 _WORDS = ("0", "-1", "1e999", "null", "[]", "{}", '""', "F64", "I8", "9" * 20, "lora_A", "alpha", "\\u0000")
@@ -125,6 +133,7 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("LoRA", _lora_files(folder, lora), lambda data, path: _read_lora(data, path, network, before)),
         Kind("absorber", _absorber_files(folder, lora), _read_absorber),
         Kind("checkpoint", _checkpoint_files(folder), _read_checkpoint),
+        Kind("job", _job_files(folder), _read_job),
         Kind("captions", _CAPTIONS, _read_captions),
         Kind("settings", (b'method = "motiondirector"\nsteps = 20\nrank = 4\nlearning_rate = 1e-4\n',), _read_settings),
     ]
@@ -233,6 +242,40 @@ def _read_checkpoint(data: bytes, path: Path) -> str:
     return "read"
 
 
+_JOB_ID = "20261128-120000-deadbeef-0000"
+_JOB_FILES = ("job.json", "status.json", "losses.jsonl", "lease.json", "published.json")
+
+
+def _job_files(folder: Path) -> tuple[bytes, ...]:
+    """What a paused job holds beside tensors, in one piece."""
+    spec = JobSpec("motion-lora", "orbit", "deadbeef", base={"name": "tiny"}, settings=TrainSettings().to_json())
+    status = JobStatus(
+        state="paused", stage="motion", step=2, total=4, done_steps=2, all_steps=4, loss=0.5, rate=1.0, created=1.7e9
+    )
+    made = JobStore(folder / "made").create(replace(spec, plan={"motion": 4}), status)
+    (made / "losses.jsonl").write_text('["motion", 1, 0.5, 0.001]\n["motion", 2, 0.4, 0.001]\n', encoding="utf-8")
+    (made / "published.json").write_text('{"name": "a", "asked": "a", "sha256": ""}', encoding="utf-8")
+    files = _SEAM.join((made / name).read_bytes() for name in _JOB_FILES)
+    return (files, files.replace(b'"paused"', b'"running"'), files.replace(b'"paused"', b'"done"'))
+
+
+def _read_job(data: bytes, path: Path) -> str:
+    """What a server that starts makes of the folder; a job that it cannot read stays where it is."""
+    folder = path / "jobs" / _JOB_ID
+    shutil.rmtree(path / "jobs", ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, content in zip(_JOB_FILES, [*data.split(_SEAM, len(_JOB_FILES) - 1), *([b""] * 5)], strict=False):
+        (folder / name).write_bytes(content)
+    board = Board(JobStore(path / "jobs"), None, 1.0)
+    for job in board.jobs():
+        json.loads(json.dumps(board.describe(job.id, 10), allow_nan=False))
+        board.tidy()
+        TrainSettings.from_json(job.spec.settings)
+    if not (folder / "job.json").is_file():
+        raise AssertionError("a job that nobody deleted is gone")
+    return "read" if board.entries else "refused"
+
+
 _CAPTIONS = (
     b'file,caption,absorb_words,start\nclip.mp4,"a red circle, moving",red,0.5\n',
     "file;caption\nclip.mp4;a caf\u00e9\n".encode("utf-16"),
@@ -283,14 +326,18 @@ def fuzz(kind: Kind, examples: int, first: int = 0) -> Counter[str]:
 def main(arguments: list[str]) -> int:
     """Fuzz all kinds and print the row."""
     torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
     total = int(arguments[0]) if arguments else 10_000
+    said, files = [], 0
     with tempfile.TemporaryDirectory() as folder:
         all_kinds = kinds(Path(folder))
         for kind in all_kinds:
-            found = fuzz(kind, total // len(all_kinds))
-            counts = f"{sum(found.values())} files, {found['read']} read, {found['refused']} refused"
-            sys.stdout.write(f"{kind.name}: {counts}\n")
-    return 0
+            found = fuzz(kind, -(-total // len(all_kinds)))
+            files += sum(found.values())
+            said.append(f"{kind.name} {found['read']} read, {found['refused']} refused")
+            sys.stdout.write(f"{said[-1]}\n")
+    result = f"{files} mutated files, no crash, none applied in part, base the same to the bit: {'; '.join(said)}"
+    return report("Malformed files", result, [])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Requests: malformed and hostile requests to the pack's routes on a real aiohttp server.
+"""Requests: malformed and hostile requests to the pack's routes on a real server.
 
     python tools/request_test.py --count 10000
+    COMFYUI_DIR=~/ComfyUI COMFYUI_PYTHON=~/ComfyUI/.venv/bin/python python tools/request_test.py --count 10000
 
-ComfyUI itself is the double of the tests; server, routes and job store are real. Prints the row of docs/RELIABILITY.md.
+With COMFYUI_DIR the server is ComfyUI itself; without it the double of the tests, around real routes and a real job
+store. Prints the row of docs/RELIABILITY.md.
 """
 
 from __future__ import annotations
@@ -10,16 +12,77 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
+import shutil
+import string
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")]
 
 from comfy_double import hosted  # noqa: E402
+from real_host import RealComfyUI  # noqa: E402
 from reliability import report  # noqa: E402
-from test_routes import Panel, besiege  # noqa: E402
+from test_routes import Panel, besiege, storm  # noqa: E402
+
+OUT = ROOT / "out" / "requests"
+# What ComfyUI itself writes while it runs.
+_OWN = ("server.log", "user/comfyui.db", "user/comfyui.log", "user/__manager")
+
+
+def on_the_double(count: int, seed: int) -> tuple[dict[int, int], list[str]]:
+    """How many got which status, and what went wrong."""
+    folder = Path(tempfile.mkdtemp(prefix="request-test-"))
+    with hosted(folder) as host:
+        before = files_of(folder)
+        found = asyncio.run(besiege(Panel(host).app, count, seed))
+        return found, [] if files_of(folder) == before else ["files came or went"]
+
+
+class _Client:
+    """Sends paths as they are written, where a browser would tidy them up; but no bytes that no URL has."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session, self._url = session, url
+
+    def request(self, method: str, path: str, **more: Any) -> Any:
+        written = URL(self._url + quote(path, safe=string.printable), encoded=True)
+        return self._session.request(method, written, allow_redirects=False, **more)
+
+
+def on_comfyui(count: int, seed: int) -> tuple[dict[int, int], list[str]]:
+    """The same on ComfyUI, with its log."""
+    shutil.rmtree(OUT, ignore_errors=True)
+    server = RealComfyUI(OUT)
+
+    async def send() -> dict[int, int]:
+        async with aiohttp.ClientSession() as session:
+            return await storm(_Client(session, server.url), count, seed)
+
+    try:
+        server.start()
+        # The first look at the panel makes its folder.
+        server.jobs()
+        before = files_of(OUT)
+        found = asyncio.run(send())
+        wrong = [] if files_of(OUT) == before else ["files came or went"]
+        faults = [line for line in server.log.splitlines() if "Traceback" in line or "Error handling request" in line]
+        return found, wrong + faults
+    finally:
+        server.stop()
+
+
+def files_of(folder: Path) -> list[str]:
+    """All names below a folder but those that ComfyUI writes."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return [name for name in names if not name.startswith(_OWN) and "__pycache__" not in name]
 
 
 def main() -> int:
@@ -28,15 +91,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    folder = Path(tempfile.mkdtemp(prefix="request-test-"))
-    with hosted(folder) as host:
-        before = sorted(folder.rglob("*"))
-        found = asyncio.run(besiege(Panel(host).app, options.count, options.seed))
-        wrong = [f"{number} answers {status}" for status, number in found.items() if status >= 500]
-        if sorted(folder.rglob("*")) != before:
-            wrong.append("files came or went")
+    real = "COMFYUI_DIR" in os.environ
+    found, wrong = (on_comfyui if real else on_the_double)(options.count, options.seed)
+    wrong = [f"{number} answers {status}" for status, number in found.items() if status >= 500] + wrong
     answers = ", ".join(f"{status}: {number}" for status, number in sorted(found.items()))
-    return report("Requests", f"{options.count} requests, server alive, no file touched; answers {answers}", wrong)
+    place = "ComfyUI" if real else "a server with the double of ComfyUI"
+    return report(
+        "Requests", f"{options.count} requests to {place}, alive at the end, no file touched; answers {answers}", wrong
+    )
 
 
 if __name__ == "__main__":

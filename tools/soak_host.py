@@ -1,8 +1,9 @@
 """Soak: a real ComfyUI that trains while prompts are queued, cancelled and sampled, and whose memory has to stay flat.
 
-    COMFYUI_DIR=~/ComfyUI COMFYUI_PYTHON=~/ComfyUI/.venv/bin/python python tools/soak_host.py --minutes 30
+    COMFYUI_DIR=~/ComfyUI COMFYUI_PYTHON=~/ComfyUI/.venv/bin/python python tools/soak_host.py --minutes 120 --pause 10
 
-Needs no browser. Writes out/soak/soak.json and prints a table; exit status 1 when something went wrong.
+Needs no browser. Prints the row of docs/RELIABILITY.md; exit status 1 when something went wrong. out/soak/soak.json is
+written after every action, so that a run that was ended early has its figures too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import shutil
 import statistics
 import sys
@@ -18,16 +20,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
 from real_host import RealComfyUI, until  # noqa: E402
+from reliability import report  # noqa: E402
 from test_host import BASE, graph, sample_inputs  # noqa: E402
 from tiny import write_tiny_folder  # noqa: E402
 
 OUT = ROOT / "out" / "soak"
 # The first minutes fill caches and import libraries.
 WARM_UP = 0.25
-ALLOWED_GROWTH = 1.10
+ALLOWED_GROWTH = 1.05
+# What no line of the server's log may hold.
+_FAULT = re.compile(r"Traceback|\[ERROR\]|\bERROR\b|Exception ignored|!!! Exception")
 
 
 def only_sampling(seed: int) -> dict[str, Any]:
@@ -42,8 +47,8 @@ def only_sampling(seed: int) -> dict[str, Any]:
 class Soak:
     """One background job that always trains, and what is done to the server meanwhile."""
 
-    def __init__(self, server: RealComfyUI, seed: int) -> None:
-        self.server, self.random = server, random.Random(seed)
+    def __init__(self, server: RealComfyUI, seed: int, steps: int) -> None:
+        self.server, self.random, self.steps = server, random.Random(seed), steps
         self.count, self.faults = 0, []
         self.did: dict[str, int] = {}
         self.memory: list[tuple[float, int]] = []
@@ -55,7 +60,7 @@ class Soak:
         if not any(job["name"].startswith("soak") for job in active):
             self.count += 1
             prompt = graph(
-                1_000_000 + self.count, steps=300, run="background", sampled=False, name=f"soak {self.count}"
+                1_000_000 + self.count, steps=self.steps, run="background", sampled=False, name=f"soak {self.count}"
             )
             self.server.finished(self.server.queue(prompt))
 
@@ -94,6 +99,11 @@ class Soak:
         if job and job["done_steps"]:
             self.server.command("stop", job["id"])
 
+    def reload(self) -> None:
+        """Everything unloaded, as by the button of ComfyUI's manager; the next prompt loads it again."""
+        self.server.call("/free", {"unload_models": True, "free_memory": True})
+        self.sample()
+
     def delete_an_old_one(self) -> None:
         old = [job for job in self.server.jobs() if job["state"] in ("done", "stopped", "cancelled", "interrupted")]
         if old:
@@ -117,34 +127,49 @@ class Soak:
         """One thing at random; sampling most often."""
         actions = [self.sample] * 5 + [self.train_and_cancel] * 2
         actions += [self.queue_many_and_clear, self.pause_and_resume, self.stop_and_save, self.delete_an_old_one]
+        actions += [self.reload]
         action = self.random.choice(actions)
         self.keep_training()
         action()
         self.did[action.__name__] = self.did.get(action.__name__, 0) + 1
         self.memory.append((time.monotonic() - self.began, self.server.memory()))
 
-    def report(self, minutes: float) -> dict[str, Any]:
+    def summary(self, minutes: float) -> dict[str, Any]:
+        """Figures so far, of a run that is to take so many minutes."""
         late = [size for moment, size in self.memory if moment > WARM_UP * minutes * 60] or [0]
         half = max(1, len(late) // 2)
         first, second = statistics.median(late[:half]), statistics.median(late[half:] or late)
         failed = [job["message"] for job in self.server.jobs() if job["state"] == "failed"]
+        logged = [line[:300] for line in self.server.log.splitlines() if _FAULT.search(line)]
         return {
             "base": BASE,
             "minutes": round((time.monotonic() - self.began) / 60, 1),
             "did": self.did,
-            "jobs": len(self.server.jobs()),
+            "trainings": self.count,
             "first_half_mib": round(first / 2**20),
             "second_half_mib": round(second / 2**20),
             "largest_mib": round(max(late) / 2**20),
-            "faults": self.faults + failed,
+            "faults": self.faults + failed + logged,
             "flat": second <= ALLOWED_GROWTH * first,
         }
 
 
+def row(found: dict[str, Any]) -> str:
+    """The figures as a cell of the table."""
+    did = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(found["did"].items()))
+    return (
+        f"{found['minutes']:g} minutes, {found['trainings']} trainings in the background, {did}; median memory "
+        f"{found['first_half_mib']} MiB in the first half and {found['second_half_mib']} MiB in the second, the first "
+        f"quarter left out; {len(found['faults'])} faults"
+    )
+
+
 def main() -> int:
     """Soak for as long as asked."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between two actions")
+    parser.add_argument("--steps", type=int, default=300, help="of every training in the background")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     shutil.rmtree(OUT, ignore_errors=True)
@@ -152,15 +177,16 @@ def main() -> int:
     write_tiny_folder(OUT / "models/diffusers/tiny")
     try:
         server.start()
-        soak = Soak(server, options.seed)
+        soak = Soak(server, options.seed, options.steps)
         while time.monotonic() - soak.began < options.minutes * 60:
             soak.step()
-        report = soak.report(options.minutes)
+            found = soak.summary(options.minutes)
+            (OUT / "soak.json").write_text(json.dumps({**found, "memory": soak.memory}), encoding="utf-8")
+            time.sleep(options.pause)
     finally:
         server.stop()
-    (OUT / "soak.json").write_text(json.dumps({**report, "memory": soak.memory}), encoding="utf-8")
-    sys.stdout.write(json.dumps(report, indent=1) + "\n")
-    return 0 if report["flat"] and not report["faults"] else 1
+    grown = [] if found["flat"] else ["memory has grown"]
+    return report("Soak", row(found), [*found["faults"], *grown])
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def extract(
         raise LoRAFileError("the two checkpoints do not differ in any weight that a LoRA could hold")
     layers, total, kept = {}, 0.0, 0.0
     for name in usable:
-        difference = tuned[name].detach().double().cpu() - base[name].detach().double().cpu()
+        difference = tuned[name].detach().cpu().double() - base[name].detach().cpu().double()
         layer, energy = _low_rank(difference, rank)
         layers[name.removesuffix(".weight")] = layer
         total += float(difference.square().sum())

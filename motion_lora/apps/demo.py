@@ -292,8 +292,7 @@ def _write_pictures(
     for number, scene in enumerate(scenes):
         for name, made in videos.items():
             file = f"{number + 1}-{scene.colour}-{scene.shape}-{name}.mp4"
-            _write(output / file, made[number], clip.fps)
-            files[f"{name} {number + 1}"] = file
+            files[f"{name} {number + 1}"] = _write(output / file, made[number], clip.fps).name
             rows.append((f"{name}: {world.caption(scene)}", made[number]))
     paths = [path_of(read_scene(frames)) for _, frames in rows]
     sheet = contact_sheet(rows, title="The motion of the first row in new videos", paths=paths)
@@ -302,5 +301,5 @@ def _write_pictures(
     return {**files, "contact sheet": "contact_sheet.png", "loss plot": "loss.png"}
 
 
-def _write(path: Path, frames: Tensor, fps: float) -> None:
-    write_video(path, frames, fps, upscale=max(1, _SIDE_IN_FILES // frames.shape[1]))
+def _write(path: Path, frames: Tensor, fps: float) -> Path:
+    return write_video(path, frames, fps, upscale=max(1, _SIDE_IN_FILES // frames.shape[1]))

@@ -88,6 +88,10 @@ class Text:
         """The text of one prompt for `count` clips, without copying it."""
         return self._each(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
 
+    def part(self, start: int, stop: int) -> Text:
+        """The text of these prompts alone."""
+        return self._each(lambda tensor: tensor[start:stop])
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Text:
         return Text({name: change(tensor) for name, tensor in self.tensors.items()})
 

@@ -106,8 +106,16 @@ def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
 def lacks_weights(folder: Path) -> bool:
     """Whether a part of a model folder, or the weights of one, are not there: as after a download that was cut off."""
     parts = all(_has_part(folder, part) for part in _PART_FILES)
-    kinds = ("*.safetensors", "*.bin")
-    return not parts or not all(any(any((folder / part).glob(kind)) for kind in kinds) for part in _WEIGHT_NAMES)
+    return not parts or not all(_has_weights(folder / part) for part in _WEIGHT_NAMES)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether there is a file of weights, or all of its shards; an empty one is as good as none."""
+    names = [path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin") and path.stat().st_size]
+    whole = [name for name in names if not _SHARD.search(name)]
+    shards = {(_SHARD.sub("", name), _SHARD.findall(name)[0]) for name in names if _SHARD.search(name)}
+    promised = {(name, int(shard[-5:])) for name, shard in shards}
+    return bool(whole) or any(sum(name == one for one, _ in shards) == count for name, count in promised)
 
 
 def weights_of(folder: Path, stem: str, dtype: torch.dtype, variant: str | None) -> list[Path]:
@@ -166,9 +174,8 @@ def _check_is_model(folder: Path) -> None:
 def _check_kind_of_unet(folder: Path) -> None:
     """Before missing parts are listed: what else it is explains more than what it lacks."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-    if (folder / "unet" / "config.json").is_file() and _class_of(folder) in NETWORK_CLASSES:
-        return
-    if (folder / "motion_adapter").is_dir() or "motion_adapter" in index:
+    known = (folder / "unet" / "config.json").is_file() and _class_of(folder) in NETWORK_CLASSES
+    if not known and ((folder / "motion_adapter").is_dir() or "motion_adapter" in index):
         of_class("MotionAdapter", f"{folder / 'motion_adapter'}")
     if "transformer" in index or (folder / "transformer").is_dir():
         raise ModelError(

@@ -28,7 +28,16 @@ from .given import GivenTexts, require_encoder, text_of
 from .identity import identify
 from .loading import Parts, read_folder
 from .noise import Process, noise_schedule, prediction_type
-from .placement import AnyModule, EncoderPlace, moved, no_gradients, pick_device, pick_dtype, share_parameters
+from .placement import (
+    AnyModule,
+    EncoderPlace,
+    Residence,
+    moved,
+    no_gradients,
+    pick_device,
+    pick_dtype,
+    share_parameters,
+)
 from .schedulers import make_scheduler
 from .video_transformer import is_transformer_folder, read_files, read_transformer_folder
 
@@ -56,6 +65,7 @@ class VideoPipeline:
     fast_layers: bool = True
     _place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
     _text_place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
+    _home: Residence = field(default_factory=Residence, repr=False)
 
     @classmethod
     def load(
@@ -246,6 +256,10 @@ class VideoPipeline:
         """Token numbers (b, tokens) on CPU, padded to the text encoder's length."""
         return text.tokenize(self.tokenizer, prompts, self.max_tokens)
 
+    def prompt_remarks(self, prompts: Sequence[str]) -> list[str]:
+        """What of the prompts is read otherwise than their writer may think: words beyond the end, weights."""
+        return [said for prompt in prompts for said in text.remarks(self.tokenizer, prompt, self.max_tokens)]
+
     @property
     def max_tokens(self) -> int:
         """Tokens that the text encoder reads, its start and end tokens included."""
@@ -278,6 +292,45 @@ class VideoPipeline:
         """The inverse of `scaled`."""
         return self.backbone.unscale(self.vae, latents)
 
+    # Where it is
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside the context all modules are on the device and stay there, wherever `send_away` has put them."""
+        with self._home.lock:
+            self._home.users += 1
+        try:
+            with self._home.lock:
+                self._settle()
+            yield
+        finally:
+            with self._home.lock:
+                self._home.users -= 1
+                self._settle()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it waits in main memory, or will as soon as nobody works with it."""
+        return self._home.away
+
+    def send_away(self) -> None:
+        """Wait in main memory: at once, or, while somebody works with it, from when they are done."""
+        with self._home.lock:
+            self._home.away = True
+            self._settle()
+
+    def call_back(self) -> None:
+        """Back to the device, to stay."""
+        with self._home.lock:
+            self._home.away = False
+            self._settle()
+
+    def _settle(self) -> None:
+        moved(self.unet, torch.device("cpu") if self._home.absent else self.device)
+        for module in self._encoders:
+            with self._place_of(module).lock:
+                self._park(module)
+
     @contextmanager
     def offload_encoders(self) -> Iterator[None]:
         """Inside the context the text encoder and the VAE wait in main memory and visit the device only when used."""
@@ -288,11 +341,16 @@ class VideoPipeline:
             self._shift_offloaders(-1)
 
     def _shift_offloaders(self, change: int) -> None:
-        for module in (each for each in (self.text_encoder, self.vae) if each is not None):
+        for module in self._encoders:
             place = self._place_of(module)
             with place.lock:
                 place.offloaders += change
                 self._park(module)
+
+    @property
+    def _encoders(self) -> list[nn.Module]:
+        """Text encoder, where it has one, and VAE."""
+        return [module for module in (self.text_encoder, self.vae) if module is not None]
 
     @contextmanager
     def _encoder(self, module: AnyModule) -> Iterator[AnyModule]:
@@ -305,7 +363,8 @@ class VideoPipeline:
                 self._park(module)
 
     def _park(self, module: nn.Module) -> None:
-        moved(module, torch.device("cpu") if self._place_of(module).offloaders else self.device)
+        waits = self._place_of(module).offloaders or self._home.absent
+        moved(module, torch.device("cpu") if waits else self.device)
 
     def _place_of(self, module: nn.Module) -> EncoderPlace:
         return self._text_place if module is self.text_encoder else self._place

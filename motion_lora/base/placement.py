@@ -33,6 +33,24 @@ class EncoderPlace:
         self.offloaders = 0
 
 
+class Residence:
+    """Whether a base is on its device; shared by the base and its replicas.
+
+    A host that needs the device for other things sends the base away; it goes when nobody works with it, and comes
+    back for whoever does.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.users = 0
+        self.away = False
+
+    @property
+    def absent(self) -> bool:
+        """Whether modules that are not in use belong into main memory."""
+        return self.away and not self.users
+
+
 def _accelerator() -> torch.device | None:
     """The machine's accelerator, or None. Before torch 2.6 the question is there but not public."""
     if hasattr(torch, "accelerator"):
@@ -109,7 +127,9 @@ def moved(module: AnyModule, device: torch.device) -> AnyModule:
     where = next(module.parameters()).device
     if where.type == device.type and device.index in (None, where.index):
         return module
-    return nn.Module.to(module, device)
+    # What a host moves in its inference mode could never be trained around again.
+    with torch.inference_mode(False), torch.no_grad():
+        return nn.Module.to(module, device)
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import threading
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 logger = logging.getLogger(__name__)
 
+# How other programs write that a word counts more or less.
+_WEIGHT = re.compile(r"\([^()]+:\s*[0-9]*\.?[0-9]+\s*\)")
 # T5 has relative positions and no end; the models that read it were trained with so many.
 _WITHOUT_POSITIONS = 512
 
@@ -46,14 +49,26 @@ def copied(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) -> Tensor:
-    """Token numbers (b, length) on CPU, padded; what is longer is cut, with a warning in the log."""
+    """Token numbers (b, length) on CPU, padded; what is longer is cut, with a warning in the log (see `remarks`)."""
     return torch.tensor([_of_length(tokenizer, prompt, length) for prompt in prompts], dtype=torch.long)
+
+
+def remarks(tokenizer: CLIPTokenizer, prompt: str, length: int) -> list[str]:
+    """What of a prompt is read otherwise than its writer may think, each in a sentence."""
+    count = len(token_ids(tokenizer, prompt))
+    said = []
+    if count > length:
+        said.append(f"The prompt {prompt!r} has {count} tokens; the last {count - length} are not read.")
+    if weight := _WEIGHT.search(prompt):
+        said.append(f"{weight[0]} in the prompt is read as plain text: weights in brackets are not known here.")
+    return said
 
 
 def _of_length(tokenizer: CLIPTokenizer, prompt: str, length: int) -> list[int]:
     ids = token_ids(tokenizer, prompt)
+    for remark in remarks(tokenizer, prompt, length):
+        logger.warning("%s", remark)
     if len(ids) > length:
-        logger.warning("The prompt %r has %d tokens; the last %d are not read.", prompt, len(ids), len(ids) - length)
         return [*ids[: length - 1], ids[-1]]  # the end token stays: the encoder looks for it
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ids[-1]
     return ids + [int(padding)] * (length - len(ids))

@@ -115,9 +115,16 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def remove_tree(folder: Path) -> bool:
-    """Remove a folder with all that is in it; whether nothing is left. What cannot be removed stays, with a warning."""
+    """Remove a folder with all that is in it; whether nothing is left. What cannot be removed stays, with a warning.
+
+    Of a folder that lies elsewhere and is linked here, what it holds and the link.
+    """
     try:
-        retried(lambda: shutil.rmtree(folder))
+        if folder.is_symlink():
+            shutil.rmtree(folder.resolve(), ignore_errors=True)
+            retried(lambda: folder.unlink())
+        else:
+            retried(lambda: shutil.rmtree(folder))
     except FileNotFoundError:
         return not os.path.lexists(folder)
     except OSError as error:

@@ -22,6 +22,10 @@ _OF_DIFFUSERS = {
     "flash_attn": ("flash_attn", "_flash_attn_available"),
     "sageattention": ("sageattention", "_sageattention_available"),
     "bitsandbytes": ("bitsandbytes", "_bitsandbytes_available"),
+    "gguf": ("gguf", "_gguf_available"),
+    "torch_npu": ("torch_npu", "_torch_npu_available"),
+    "flashinfer": ("flashinfer", "_flashinfer_available"),
+    "optimum": ("optimum.quanto", "_optimum_quanto_available"),
 }
 
 
@@ -53,6 +57,15 @@ def is_broken(package: str, module: str = "") -> bool:
         warn(package, str(error))
         return True
     return False
+
+
+def way_out_of(error: ImportError) -> str:
+    """One line for a package that was needed and cannot be imported."""
+    package = (error.name or "").split(".")[0]
+    reason = " ".join(str(error).split())[:200]
+    if not package:
+        return f"a package cannot be imported ({reason}): install the requirements again"
+    return f"{package} cannot be imported ({reason}): install it again, pip install --force-reinstall {package}"
 
 
 def warn(package: str, reason: str) -> None:

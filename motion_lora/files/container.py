@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.disk import retried
 from ..core.errors import LoRAFileError
 
 _log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def read_header(path: str | Path) -> Header:
         size = path.stat().st_size
         if not path.is_file():
             raise LoRAFileError(f"{path.name} is a folder, not a file: name the LoRA file in it")
-        with path.open("rb") as file:
+        with retried(lambda: path.open("rb")) as file:
             start = file.read(8)
             length = _header_length(path.name, start, size)
             raw = file.read(length)
@@ -95,10 +96,12 @@ def read_tensors(
     if total > MAX_DATA_BYTES and not own:
         raise LoRAFileError(f"{path.name} holds {total / 2**30:.1f} GiB: that is a model, not a LoRA")
     try:
-        with path.open("rb") as file:
+        with retried(lambda: path.open("rb")) as file:
             return {key: _read_tensor(file, header.data_start, info) for key, info in wanted.items()}
-    except (OSError, EOFError) as error:
+    except EOFError as error:
         raise LoRAFileError(f"{path.name} ends too early: it was cut off, fetch it again") from error
+    except OSError as error:
+        raise LoRAFileError(f"{path.name} cannot be read: {error.strerror or error}") from error
 
 
 def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -115,7 +115,7 @@ _ROWS = (
         "for video transformers (Wan): what ComfyUI's own Load LoRA applies",
         "`diffusion_model.<module>.lora_A.weight`",
         "names:is_comfyui",
-        "reader:read_named",
+        "reader:read_comfyui",
         "writers:export_native",
     ),
     Format(

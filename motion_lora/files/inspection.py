@@ -84,11 +84,13 @@ def verify(path: str | Path, unet: nn.Module | None = None, identity: BaseIdenti
 def summary(facts: Mapping[str, Any]) -> dict[str, str]:
     """The report of `inspect` as one line per fact, by its name; what the file does not say is left out."""
     convolutions = f", {facts['convolutions']} of them convolutions" if facts["convolutions"] else ""
+    joint = facts["layers"] - facts["temporal"] - facts["spatial"]
+    paths = f"{joint} joint" if joint else f"{facts['temporal']} temporal, {facts['spatial']} spatial"
     lines = {
         "file": f"{facts['file']} ({facts['size']:,} bytes)",
         "kind": f"{facts['kind']}, {facts['format']} format",
         "backbone": f"{facts['backbone']} ({named(facts['backbone']).models})",
-        "layers": f"{facts['layers']} ({facts['temporal']} temporal, {facts['spatial']} spatial{convolutions})",
+        "layers": f"{facts['layers']} ({paths}{convolutions})",
         "rank": _joined(facts["ranks"]),
         "parameters": f"{facts['parameters']:,} ({_joined(facts['dtypes'])})",
         "norm": f"{facts['norm']:.4f}",

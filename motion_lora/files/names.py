@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from .source import Source
 
-from ..backbones.registry import BACKBONES
+from ..backbones.registry import BACKBONES, of_keys
 
 UNET, TEXT = "unet", "text"
 # Of several in one file the first names it: alphas of any trainer read like those of diffusers.
@@ -58,6 +58,8 @@ class Key(NamedTuple):
 
 def parse_key(key: str) -> Key | None:
     """The meaning of a key, or None for one that no dialect has."""
+    # torch.compile's wrapper, around a network or any of its modules, is none of it.
+    key = key.replace("_orig_mod.", "").replace("_orig_mod_", "")
     found = _KOHYA.fullmatch(key)
     if found:
         module = dotted(found["module"].removeprefix("_"))  # some trainers of Wan-Fun write two underscores
@@ -83,8 +85,9 @@ def is_peft(source: Source) -> bool:
 
 
 def is_comfyui(source: Source) -> bool:
-    """Whether a file has PEFT's factors under ComfyUI's own names of the modules."""
-    return is_peft(source) and all(key.startswith("diffusion_model.") for key in source.shapes)
+    """Whether a file has PEFT's factors under ComfyUI's own names, of a network whose tools exchange such files."""
+    own = of_keys(source.shapes).native_suffixes[0] == ".lora_A.weight"
+    return own and is_peft(source) and all(key.startswith("diffusion_model.") for key in source.shapes)
 
 
 def is_diffusers(source: Source) -> bool:

@@ -115,6 +115,13 @@ def read_native(source: Source, read_for: ReadFor) -> ImportReport:
     return replace(report, lora=lora, format="animatediff")
 
 
+def read_comfyui(source: Source, read_for: ReadFor) -> ImportReport:
+    """PEFT's factors under ComfyUI's own names. Raises LoRAFileError."""
+    report = read_named(source, read_for)
+    lora = report.lora.with_metadata(**_origin(source, "comfyui"))
+    return replace(report, lora=lora, format="comfyui")
+
+
 def _parsed_keys(source: Source, backbone: Backbone) -> dict[str, Key]:
     """Every key must mean something, and no two the same: what is not understood would be left out in silence."""
     keys = {key: _own_name(parse_key(key), backbone) for key in source.shapes}
@@ -190,7 +197,7 @@ def _configured_scale(name: str, part: str, module: str, rank: int, config: Mapp
     try:
         alpha = float(_pattern_value(name, module, own.get("alpha_pattern"), own.get("lora_alpha", rank)))
         said = int(_pattern_value(name, module, own.get("rank_pattern"), own.get("r", rank)))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise LoRAFileError(f"{name}: its adapter configuration has no usable alpha for {module}") from error
     if said != rank or not math.isfinite(alpha):
         raise LoRAFileError(f"{name}: {module} has rank {rank}, its adapter configuration says {said}, alpha {alpha}")

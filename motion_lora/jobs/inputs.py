@@ -16,10 +16,12 @@ from ..core.disk import write_atomically
 from ..core.errors import LoRAFileError, TrainingError
 from ..files.absorber_file import load_absorber, save_absorber
 from ..files.absorbers import load_any_absorber
-from ..files.container import read_tensors, serialize
+from ..files.container import read_header, read_tensors, serialize
 
 _CLIPS, _WORDS, _ABSORBER = "clips.safetensors", "clips.json", "absorber.safetensors"
 _NETWORK = "absorber_network.json"
+# Metadata of the clips' file: their fingerprints.
+_MARKS = "fingerprints"
 
 # Every field of a Clip but its frames.
 _CLIP_WORDS = ("fps", "caption", "appearance_caption", "absorb_words", "source")
@@ -39,7 +41,8 @@ def keep_clips(folder: Path, clips: Sequence[Clip]) -> None:
     """Write clips so that `kept_clips` gives the same frames to the bit. Raises OutputError."""
     tensors = {f"frames_{index}": clip.frames for index, clip in enumerate(clips)}
     words = [{name: getattr(clip, name) for name in _CLIP_WORDS} for clip in clips]
-    write_atomically(folder / _CLIPS, serialize(tensors, {}))
+    marks = [clip.fingerprint() for clip in clips]
+    write_atomically(folder / _CLIPS, serialize(tensors, {_MARKS: json.dumps(marks)}))
     write_atomically(folder / _WORDS, json.dumps(words).encode())
 
 
@@ -48,9 +51,14 @@ def kept_clips(folder: Path) -> tuple[Clip, ...]:
     try:
         words = json.loads((folder / _WORDS).read_text(encoding="utf-8"))
         with torch.inference_mode(False):
-            tensors = read_tensors(folder / _CLIPS, own=True)
-        return tuple(Clip(frames=tensors[f"frames_{index}"], **entry) for index, entry in enumerate(words))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+            header = read_header(folder / _CLIPS)
+            tensors = read_tensors(folder / _CLIPS, header, own=True)
+        clips = tuple(Clip(frames=tensors[f"frames_{index}"], **entry) for index, entry in enumerate(words))
+        # Jobs of before there were marks have none.
+        if _MARKS in header.metadata and json.loads(header.metadata[_MARKS]) != [clip.fingerprint() for clip in clips]:
+            raise ValueError("they are not what was written")
+        return clips
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise TrainingError(
             f"the clips of this job are damaged ({error}): delete it and run its workflow again"
         ) from error

@@ -5,10 +5,13 @@ Both halves are JSON on disk, so a job that a server left behind can be read, sh
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 QUEUED = "queued"
 RUNNING = "running"
@@ -77,6 +80,7 @@ class JobSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> JobSpec:
+        """Raises ValueError for a value of another kind than is ever written."""
         known = _known(cls, data)
         known["preview"] = PreviewPlan(**_known(PreviewPlan, known.get("preview") or {}))
         return cls(**known)
@@ -126,8 +130,11 @@ class JobStatus:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> JobStatus:
+        """Raises ValueError for a value of another kind than is ever written."""
         known = _known(cls, data)
         known["previews"] = tuple(known.get("previews") or ())
+        if known.get("state", QUEUED) not in STATES:
+            raise ValueError(f"the state {known['state']!r} is none")
         return cls(**known)
 
 
@@ -165,6 +172,43 @@ class Job:
 
 
 def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that this version knows, so that a folder written by another version still opens."""
-    names = {f.name for f in fields(kind)}
-    return {key: value for key, value in data.items() if key in names}
+    """The entries that this version knows, so that a folder written by another version still opens.
+
+    Raises ValueError for one that is not of its field's type: a number in place of a text would be met much later, by
+    everything that lists jobs.
+    """
+    hints = _hints(kind)
+    known = {key: value for key, value in data.items() if key in hints}
+    for key, value in known.items():
+        if not _is_of(value, dict[str, Any] if hints[key] is PreviewPlan else hints[key]):
+            raise ValueError(f"{key} is {str(value)[:60]!r}")
+    return known
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    """Whether a value from JSON is of a type: numbers are finite, and true is none."""
+    inner = get_args(hint)
+    if hint is Any:
+        return True
+    if hint is NoneType:
+        return value is None
+    if hint in (int, float):
+        wanted = int if hint is int else (int, float)
+        return isinstance(value, wanted) and not isinstance(value, bool) and _is_number(value)
+    if get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(_is_of(one, inner[0]) for one in value)
+    if get_origin(hint) in (Mapping, dict):
+        return isinstance(value, dict) and all(_is_of(one, inner[1]) for one in value.values())
+    return any(_is_of(value, one) for one in inner) if inner else isinstance(value, hint)
+
+
+def _is_number(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -7,6 +7,7 @@ a job leased to somebody else looks on and leaves it alone.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -73,8 +74,9 @@ class Leases:
         path = folder / LEASE
         try:
             if (former := _read(path)) != self._me:
-                if former is not None and not _clear(path, former):
-                    return self._beaten(folder, former)
+                # One that cannot be read is what a power failure leaves of it.
+                if os.path.lexists(path) and not _clear(path, former):
+                    return self._beaten(folder, former or self._me)
                 if write_new(path, self._content()) != path:
                     return self._beaten(folder, former or self._me)
         except (OutputError, OSError) as error:
@@ -149,12 +151,12 @@ def maker_lives(mark: str, folder: Path) -> bool:
     return _runs(int(pid)) if host == _short(_HOST) else _age(folder) < 24 * 3600
 
 
-def _clear(path: Path, former: Owner) -> bool:
+def _clear(path: Path, former: Owner | None) -> bool:
     """Take away the lease of a server that is gone; False where another is at it, or has put its own there meanwhile.
 
     Only who makes the claim named after the dead lease may remove it, so that no newer lease is ever touched.
     """
-    claim = path.with_name(f".{LEASE}-{former.token}.tmp")
+    claim = path.with_name(f".{LEASE}-{former.token if former else 'unreadable'}.tmp")
     if _age(claim) > DEAD_AFTER:
         remove_files([claim])
     try:
@@ -175,14 +177,28 @@ def _counts(path: Path, owner: Owner) -> bool:
         return owner.token in _alive
     if owner.host == _HOST and not _runs(owner.pid):
         return False
-    return _age(path) < DEAD_AFTER
+    # On another machine, whose clock may be another: its heartbeat is held against the time of the disk itself.
+    return _age(path, _disk_time(path.parent)) < DEAD_AFTER
 
 
-def _age(path: Path) -> float:
+def _age(path: Path, now: float | None = None) -> float:
     try:
-        return time.time() - path.stat().st_mtime
+        return (time.time() if now is None else now) - path.stat().st_mtime
     except OSError:
         return float("inf")
+
+
+def _disk_time(folder: Path) -> float | None:
+    """What time it is where the folder lies; None where nothing can be written."""
+    probe = folder / f".{LEASE}-{secrets.token_hex(8)}.tmp"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def _short(host: str) -> str:
@@ -193,7 +209,7 @@ def _read(path: Path) -> Owner | None:
     try:
         value: Any = json.loads(path.read_bytes())
         return Owner(int(value["pid"]), str(value["host"]), str(value["token"]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,7 +129,10 @@ def _read(path: Path) -> tuple[list[LossPoint], bool]:
     for line in text.splitlines():
         try:
             stage, step, loss, rate = json.loads(line)
-            points.append(LossPoint(str(stage), int(step), float(loss), float(rate)))
+            point = LossPoint(str(stage), int(step), float(loss), float(rate))
+            if not (math.isfinite(point.loss) and math.isfinite(point.learning_rate)):
+                raise ValueError("no step has such a loss")
+            points.append(point)
         except (ValueError, TypeError, OverflowError, RecursionError):
             whole = False
     return points, whole

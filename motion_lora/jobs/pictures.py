@@ -1,6 +1,7 @@
 """What lies beside a finished LoRA: a picture and a video of what it does, named as model browsers look for them.
 
-`<name>.preview.png` is what ComfyUI's model browser and ComfyUI-Lora-Manager show, `<name>.mp4` plays. The picture
+`<name>.preview.png` is what ComfyUI's model browser and ComfyUI-Lora-Manager show, `<name>.mp4` plays (or what else a
+video could be written as). The picture
 holds the workflow that trained the LoRA, so that dragging it into ComfyUI brings that back.
 """
 
@@ -31,6 +32,8 @@ from .previews import draw_preview
 from .store import NOTES, PREVIEWS
 
 PICTURE, VIDEO = ".preview.png", ".mp4"
+# What a video becomes for want of an encoder comes after it.
+VIDEOS = (VIDEO, ".gif", ".png")
 WORKFLOW_NOTE = "workflow"
 _LOG = logging.getLogger(__name__)
 _COVER = "cover.mp4"
@@ -64,7 +67,7 @@ def put_beside(lora: Path, video: Path, workflow: Mapping[str, Any] | None = Non
             entries.add_text(key, json.dumps(value))
     cover(frames).save(stream, "PNG", pnginfo=entries, optimize=True)
     write_atomically(beside(lora, PICTURE), stream.getvalue())
-    write_atomically(beside(lora, VIDEO), video.read_bytes())
+    write_atomically(beside(lora, video.suffix), video.read_bytes())
 
 
 def beside(lora: Path, suffix: str) -> Path:
@@ -93,7 +96,7 @@ def draw_cover(folder: Path, pipeline: VideoPipeline, lora: LoRA, plan: PreviewP
 
 def publish_pictures(folder: Path, lora: Path) -> None:
     """Put what a job has drawn beside its published LoRA; the LoRA is there already, so a fault is only logged."""
-    video = folder / _COVER if (folder / _COVER).is_file() else _last_preview(folder)
+    video = _drawn(folder, _COVER) or _last_preview(folder)
     if video is None:
         return
     try:
@@ -103,12 +106,18 @@ def publish_pictures(folder: Path, lora: Path) -> None:
 
 
 def _last_preview(folder: Path) -> Path | None:
-    return max((folder / PREVIEWS).glob(f"*{VIDEO}"), default=None)
+    return _drawn(folder / PREVIEWS, f"*{VIDEO}")
+
+
+def _drawn(folder: Path, pattern: str) -> Path | None:
+    """The last file of that name, of any ending that a video can have."""
+    found = [path for suffix in VIDEOS for path in folder.glob(Path(pattern).with_suffix(suffix).name)]
+    return max(found, default=None)
 
 
 def _workflow(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / NOTES / f"{WORKFLOW_NOTE}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

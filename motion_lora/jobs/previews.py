@@ -17,8 +17,11 @@ from .job import PreviewPlan
 _LEAST_SIDE = 256
 
 
-def draw_preview(path: Path, pipeline: VideoPipeline, stack: AdapterStack, plan: PreviewPlan, clip: Clip) -> None:
-    """Sample the plan's prompt with the stack, in the clip's size and length, into an mp4. Raises MotionLoRAError."""
+def draw_preview(path: Path, pipeline: VideoPipeline, stack: AdapterStack, plan: PreviewPlan, clip: Clip) -> Path:
+    """Sample the plan's prompt with the stack, in the clip's size and length, into an mp4. Raises MotionLoRAError.
+
+    The file that it became: where no encoder is to be had, one of another ending.
+    """
     settings = SampleSettings(
         plan.prompt,
         num_frames=clip.num_frames,
@@ -29,7 +32,7 @@ def draw_preview(path: Path, pipeline: VideoPipeline, stack: AdapterStack, plan:
         seed=plan.seed,
     )
     video = sample(pipeline, settings, stack=stack)[0]
-    write_video(path, enlarged(video.frames), clip.fps)
+    return write_video(path, enlarged(video.frames), clip.fps)
 
 
 def enlarged(frames: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..core.disk import plain_fault
 from ..core.errors import MotionLoRAError, SettingsError
+from ..core.surroundings import way_out_of
 from . import job as records
 from .job import ACTIVE, RESUMABLE, WITH_RESULT, Job, JobSpec, JobStatus
 from .lease import Owner
@@ -411,6 +412,9 @@ class _Guard:
         if isinstance(error, MotionLoRAError | OSError):
             message = plain_fault(error) if isinstance(error, OSError) else str(error)
             _LOG.error("Motion LoRA job %s failed: %s", self._entry.id, error)
+        elif isinstance(error, ImportError):
+            message = way_out_of(error)
+            _LOG.error("Motion LoRA job %s failed", self._entry.id, exc_info=error)
         else:
             first_line = (str(error).strip().splitlines() or ["no message"])[0]
             message = f"{type(error).__name__}: {first_line}"

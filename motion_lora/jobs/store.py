@@ -264,7 +264,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         _LOG.warning("Motion LoRA: cannot read %s: %s", path, error)
         return None
     return value if isinstance(value, dict) else None

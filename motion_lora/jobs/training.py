@@ -12,13 +12,23 @@ from pathlib import Path
 
 from ..base.pipeline import VideoPipeline
 from ..core.absorber import Absorber
-from ..core.disk import check_space, check_target, free_path, path_inside, plain_fault, safe_name, write_atomically
+from ..core.disk import (
+    check_space,
+    check_target,
+    free_path,
+    path_inside,
+    plain_fault,
+    retried,
+    safe_name,
+    write_atomically,
+)
 from ..core.errors import MotionLoRAError, OutputError, TrainingError
 from ..core.lora import LoRA
 from ..evaluate.validation import ValidationPlan
 from ..files.absorber_file import load_absorber, save_absorber
 from ..files.container import read_header
 from ..files.own import load_lora, save_lora
+from ..media.write import encoder_fault
 from ..training import (
     StepReport,
     TrainingAbortedError,
@@ -35,7 +45,7 @@ from ..training.settings import absorber_stages
 from ..training.space import bytes_needed
 from .inputs import TrainingInputs, keep_absorber, keep_clips, kept_absorber, kept_clips
 from .job import APPEARANCE_ABSORBER, LAST, MOTION_LORA, JobSpec, PreviewPlan
-from .pictures import draw_cover, publish_pictures
+from .pictures import VIDEO, draw_cover, publish_pictures
 from .previews import draw_preview
 from .store import CHECKPOINT, INPUTS, PREVIEWS, RESULT
 from .validation import JobValidation, decides, rule_of
@@ -142,9 +152,10 @@ class TrainingWork:
         self._check_places(spec, inputs, folder)
         self._host.prepare(spec)
         try:
-            if spec.kind == APPEARANCE_ABSORBER:
-                return _run_absorber(spec, inputs, folder, reporter)
-            return _run_motion(spec, inputs, folder, reporter, self._host.find_metric)
+            with inputs.pipeline.at_work():
+                if spec.kind == APPEARANCE_ABSORBER:
+                    return _run_absorber(spec, inputs, folder, reporter)
+                return _run_motion(spec, inputs, folder, reporter, self._host.find_metric)
         except TrainingAbortedError:
             return Outcome(finished=False, saved=False)
         finally:
@@ -161,7 +172,7 @@ class TrainingWork:
         if step < sum(spec.plan.values()):
             target = target.with_name(f"{target.stem}-{step:06d}{target.suffix}")
         _retitle(spec, folder)
-        data = (folder / RESULT).read_bytes()
+        data = retried((folder / RESULT).read_bytes)
         mark = hashlib.sha256(data).hexdigest()
         chosen = _published_before(folder, mark, target) or free_path(target)
         while not _holds(chosen, data):
@@ -216,7 +227,7 @@ def _published_before(folder: Path, mark: str, target: Path) -> Path | None:
         about = json.loads((folder / PUBLISHED).read_text(encoding="utf-8"))
         same = about["sha256"] == mark and about["asked"] == target.name
         return target.with_name(safe_name(Path(about["name"]).stem, limit=200) + target.suffix) if same else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -244,7 +255,7 @@ class _Visits:
         self._stage, self._steps = list(spec.plan.items())[-1]
         self.validation = JobValidation(spec, inputs, folder, reporter, find_metric) if spec.validation else None
         self.settled = False
-        self._fault = ""
+        self._fault = _no_encoder(spec, reporter)
 
     @property
     def fault(self) -> str:
@@ -326,17 +337,26 @@ def _run_absorber(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter:
 
 def _preview(spec: JobSpec, inputs: TrainingInputs, view: View, folder: Path, reporter: Reporter) -> str:
     """Draw a preview with the LoRA as it is. Why it could not be drawn, which is no reason to end the training."""
-    name = f"{view.step:06d}.mp4"
+    place = folder / PREVIEWS / f"{view.step:06d}{VIDEO}"
     try:
-        draw_preview(folder / PREVIEWS / name, inputs.pipeline, view.stack, spec.preview, inputs.clips[0])
+        drawn = draw_preview(place, inputs.pipeline, view.stack, spec.preview, inputs.clips[0])
     except (MotionLoRAError, OSError) as error:
         said = plain_fault(error) if isinstance(error, OSError) else error
         fault = f"no preview at step {view.step}: {said}"
         _LOG.warning("Motion LoRA: %s", fault)
         reporter.note(fault)
         return fault
-    reporter.preview(name)
+    reporter.preview(drawn.name)
     return ""
+
+
+def _no_encoder(spec: JobSpec, reporter: Reporter) -> str:
+    """Said before the first step, and again at the end: previews that are not what they should be."""
+    fault = encoder_fault(VIDEO) if spec.preview.wanted else ""
+    if fault:
+        _LOG.warning("Motion LoRA: previews of %s: %s", spec.name, fault)
+        reporter.note(fault)
+    return fault
 
 
 def _checked(payload: object) -> TrainingInputs:

@@ -35,6 +35,8 @@ _COLUMNS = ("file", "caption", "appearance_caption", "absorb_words", "start")
 # What other trainers call the first two.
 _ALSO = {"file_name": "file", "video_path": "file", "image_path": "file", "text": "caption"}
 _SEPARATORS = ",;\t"
+# How Excel is told which separator a file has.
+_SEPARATOR_LINE = re.compile(r"\A\s*\"?sep=.\"?\s*\n", re.IGNORECASE)
 _Row = tuple[int, Mapping[str, str]]
 
 
@@ -127,14 +129,14 @@ def _from_table(path: Path, clips: list[Path]) -> tuple[CaptionedFile, ...]:
 
 
 def _csv_rows(path: Path) -> list[_Row]:
-    text = _read(path)
+    text = _SEPARATOR_LINE.sub("", _read(path), count=1)
     separator = max(_SEPARATORS, key=text.split("\n", 1)[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     try:
         cells = [(reader.line_num, [one_line(cell) for cell in row]) for row in reader if any(c.strip() for c in row)]
     except csv.Error as error:
         raise ClipError(f"{path.name}, line {reader.line_num}: it is no table ({error}).") from error
-    names = [_ALSO.get(name, name) for name in cells[0][1]] if cells else []
+    names = [_column(name) for name in cells[0][1]] if cells else []
     _check_columns(path, names, ", ".join(cells[0][1]) if cells else "none")
     rows: list[_Row] = []
     for number, row in cells[1:]:
@@ -158,10 +160,27 @@ def _json_rows(path: Path) -> list[_Row]:
             raise ClipError(f"{path.name}, line {number}: it is no JSON object ({str(error)[:80]}).") from error
         if not isinstance(content, dict):
             raise ClipError(f"{path.name}, line {number}: it is no JSON object.")
-        row = {_ALSO.get(one_line(key), one_line(key)): one_line(str(value)) for key, value in content.items()}
-        _check_columns(path, list(row), ", ".join(content))
-        rows.append((number, row))
+        _check_columns(path, [_column(key) for key in content], ", ".join(content))
+        where = f"{path.name}, line {number}"
+        rows.append((number, {_column(key): _cell(where, key, value) for key, value in content.items()}))
     return rows
+
+
+def _column(name: str) -> str:
+    """A column's name, whatever it is called and however it is capitalised."""
+    plain = one_line(name).lower()
+    return _ALSO.get(plain, plain)
+
+
+def _cell(where: str, key: str, value: object) -> str:
+    """A value of a JSON object as the text that a table would hold. Raises ClipError for what is none."""
+    if isinstance(value, list) and _column(key) == "absorb_words" and all(isinstance(one, str) for one in value):
+        return one_line(", ".join(value))
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ClipError(f"{where}: {key} is {str(value)[:60]!r}, not a text: give one caption a line.")
+    return one_line(str(value))
 
 
 def _check_columns(path: Path, names: Sequence[str], said: str) -> None:

@@ -129,22 +129,29 @@ def clip_from_frames(
     indices, rate = pick(Timeline.regular(len(frames) - skipped, source_fps), request, name)
     # The same goes for frames that a host in inference mode made; a copy made outside of it is an ordinary tensor.
     with torch.inference_mode(False):
-        taken = frames.detach().to("cpu", torch.float32)[torch.tensor(indices) + skipped].clone()
-        taken = fit(_in_unit_range(taken, frames.dtype, name), height, width, multiple, name)
+        chosen = [frames[index + skipped].detach() for index in indices]
+        _check_range(chosen, name)
+        # One by one: of a large source there is never more than one copy of a frame.
+        taken = torch.stack([fit(_in_unit_range(one)[None], height, width, multiple, name)[0] for one in chosen])
     return Clip(taken, rate, caption.strip(), appearance_caption.strip(), absorb_words.strip(), source)
 
 
-def _in_unit_range(frames: Tensor, given: torch.dtype, name: str) -> Tensor:
-    """fp32 frames in [0, 1]; a little beyond is what resizing and decoding overshoot, more is another scale."""
-    if given is torch.uint8:
-        return frames / 255
-    low, high = float(frames.min()), float(frames.max())
+def _check_range(frames: list[Tensor], name: str) -> None:
+    """A little beyond [0, 1] is what resizing and decoding overshoot, more is another scale. Raises ClipError."""
+    if frames[0].dtype is torch.uint8:
+        return
+    low, high = min(float(one.min()) for one in frames), max(float(one.max()) for one in frames)
     if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
         raise ClipError(
-            f"{name}: its frames run from {low:g} to {high:g} ({given}); floats must be in [0, 1], and uint8 is read "
-            "as 0 to 255."
+            f"{name}: its frames run from {low:g} to {high:g} ({frames[0].dtype}); floats must be in [0, 1], and uint8 "
+            "is read as 0 to 255."
         )
-    return frames.clamp(0, 1)
+
+
+def _in_unit_range(frame: Tensor) -> Tensor:
+    """One frame (h, w, 3), fp32 in [0, 1] on the CPU."""
+    given = frame.to("cpu", torch.float32)
+    return given / 255 if frame.dtype is torch.uint8 else given.clamp(0, 1)
 
 
 def read_folder(

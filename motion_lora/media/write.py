@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -28,6 +30,8 @@ _MP4: tuple[tuple[str, ...], ...] = (
     ("-c:v", "mpeg4", "-q:v", "2"),
     ("-c:v", "mjpeg", "-q:v", "2", "-strict", "unofficial"),
 )
+_PLAYED = ("libx264", "libopenh264", "libvpx-vp9", "libvpx")
+_WAY_OUT = "reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to an ffmpeg that has it"
 _WEBM: tuple[tuple[str, ...], ...] = (
     ("-c:v", "libvpx-vp9", "-b:v", "0", "-row-mt", "0", "-crf", "{crf}"),
     ("-c:v", "libvpx", "-b:v", "8M", "-crf", "{crf}"),
@@ -42,7 +46,26 @@ _TO_YUV = "scale=in_range=full:out_range=tv:out_color_matrix=bt709:flags=accurat
 _REPRODUCIBLE = ("-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1")
 # GIF counts hundredths of a second; viewers slow everything below two of them down to ten.
 _GIF_TICKS = 100
-_GIF_SHORTEST = 2
+GIF_FASTEST = 50
+
+
+def encoder_fault(suffix: str = ".mp4") -> str:
+    """Why a video of that ending cannot be written as it should be, and what is written instead; "" where it can.
+
+    To be asked before the work whose result is to be such a video.
+    """
+    return _encoder_fault(suffix, os.environ.get("IMAGEIO_FFMPEG_EXE", ""))
+
+
+@functools.lru_cache
+def _encoder_fault(suffix: str, executable: str) -> str:
+    faults: list[str] = []
+    picture = np.zeros((1, 16, 16, 3), np.uint8)
+    for codec in _CODECS[suffix]:
+        if _encoded(suffix, picture, 8.0, [part.format(crf=12) for part in codec], faults) is not None:
+            instead = f"videos are written by {codec[1]}, which browsers may not play"
+            return "" if codec[1] in _PLAYED else f"{faults[0]}: {instead}; {_WAY_OUT}"
+    return f"{faults[0]}: videos are written as GIF or animated PNG; {_WAY_OUT}"
 
 
 def write_video(path: str | Path, frames: Tensor, fps: float, *, crf: int = 12, upscale: int = 1) -> Path:
@@ -93,7 +116,7 @@ def _encoded(suffix: str, pictures: np.ndarray, fps: float, codec: Sequence[str]
 
 def _without_ffmpeg(path: Path, frames: Tensor, fps: float, upscale: int, fault: str) -> Path:
     """A GIF, or where it cannot be so fast an animated PNG, which Pillow writes by itself."""
-    if fps <= _GIF_TICKS / _GIF_SHORTEST:
+    if fps <= GIF_FASTEST:
         written = write_gif(path.with_suffix(".gif"), frames, fps, upscale=upscale)
     else:
         first, *rest = [Image.fromarray(picture) for picture in _repeat(to_bytes(frames), upscale)]
@@ -110,7 +133,7 @@ def write_gif(path: str | Path, frames: Tensor, fps: float, *, upscale: int = 1)
     GIF has no frame rate but a duration per frame in hundredths of a second; they are spread so that no time is lost
     (8 fps: 12, 13, 12, 13, ...). Raises OutputError, also for more than 50 fps, which no viewer plays.
     """
-    if check_fps(fps) > _GIF_TICKS / _GIF_SHORTEST:
+    if check_fps(fps) > GIF_FASTEST:
         raise OutputError(f"A GIF cannot hold {fps:g} frames per second, viewers stop at 50: write an .mp4.")
     pictures = [Image.fromarray(picture).quantize(256) for picture in _repeat(to_bytes(frames), upscale)]
     ends = [round(_GIF_TICKS * (i + 1) / fps) for i in range(len(pictures))]

@@ -58,7 +58,7 @@ def invert(
     """
     _check_inversion(pipeline, latents, num_inference_steps)
     levels = inversion_levels(pipeline.scheduler_config, num_inference_steps)
-    with no_gradients():
+    with no_gradients(), pipeline.at_work():
         text = pipeline.read_prompts([prompt] * latents.shape[0]).to(pipeline.dtype)
         noisy = latents.detach().to(pipeline.device, torch.float32)
         for done, (timestep, alpha_from, alpha_to) in enumerate(levels, start=1):

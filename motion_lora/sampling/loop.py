@@ -33,6 +33,11 @@ from .windows import Fusion, windows
 
 logger = logging.getLogger(__name__)
 
+# Temporal attention sees every pixel of a latent as a sequence; CUDA's kernels take no more than this in one call
+# (pytorch/pytorch#142228).
+MOST_SEQUENCES = 65_535
+_TOO_MANY = "invalid configuration argument"
+
 Progress = Callable[[int, int], None]
 """Called after every denoising step with the steps done and the steps in all; may raise to abort."""
 
@@ -83,7 +88,7 @@ def sample(
     groups = _groups(videos, batch_size)
     progress = _Progress(callback, sum(steps_run(videos[group[0]]) for group in groups))
     results: dict[int, Sample] = {}
-    with no_gradients():
+    with no_gradients(), pipeline.at_work():
         unet = pipeline.replica().unet
         for group in groups:
             batch = _Batch(pipeline, tuple(videos[i] for i in group))
@@ -243,7 +248,12 @@ class _Batch:
         """The guided prediction: uncond + scale * (cond - uncond), both in one forward pass (Ho and Salimans 2022)."""
         copies = len(text) // noisy.shape[0]
         batch = noisy.repeat(copies, 1, 1, 1, 1).to(self.pipeline.dtype)
-        predicted = self.pipeline.backbone.predict(unet, batch, timestep, text).float()
+        at_once = max(1, MOST_SEQUENCES // (batch.shape[-2] * batch.shape[-1]))
+        parts = [
+            self.pipeline.backbone.predict(unet, rows, timestep, text.part(i * at_once, (i + 1) * at_once)).float()
+            for i, rows in enumerate(batch.split(at_once))
+        ]
+        predicted = parts[0] if len(parts) == 1 else torch.cat(parts)
         if copies == 1:
             return predicted
         unconditional, conditional = predicted.chunk(2)
@@ -279,9 +289,14 @@ class _Batch:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
+            video = self.videos[0]
+            if _TOO_MANY in str(error):
+                raise SettingsError(
+                    f"{video.height} x {video.width} pixels are more than {self.pipeline.device} can take in one call: "
+                    "lower height or width."
+                ) from error
             if not is_out_of_memory(error):
                 raise
-            video = self.videos[0]
             # The frames of the error hold the activations that fill the device.
             traceback.clear_frames(error.__traceback__)
             raise SamplingMemoryError(

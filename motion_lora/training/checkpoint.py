@@ -1,18 +1,20 @@
 """Checkpoints: everything that a training run needs to go on as if it had never stopped.
 
-A checkpoint is a folder with two files. `state-<stage>-<step>.safetensors` holds parameters and optimiser moments,
+A checkpoint is two files in a folder. `state-<stage>-<step>.safetensors` holds parameters and optimiser moments,
 `checkpoint.json` the position, the reports so far and the name of the former. The JSON is replaced last and at once,
-so there is always one whole checkpoint, whenever the power goes. Random numbers need no state: every step draws from
-generators seeded by the run's seed and the step. `kept-*.safetensors` hold what was costly to make before the first
-step.
+so there is always one whole checkpoint, whenever the power goes. Both have a digest, for disks that lose what they
+have taken: of the checkpoint before, `former.json` and its state stay, and a damaged one is passed over for it. Random
+numbers need no state: every step draws from generators seeded by the run's seed and the step. `kept-*.safetensors`
+hold what was costly to make before the first step.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.disk import check_target, remove_files, remove_if_empty, write_atomically
+from ..core.disk import check_target, remove_files, remove_if_empty, retried, write_atomically
 from ..core.errors import LoRAFileError, SettingsError, TrainingError
 from ..files.container import read_header, read_tensors, serialize
 from .reports import StepReport
 
-INDEX = "checkpoint.json"
+INDEX, FORMER = "checkpoint.json", "former.json"
 KEPT = "kept-"
 # The step has seven digits; a user's own files in the folder must not look like it.
 _STATES = "state-*-" + "[0-9]" * 7 + ".safetensors"
@@ -114,27 +116,46 @@ class Keeper:
         self._run = {**settings, "stages": "+".join(stages), "dtype": str(dtype).removeprefix("torch.")}
         self._identity: dict[str, Any] = {"format": FORMAT, "fingerprint": fingerprint, "settings": self._run}
         self._unread: tuple[dict[str, Tensor], Mapping[str, Any]] | None = None
+        # The index that was read or written last: sound, whatever lies on the disk.
+        self._last: dict[str, Any] | None = None
+        # The file of tensors that the former index speaks of.
+        self._former = ""
 
     @property
     def exists(self) -> bool:
         """Whether there is a checkpoint to go back to."""
-        return self.folder is not None and (self.folder / INDEX).exists()
+        return self.folder is not None and has_checkpoint(self.folder)
 
     def open(self) -> Progress:
-        """The progress in the folder, or none yet.
+        """The progress in the folder, or none yet. Where the last checkpoint is damaged, that of the one before it.
 
         Raises SettingsError, saying which settings differ, when the checkpoint belongs to another run, TrainingError
-        when it is damaged, OutputError when the folder cannot be written: before work starts, not at its first save.
+        when all are damaged, OutputError when the folder cannot be written: before work starts, not at its first save.
         """
         if self.folder is None:
             return Progress()
         check_target(self.folder / _LONGEST)
         if not self.exists:
             return Progress()
+        has_former = (self.folder / FORMER).exists()
         try:
-            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+            progress = self._read(self.folder / INDEX)
+            self._former = _tensors_of(self.folder / FORMER) if has_former else ""
+            return progress
+        except TrainingError as damage:
+            # What may not be read is not damaged: the right to it can be given back.
+            if not has_former or isinstance(_first_cause(damage), PermissionError):
+                raise
+            progress = self._read(self.folder / FORMER)
+            _log.warning("%s The one before it is whole: going on from step %d.", damage, progress.step)
+            return progress
+
+    def _read(self, file: Path) -> Progress:
+        """The progress that an index speaks of; its tensors wait for `restore`. Raises SettingsError, TrainingError."""
+        try:
+            index = _whole(json.loads(retried(lambda: file.read_text(encoding="utf-8"))))
             self._require_same_run(index)
-            tensors = read_tensors(self.folder / index["tensors"], own=True)
+            tensors = read_tensors(_sound(file.parent / index["tensors"], index.get("sha256")), own=True)
             progress, scaler = _progress_from(index, tensors), dict(index["scaler"])
         except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
             if isinstance(error, SettingsError):
@@ -143,6 +164,7 @@ class Keeper:
             raise TrainingError(message) from error
         current = {name: tensor for name, tensor in tensors.items() if not name.startswith("result|")}
         self._unread = (current, scaler) if current else None
+        self._last = index
         return progress
 
     def restore(self, state: OptimiserState) -> None:
@@ -152,7 +174,7 @@ class Keeper:
             self._unread = None
 
     def save(self, progress: Progress, state: OptimiserState | None) -> None:
-        """Replace the checkpoint. Raises OutputError; the former checkpoint is then still there.
+        """Add a checkpoint and drop the one before the last. Raises OutputError; the others are then still there.
 
         `state` is None between two stages.
         """
@@ -164,17 +186,24 @@ class Keeper:
             for name, tensor in values.items()
         }
         name = f"state-{progress.stage}-{progress.step:07d}.safetensors"
-        write_atomically(self.folder / name, serialize(results | (state.tensors() if state else {}), {}))
+        data = serialize(results | (state.tensors() if state else {}), {})
+        write_atomically(self.folder / name, data)
         index = {
             **self._identity,
             "stage": progress.stage,
             "step": progress.step,
             "tensors": name,
+            "sha256": hashlib.sha256(data).hexdigest(),
             "scaler": state.scaler.state_dict() if state else {},
             "reports": [dataclasses.astuple(report) for report in progress.reports],
         }
-        write_atomically(self.folder / INDEX, json.dumps(index).encode())
-        self._drop(other_than=name)
+        # A pause may come right after a checkpoint of the same step.
+        if self._last is not None and self._last["tensors"] != name:
+            write_atomically(self.folder / FORMER, _signed(self._last))
+            self._former = self._last["tensors"]
+        write_atomically(self.folder / INDEX, _signed(index))
+        self._last = index
+        self._drop(other_than=(name, self._former))
 
     def remember(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What `make` gives, kept beside the checkpoint, so that a run that goes on need not make it again.
@@ -189,14 +218,19 @@ class Keeper:
         if path.exists():
             try:
                 header = read_header(path)
-                if header.metadata == mark:
-                    return read_tensors(path, header, own=True)[name]
+                kept = dict(header.metadata)
+                digest = kept.pop("sha256", None)
+                if kept == mark:
+                    tensor = read_tensors(path, header, own=True)[name]
+                    if digest in (None, _digest(tensor)):
+                        return tensor
+                    _log.warning("%s is made again: its numbers are not those that were written", path.name)
             except (LoRAFileError, KeyError) as error:
                 _log.warning("%s is made again: %s", path.name, error)
         made = make()
         if not self._writes:
             return made
-        write_atomically(path, serialize({name: made}, mark))
+        write_atomically(path, serialize({name: made}, {**mark, "sha256": _digest(made)}))
         return made
 
     def delete(self) -> None:
@@ -204,9 +238,9 @@ class Keeper:
         if self.folder is not None and self._writes:
             delete_checkpoint(self.folder)
 
-    def _drop(self, other_than: str) -> None:
+    def _drop(self, other_than: Container[str]) -> None:
         assert self.folder is not None
-        remove_files(path for path in self.folder.glob(_STATES) if path.name != other_than)
+        remove_files(path for path in self.folder.glob(_STATES) if path.name not in other_than)
 
     def _require_same_run(self, index: Mapping[str, Any]) -> None:
         before, now = index.get("settings", {}), self._run
@@ -222,10 +256,63 @@ class Keeper:
         )
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint, whole or not."""
+    return (folder / INDEX).exists() or (folder / FORMER).exists()
+
+
 def delete_checkpoint(folder: Path) -> None:
     """Remove a run's checkpoint and what it kept beside it; the folder too, when nothing else is in it."""
-    remove_files([folder / INDEX, *folder.glob(_STATES), *folder.glob(f"{KEPT}*.safetensors")])
+    remove_files([folder / INDEX, folder / FORMER, *folder.glob(_STATES), *folder.glob(f"{KEPT}*.safetensors")])
     remove_if_empty(folder)
+
+
+def _signed(index: Mapping[str, Any]) -> bytes:
+    return json.dumps({**index, "digest": _text_digest(index)}).encode()
+
+
+def _whole(index: Any) -> dict[str, Any]:
+    """An index as it was written; one of before there were digests is taken as it is. Raises ValueError."""
+    if not isinstance(index, dict):
+        raise ValueError("it is no JSON object")
+    digest = index.pop("digest", None)
+    if digest is not None and digest != _text_digest(index):
+        raise ValueError("its index is not what was written")
+    return index
+
+
+def _text_digest(index: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _tensors_of(index: Path) -> str:
+    """The file of tensors that an index speaks of; "" where it cannot be read."""
+    try:
+        return str(json.loads(index.read_text(encoding="utf-8"))["tensors"])
+    except (OSError, LookupError, TypeError, ValueError, RecursionError):
+        return ""
+
+
+def _sound(path: Path, digest: str | None) -> Path:
+    """The path of a file whose content is what was written. Raises ValueError, OSError."""
+    if digest is not None:
+        found = hashlib.sha256()
+        with retried(lambda: path.open("rb")) as file:
+            while block := file.read(2**20):
+                found.update(block)
+        if found.hexdigest() != digest:
+            raise ValueError(f"{path.name} is not what was written")
+    return path
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(serialize({"": tensor}, {})).hexdigest()
 
 
 def _progress_from(index: Mapping[str, Any], tensors: Values) -> Progress:

@@ -378,7 +378,8 @@ def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]
     repeatable = settings.deterministic and pipeline.device.type != "cpu"
     with torch.inference_mode(False), torch.enable_grad(), repeatable_kernels() if repeatable else nullcontext():
         try:
-            yield
+            with pipeline.at_work():
+                yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

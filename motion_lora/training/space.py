@@ -17,13 +17,13 @@ _PER_PARAMETER = 3
 def bytes_needed(pipeline: VideoPipeline, recipe: Recipe, plan: Container[str]) -> tuple[int, int]:
     """About how many bytes the result takes, and how many the work on the way to it.
 
-    `plan` names the stages that will run. While a checkpoint is replaced the former one is still there, and holds what
-    earlier stages have made.
+    `plan` names the stages that will run. While a checkpoint is written the two before it are still there; each holds
+    what earlier stages have made.
     """
     sizes = [_FP32 * count for count in _parameters(pipeline, recipe, plan)]
     if not any(sizes):
         return 0, 0
-    return max(sizes), 2 * (_PER_PARAMETER * max(sizes) + sum(sizes))
+    return max(sizes), 3 * (_PER_PARAMETER * max(sizes) + sum(sizes))
 
 
 def _parameters(pipeline: VideoPipeline, recipe: Recipe, plan: Container[str]) -> list[int]:

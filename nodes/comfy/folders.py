@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 
@@ -18,6 +19,7 @@ from ...motion_lora.playground.model import EXAMPLES
 OWN = "motion_lora"
 ABSORBERS = "motion_lora_absorbers"
 METRICS = "motion_lora_metrics"
+CHECKPOINTS, MOTION_MODULES, MOTION_LORAS = "checkpoints", "animatediff_models", "animatediff_motion_lora"
 # Where ComfyUI's users keep CLIP models; what is no whole one in transformers' layout is not listed.
 _CLIP_VISION = "clip_vision"
 _WEIGHTS = {".safetensors", ".pth"}
@@ -38,6 +40,9 @@ def register() -> None:
     _add(ABSORBERS, Path(folder_paths.models_dir) / ABSORBERS, {_SUFFIX})
     _add(ABSORBERS, absorber_folder(), {_SUFFIX})
     _add(METRICS, Path(folder_paths.models_dir) / METRICS, _WEIGHTS)
+    _share(MOTION_MODULES, Path(folder_paths.models_dir) / MOTION_MODULES)
+    # What Convert LoRA writes there in AnimateDiff's form, AnimateDiff-Evolved lists among its motion LoRAs.
+    _share(MOTION_LORAS, lora_folder() / "animatediff")
 
 
 def _add(name: str, path: Path, suffixes: set[str]) -> None:
@@ -45,6 +50,12 @@ def _add(name: str, path: Path, suffixes: set[str]) -> None:
     paths, _ = folder_paths.folder_names_and_paths[name]
     # A new name lists every file; only these are ours to offer.
     folder_paths.folder_names_and_paths[name] = (paths, suffixes)
+
+
+def _share(name: str, path: Path) -> None:
+    """A folder of a category that another pack has too, whichever of the two is loaded first."""
+    folder_paths.add_model_folder_path(name, str(path))
+    folder_paths.folder_names_and_paths[name][1].update(_FOREIGN)
 
 
 def lora_folder() -> Path:
@@ -172,6 +183,56 @@ def _networks() -> dict[str, Path]:
     return found
 
 
+def checkpoint_names() -> list[str]:
+    """Checkpoints in one file, then image networks of diffusers' layout."""
+    images = [name for name, path in _networks().items() if _class_in(path / "unet") == "UNet2DConditionModel"]
+    return [*(_listed(CHECKPOINTS) if CHECKPOINTS in folder_paths.folder_names_and_paths else []), *sorted(images)]
+
+
+def checkpoint_path(name: str) -> Path:
+    """The file or folder of a listed checkpoint. Raises ModelError for a name that is not listed."""
+    networks = _networks()
+    return networks[name] if name in networks else _model_file(CHECKPOINTS, name)
+
+
+def motion_module_names() -> list[str]:
+    """AnimateDiff's files, then diffusers' folders of a MotionAdapter."""
+    return [*_listed(MOTION_MODULES), *sorted(_adapters())]
+
+
+def motion_module_path(name: str) -> Path:
+    """The file or folder of a listed motion module. Raises ModelError for a name that is not listed."""
+    adapters = _adapters()
+    return adapters[name] if name in adapters else _model_file(MOTION_MODULES, name)
+
+
+def clip_words() -> Path | None:
+    """The folder with CLIP's words that ComfyUI has for its own text encoder."""
+    folder = Path(folder_paths.base_path) / "comfy" / "sd1_tokenizer"
+    return folder if folder.is_dir() else None
+
+
+def _adapters() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in diffusers_folders():
+        for path in subfolders(root):
+            if _class_in(path) == "MotionAdapter":
+                found.setdefault(path.relative_to(root).as_posix(), path)
+    return found
+
+
+def _class_in(folder: Path) -> str:
+    """The class that a config in diffusers' layout names; empty where there is none."""
+    return str(_json_in(folder / "config.json").get("_class_name", ""))
+
+
+def _model_file(category: str, name: str) -> Path:
+    try:
+        return _find(category, name)
+    except LoRAFileError as error:
+        raise ModelError(str(error)) from error
+
+
 def clip_model_names() -> list[str]:
     """Folders with a whole CLIP in transformers' layout, below models/motion_lora_metrics and models/clip_vision."""
     return sorted(_clip_models())
@@ -206,11 +267,15 @@ def _clip_models() -> dict[str, Path]:
 
 
 def _is_clip(config: Path) -> bool:
+    return _json_in(config).get("model_type") == "clip"
+
+
+def _json_in(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("model_type") == "clip"
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def choices(names: list[str]) -> list[str]:

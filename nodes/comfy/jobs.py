@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.utils
 
-from ...motion_lora.core.errors import OutputError, TrainingError
+from ...motion_lora.core.errors import OutputError, TrainingError, is_out_of_memory
 from ...motion_lora.jobs import (
     ACTIVE,
     APPEARANCE_ABSORBER,
@@ -30,7 +30,7 @@ from ...motion_lora.jobs import (
     Outcome,
     Reporter,
 )
-from . import folders, models, server
+from . import folders, memory, models, server
 
 if TYPE_CHECKING:
     from ...motion_lora.jobs.inputs import TrainingInputs
@@ -136,7 +136,7 @@ async def run_job(
     """
     known = runner().find(spec.fingerprint)
     if retrain or known is None or known.state not in WITH_RESULT:
-        server.make_room_for_training()
+        memory.make_room_for_training(inputs.pipeline)
     background = run == BACKGROUND
     job = await asyncio.to_thread(runner().submit, spec, inputs, retrain=retrain, background=background)
     with _guard:
@@ -226,9 +226,17 @@ def _outcome(job: Job) -> Job:
     if job.state in WITH_RESULT:
         return job
     if job.state == FAILED:
-        raise TrainingError(job.status.message)
+        raise _failure(job.status.message)
     # Cancelled or interrupted from the panel: the prompt ends as if its own Cancel had been pressed.
     raise server.Interrupted()
+
+
+def _failure(message: str) -> TrainingError:
+    """Of the kind by which ComfyUI knows that it should unload its models, where memory ran out."""
+    from ...motion_lora.core.out_of_memory import TrainingMemoryError
+
+    failed = TrainingError(message)
+    return TrainingMemoryError(message) if is_out_of_memory(failed) else failed
 
 
 @contextmanager

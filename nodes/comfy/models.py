@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...motion_lora.backbones.classes import is_video_network
 from ...motion_lora.core.errors import ModelError
-from . import folders, server
+from . import folders, memory, server
 
 if TYPE_CHECKING:
     from ...motion_lora.base.pipeline import VideoPipeline
@@ -22,15 +22,32 @@ KNOWN: Mapping[str, str] = {
     "zeroscope_v2_576w": "cerspense/zeroscope_v2_576w",
 }
 
+COMPOSED = "checkpoint + motion module (AnimateDiff)"
+NONE = "none"
+_PLUS = " + "
+
 _loading = threading.Lock()
 _loaded: weakref.WeakValueDictionary[tuple[str, str], VideoPipeline] = weakref.WeakValueDictionary()
 _recipes: weakref.WeakKeyDictionary[VideoPipeline, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
 def names() -> list[str]:
-    """The playground, every folder that holds a text-to-video model, and the known bases that are still missing."""
+    """The playground, every folder that holds a text-to-video model, the known bases that are still missing, and the
+    one that is put together.
+    """
     found = list(_folders())
-    return [PLAYGROUND, *found, *(name for name in KNOWN if name not in found)]
+    return [PLAYGROUND, *found, *(name for name in KNOWN if name not in found), COMPOSED]
+
+
+def composed_name(checkpoint: str, motion_module: str) -> str:
+    """The name of a base that is put together. Raises ModelError where one of the two is not chosen."""
+    for name, chosen, folder in (
+        ("checkpoint", checkpoint, "models/checkpoints"),
+        ("motion_module", motion_module, "models/animatediff_models"),
+    ):
+        if chosen == NONE:
+            raise ModelError(f"`{name}` is none: choose one; files in {folder} are listed after R")
+    return f"{checkpoint}{_PLUS}{motion_module}"
 
 
 def load(name: str, dtype: str = "auto", download: bool = False) -> VideoPipeline:
@@ -38,7 +55,10 @@ def load(name: str, dtype: str = "auto", download: bool = False) -> VideoPipelin
 
     Raises ModelError when it is not there, with the way to get it.
     """
-    return _shared(name, dtype, download, server.make_room)
+    pipeline = _shared(name, dtype, download, server.make_room)
+    # From now on ComfyUI may unload it.
+    with memory.at_work(pipeline):
+        return pipeline
 
 
 def recipe_of(pipeline: VideoPipeline) -> dict[str, str]:
@@ -50,14 +70,20 @@ def load_again(recipe: Mapping[str, str]) -> VideoPipeline:
     """The base of a job that was left behind. Raises ModelError when it is not there any more."""
     if "name" not in recipe:
         raise ModelError("this job does not say how its base model was loaded: run its workflow to go on with it")
-    return _shared(recipe["name"], recipe.get("dtype", "auto"), False, lambda size: server.make_room_between_prompts())
+    # ComfyUI does not know of it until a prompt uses it: on the device it is for the job alone.
+    ask = lambda size: server.make_room_between_prompts()  # noqa: E731
+    return _shared(recipe["name"], recipe.get("dtype", "auto"), False, ask, stays=False)
 
 
-def _shared(name: str, dtype: str, download: bool, make_room: Callable[[int], None]) -> VideoPipeline:
+def _shared(
+    name: str, dtype: str, download: bool, make_room: Callable[[int], None], *, stays: bool = True
+) -> VideoPipeline:
     with _loading:
         pipeline = _loaded.get((name, dtype))
         if pipeline is None:
             pipeline = _load(name, dtype, download, make_room)
+            if not stays:
+                pipeline.send_away()
             _loaded[(name, dtype)] = pipeline
             _recipes[pipeline] = {"name": name, "dtype": dtype}
         return pipeline
@@ -72,6 +98,8 @@ def _load(name: str, dtype: str, download: bool, make_room: Callable[[int], None
     if name == PLAYGROUND:
         return load_playground(device=device, dtype="fp32" if dtype == "auto" else dtype)
     folder = _folders().get(name)
+    if folder is None and _PLUS in name:
+        return _load_composed(name, device, dtype, make_room)
     # A download that was cut off leaves a folder behind; asking again fetches only what is missing.
     if name in KNOWN and (folder is None or lacks_weights(folder)):
         if not download:
@@ -81,6 +109,21 @@ def _load(name: str, dtype: str, download: bool, make_room: Callable[[int], None
         raise ModelError(_how_to_get(name))
     make_room(_size_of_weights(folder))
     return VideoPipeline.load(folder, device=device, dtype=dtype)
+
+
+def _load_composed(name: str, device: str, dtype: str, make_room: Callable[[int], None]) -> VideoPipeline:
+    from ...motion_lora.base.pipeline import VideoPipeline
+
+    # A name of a file may have the sign too: the right place is where both are listed.
+    places = [part for part in range(len(name)) if name.startswith(_PLUS, part)]
+    pairs = [(name[:place], name[place + len(_PLUS) :]) for place in places]
+    listed = folders.checkpoint_names(), folders.motion_module_names()
+    pair = max(pairs, key=lambda pair: (pair[0] in listed[0]) + (pair[1] in listed[1]))
+    checkpoint, module = folders.checkpoint_path(pair[0]), folders.motion_module_path(pair[1])
+    make_room(sum(_size_of_weights(path) for path in (checkpoint, module)))
+    return VideoPipeline.load(
+        checkpoint, motion_module=module, tokenizer=folders.clip_words(), device=device, dtype=dtype
+    )
 
 
 def _folders() -> dict[str, Path]:
@@ -116,9 +159,11 @@ def _how_to_get(name: str) -> str:
 
 
 def _size_of_weights(folder: Path) -> int:
-    """In bytes; of pickles only where a part has nothing else."""
+    """In bytes, of a file or a folder; of pickles only where a part has nothing else."""
+    if folder.is_file():
+        return folder.stat().st_size
     total = 0
-    for part in [path for path in folder.iterdir() if path.is_dir()]:
+    for part in [folder, *(path for path in folder.iterdir() if path.is_dir())]:
         safe = list(part.glob("*.safetensors"))
         total += sum(path.stat().st_size for path in safe or part.glob("*.bin"))
     return total
@@ -133,12 +178,19 @@ def _fetch(name: str, folder: Path | None = None) -> Path:
     try:
         wanted = _wanted_files(HfApi().list_repo_files(KNOWN[name]))
         snapshot_download(KNOWN[name], allow_patterns=wanted, local_dir=target)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (*_errors_of(HfHubHTTPError), LocalEntryNotFoundError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
         raise ModelError(
-            f"{KNOWN[name]} could not be downloaded ({type(error).__name__}): check the connection, or put its "
-            f"diffusers folder at {target}"
+            f"{KNOWN[name]} could not be downloaded ({type(error).__name__}: {reason}): check the connection and the "
+            f"space in {target.parent}, run it again, which goes on where it stopped, or put its diffusers folder at "
+            f"{target}"
         ) from error
     return target
+
+
+def _errors_of(kind: type[Exception]) -> tuple[type[Exception], ...]:
+    """A library's error with all that it is made of: those of the HTTP library that it happens to use."""
+    return tuple(one for one in kind.__mro__ if issubclass(one, Exception) and one is not Exception)
 
 
 def _wanted_files(listed: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ from ...motion_lora.base.noise import NoiseSchedule
 from ...motion_lora.base.pipeline import VideoPipeline
 from ...motion_lora.core.errors import ModelError, SettingsError
 from ...motion_lora.core.stack import AdapterStack
-from . import server
+from . import memory, server
 
 _KEY = "motion_lora"
 # Of the last timestep where a schedule ends in pure noise, whose sigma would be infinite: ComfyUI's own value.
@@ -101,7 +101,7 @@ class Schedule:
 
     def timesteps(self, sigmas: Tensor) -> Tensor:
         """Fractional timesteps (n,) of sigmas (n,), as diffusers interpolates: linearly between whole ones."""
-        table, wanted = self.sigmas.double(), sigmas.detach().double().cpu()
+        table, wanted = self.sigmas.double(), sigmas.detach().cpu().double()
         high = torch.searchsorted(table, wanted.contiguous()).clamp(1, len(table) - 1)
         low = high - 1
         share = ((wanted - table[low]) / (table[high] - table[low])).clamp(0, 1)
@@ -225,11 +225,13 @@ class Vae:
         self.latent_dim = 3
 
     def encode(self, pixels: Tensor) -> Tensor:
+        server.make_room(int(memory.decoding_room(self._pipeline, *pixels.shape[:3])))
         with server.ordinary_tensors():
             latents = self._pipeline.encode_frames(pixels[..., :3].float().cpu().clone())
         return self._pipeline.unscaled(latents).to(mm.intermediate_device())
 
     def decode(self, samples: Tensor, vae_options: Any = None) -> Tensor:
+        server.make_room(int(memory.decoding_room(self._pipeline, *self._pipeline.clip_shape(samples))))
         with server.ordinary_tensors():
             frames = self._pipeline.decode_latents(self._pipeline.scaled(samples.float().clone()))
         return server.to_output(frames)

@@ -27,7 +27,10 @@ from . import jobs, server
 
 PREFIX = "/motion_lora"
 MAX_BODY = 4096
-_VIDEO = {".mp4": "video/mp4"}
+# Where proxies say which host was asked for.
+_FORWARDED = ("X-Forwarded-Host", "X-Original-Host", "X-Forwarded-Server")
+# The second and third are what a preview becomes where no encoder is to be had.
+_VIDEO = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png"}
 _CURVE = {".csv": "text/csv; charset=utf-8", ".png": "image/png"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -143,34 +146,41 @@ def _same_origin(request: web.Request) -> bool:
 
     Sec-Fetch-Site is set by browsers alone, and no page can change it: where it is there, it decides. Browsers leave
     it out towards plain http on other machines, so there the page's origin has to be a host that the request was sent
-    to: Host, or what the proxies on the way say it was before them, or an origin that the user allows by ComfyUI's
-    own --enable-cors-header.
+    to: Host, or what the proxies on the way say it was before them. Whom the user lets into ComfyUI by its own
+    --enable-cors-header is let in here too.
     """
+    if _allowed(request):
+        return True
     site = request.headers.get("Sec-Fetch-Site", "").lower()
     if site:
-        return site in ("same-origin", "none") or _allowed(request)
+        return site in ("same-origin", "none")
     origin = request.headers.get("Origin")
-    if origin is None or _allowed(request):
-        return True
-    return _host_of(origin) in _hosts(request) - {""}
+    return origin is None or _host_of(origin) in _hosts(request) - {""}
 
 
 def _allowed(request: web.Request) -> bool:
-    """Whether the user lets this very origin in; the bare "*" that ComfyUI takes as well names nobody."""
-    allowed = server.cors_origin()
-    return allowed not in ("", "*") and request.headers.get("Origin", "").lower() == allowed.lower()
+    """Whether the user lets this origin in; "*", as in ComfyUI, is every page there is."""
+    allowed = server.cors_origin().rstrip("/")
+    return allowed == "*" or (allowed != "" and request.headers.get("Origin", "").lower() == allowed.lower())
 
 
 def _hosts(request: web.Request) -> set[str]:
-    """Every name under which the request was sent, with the port where it is not the scheme's own."""
+    """Every name under which the request was sent, with the port where it is not the scheme's own.
+
+    No page can add these headers to a request without asking first, which ComfyUI does not grant.
+    """
     headers = request.headers
-    named = [headers.get("Host", ""), *headers.get("X-Forwarded-Host", "").split(",")]
-    named += re.findall(r'host="?([^";,]+)', headers.get("Forwarded", ""), re.IGNORECASE)
+    named = [headers.get("Host", "")]
+    named += [host for name in _FORWARDED for value in headers.getall(name, []) for host in value.split(",")]
+    named += re.findall(r'host="?([^";,]+)', ",".join(headers.getall("Forwarded", [])), re.IGNORECASE)
+    # Some proxies name the port apart from the host.
+    ports = [port.strip() for value in headers.getall("X-Forwarded-Port", []) for port in value.split(",")]
+    named += [f"{host.strip()}:{port}" for host in named for port in ports if port.isdecimal()]
     return {_plain(host) for host in named}
 
 
 def _host_of(origin: str) -> str:
-    """ "null", and whatever is no origin, has none."""
+    """What is no origin, as the word null, has none."""
     try:
         parts = urlsplit(origin)
         return _plain(parts.netloc) if parts.scheme in ("http", "https") else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ import torch
 from comfy.cli_args import args
 from server import PromptServer
 
+_LOOK_EVERY = 0.1
 Interrupted = mm.InterruptProcessingException
 
 
@@ -38,16 +40,20 @@ def make_room(bytes_needed: int) -> None:
         mm.free_memory(bytes_needed, device())
 
 
-def make_room_for_training() -> None:
-    """Ask ComfyUI to move its models off the device; they come back when a prompt needs them."""
-    if device().type != "cpu":
-        make_room(mm.get_total_memory(device()))
+def make_room_between_prompts(patience: float = 20.0) -> None:
+    """The same for a job that no prompt started: ComfyUI unloads its models when it is between two prompts.
 
-
-def make_room_between_prompts() -> None:
-    """The same for a job that no prompt started: ComfyUI unloads its models when it is between two prompts."""
-    if device().type != "cpu":
-        PromptServer.instance.prompt_queue.set_flag("unload_models", True)
+    Returns when it has, or when a prompt came first or `patience` seconds are over.
+    """
+    if device().type == "cpu":
+        return
+    queue, until = PromptServer.instance.prompt_queue, time.monotonic() + patience
+    queue.set_flag("unload_models", True)
+    while time.monotonic() < until and not is_generating():
+        # ComfyUI takes the flag first and unloads then.
+        if not queue.get_flags(reset=False).get("unload_models") and not mm.loaded_models():
+            return
+        time.sleep(_LOOK_EVERY)
 
 
 def release() -> None:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
 import numpy as np
@@ -21,7 +21,11 @@ from ...motion_lora.jobs.loss_log import LossPoint
 from ...motion_lora.media.plots import Line, plot_lines, plot_losses
 from ...motion_lora.media.table_picture import draw_table
 from ...motion_lora.media.write import write_video
+from ..comfy import server
 from ..comfy.sockets import InputImpl, Types, io, ui
+
+if TYPE_CHECKING:
+    from ...motion_lora.base.pipeline import VideoPipeline
 
 _CURVE_POINTS = 240
 _log = logging.getLogger(__name__)
@@ -63,6 +67,12 @@ def picture(image: Image.Image) -> torch.Tensor:
 def in_node(images: torch.Tensor, node: type[io.ComfyNode]) -> Any:
     """The `ui` of a node that shows pictures."""
     return ui.PreviewImage(images, cls=node)
+
+
+def remark(node: type[io.ComfyNode], base: VideoPipeline, *prompts: str) -> None:
+    """Show in the node what of its prompts is read otherwise than their writer may think."""
+    if said := base.prompt_remarks(prompts):
+        server.tell_node(node.hidden.unique_id, " ".join(said))
 
 
 def curve_plot(curve: Curve, along: str) -> torch.Tensor:

@@ -227,7 +227,11 @@ export class JobCard {
     if (!name || this.playing === name) return
     this.playing = name
     const url = this.previewUrl(this.job, name)
-    this.video.src = url
+    // For want of an encoder a preview is an animated picture, which a video shows as its poster.
+    const plays = name.endsWith('.mp4')
+    this.video.poster = plays ? '' : url
+    if (plays) this.video.src = url
+    else this.video.removeAttribute('src')
     this.open.href = url
     this.open.setAttribute('aria-label', `Open the preview at step ${parseInt(name, 10)} in a new tab`)
     setText(this.previewLabel, `step ${parseInt(name, 10)}`)

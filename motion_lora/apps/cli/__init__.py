@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ...core.errors import MotionLoRAError, is_out_of_memory
+from ...core.surroundings import way_out_of
 from .console import leave_closed_pipe, one_line, prepare_streams, quiet_libraries
 from .interrupt import StoppedError
 
@@ -78,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK
     except (MotionLoRAError, OSError) as error:
         return _complain(options.command, _explain(error), USER_ERROR)
+    except ImportError as error:
+        return _complain(options.command, way_out_of(error), USER_ERROR)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

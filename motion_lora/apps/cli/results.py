@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VIDEO_ENDINGS = (".mp4", ".webm", ".mov", ".mkv", ".gif")
+_log = logging.getLogger(__name__)
 _ROOM = 64 * 2**20
 
 
@@ -49,6 +51,17 @@ def check_video_output(path: Path) -> None:
     if path.suffix.lower() not in VIDEO_ENDINGS:
         raise SettingsError(f"{path} should end in one of {', '.join(VIDEO_ENDINGS)}.")
     check_output(path)
+
+
+def check_rate(path: Path, fps: float) -> None:
+    """Before there are frames: raise SettingsError for a rate that the file cannot have, warn of a lack of encoder."""
+    from ...media.write import GIF_FASTEST, encoder_fault
+
+    if path.suffix.lower() == ".gif":
+        if fps > GIF_FASTEST:
+            raise SettingsError(f"{path} cannot hold {fps:g} frames per second, a GIF ends at {GIF_FASTEST}: use .mp4.")
+    elif fault := encoder_fault(path.suffix.lower()):
+        _log.warning("%s", fault)
 
 
 def write_frames(path: Path, frames: Tensor, fps: float) -> Path:

@@ -14,7 +14,7 @@ from .bases import BASE_OPTIONS, add_json_flag, load_base, wants_json
 from .console import Progress, note, write, write_json
 from .invert import start_noise
 from .options import Option, add_config_flag, add_options, check_table, file_and_strength, gather, named_words
-from .results import VIDEO_ENDINGS, check_folder, check_video_output, write_frames
+from .results import VIDEO_ENDINGS, check_folder, check_rate, check_video_output, write_frames
 from .settings import SAMPLE_OPTIONS
 
 if TYPE_CHECKING:
@@ -128,8 +128,9 @@ def run(options: argparse.Namespace) -> int:
     paths = output_paths(values, wanted)
     requests = lora_requests(options.lora, values, options.config.parent if options.config else Path())
     pipeline = load_base(values)
-    for one in wanted:
+    for path, one in zip(paths, wanted, strict=True):
         resolve(pipeline, one, editing="source" in values)
+        check_rate(path, float(one.fps or pipeline.default_fps))
     stack = build_stack(pipeline, requests, values)
     source = _encode_source(pipeline, values, resolve(pipeline, wanted[0], editing="source" in values))
     latents = start_noise(pipeline, values, wanted)

@@ -335,8 +335,9 @@ def _train(
     values: Mapping[str, Any],
 ) -> tuple[TrainResult, Validated | None]:
     from ...training import train
+    from ...training.checkpoint import has_checkpoint
 
-    if (checkpoint / "checkpoint.json").exists():
+    if has_checkpoint(checkpoint):
         note(f"Going on from the checkpoint in {checkpoint}.")
 
     def work(callback: Callback, visitor: Visitor | None = None) -> TrainResult:
