@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base.placement import pick_device
 from ..core.errors import SettingsError
 
-_COUNT, _LOCAL = "WORLD_SIZE", "LOCAL_RANK"
+_COUNT, _LOCAL, _ON_CPU = "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU"
 
 
 class Processes:
@@ -56,8 +57,15 @@ class Launched(Processes):
 
     def __init__(self) -> None:
         state, self._reduce, self._broadcast = _accelerate()
-        self._state = state()
+        # Accelerate joins processes without a card only where it is told that there is none.
+        told = os.environ.get(_ON_CPU, "").lower() in ("1", "true", "yes", "on")
+        self._state = state(cpu=told or pick_device().type == "cpu")
         self.rank, self.count = int(self._state.process_index), int(self._state.num_processes)
+        if self.count != _launched():
+            raise SettingsError(
+                f"{_launched()} processes were launched ({_COUNT}), and Accelerate joined {self.count}; see what its "
+                "launcher says, or start a single process."
+            )
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         trained = list(parameters)
@@ -81,17 +89,21 @@ class Launched(Processes):
 
 def processes() -> Processes:
     """What this process is one of. Raises SettingsError where it was launched as one of many without Accelerate."""
-    return Launched() if int(os.environ.get(_COUNT, "1")) > 1 else Processes()
+    return Launched() if _launched() > 1 else Processes()
 
 
 def device_name(wanted: str) -> str:
     """The device of this process: "auto" is a card of its own where several were launched on one machine."""
-    several = int(os.environ.get(_COUNT, "1")) > 1 and torch.cuda.is_available()
+    several = _launched() > 1 and torch.cuda.is_available()
     return (
         f"cuda:{int(os.environ.get(_LOCAL, '0')) % torch.cuda.device_count()}"
         if wanted == "auto" and several
         else wanted
     )
+
+
+def _launched() -> int:
+    return int(os.environ.get(_COUNT, "1"))
 
 
 def _accelerate() -> tuple[Any, Any, Any]:
