@@ -41,6 +41,18 @@ _NAMES = (
     "loss",
     "memory",
 )
+_SHOWN = (
+    "debiased_loss",
+    "loss",
+    "spatial_targets",
+    "spatial_rank",
+    "highway",
+    "timestep_low",
+    "timestep_high",
+    "look_strength",
+    "lr_scheduler",
+    "weight_decay",
+)
 _STEPS = {
     "spatial_learning_rate": 1e-5,
     "look_guidance_scale": 0.5,
@@ -65,7 +77,10 @@ class TrainingOptions(io.ComfyNode):
             search_aliases=["ablation", "debiased loss", "min-SNR", "timestep range", "expert settings"],
             inputs=[
                 setting_input(
-                    name, _STEPS.get(name, 0.05), options=SPATIAL_TARGETS if name == "spatial_targets" else None
+                    name,
+                    _STEPS.get(name, 0.05),
+                    options=SPATIAL_TARGETS if name == "spatial_targets" else None,
+                    advanced=name not in _SHOWN,
                 )
                 for name in _NAMES
             ],

@@ -8,11 +8,11 @@ import torch
 
 from ..motion_lora.core.stack import AdapterStack
 from .comfy.sockets import CATEGORY, Base, Stack, io
+from .widgets import own
 
 if TYPE_CHECKING:
     from ..motion_lora.base.pipeline import VideoPipeline
 
-_OWN = "0: the base model's own."
 # Those of the schedulers that are a list of sigmas.
 _WITH_SIGMAS = ("euler", "dpmpp-2m-karras", "unipc", "euler-ancestral")
 
@@ -32,9 +32,7 @@ class ForKSampler(io.ComfyNode):
             inputs=[
                 Base.Input("base_model", tooltip="From Load T2V Model."),
                 Stack.Input("stack", optional=True, tooltip="LoRAs and highway; nothing: the base model as it is."),
-                io.Int.Input("num_frames", default=0, min=0, max=1024, tooltip=f"Frames. {_OWN}"),
-                io.Int.Input("width", default=0, min=0, max=4096, step=8, tooltip=f"Width in pixels. {_OWN}"),
-                io.Int.Input("height", default=0, min=0, max=4096, step=8, tooltip=f"Height in pixels. {_OWN}"),
+                *own.sizes(),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Videos that are sampled together."),
             ],
             outputs=[

@@ -94,7 +94,12 @@ class ReferenceClip(io.ComfyNode):
                     "for: man, street.",
                 ),
                 io.Int.Input(
-                    "num_frames", default=16, min=0, max=1024, tooltip="Frames to train on. 0: all there are."
+                    "num_frames",
+                    "num_frames (0: all)",
+                    default=16,
+                    min=0,
+                    max=1024,
+                    tooltip="Frames to train on. 0: all there are.",
                 ),
                 io.Float.Input(
                     "fps",
@@ -104,7 +109,15 @@ class ReferenceClip(io.ComfyNode):
                     step=0.5,
                     tooltip="Frames per second to take. The clip keeps its speed: a lower rate covers more time.",
                 ),
-                io.Float.Input("start", default=0.0, min=0.0, max=1e6, step=0.1, tooltip="Second at which it starts."),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1e6,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="Second at which it starts.",
+                ),
                 io.Int.Input("width", default=256, min=16, max=4096, step=8, tooltip="Width in pixels."),
                 io.Int.Input("height", default=256, min=16, max=4096, step=8, tooltip="Height in pixels."),
                 io.Float.Input(
@@ -113,6 +126,7 @@ class ReferenceClip(io.ComfyNode):
                     min=0.0,
                     max=240.0,
                     step=0.5,
+                    advanced=True,
                     tooltip="Only for images: the rate at which they were taken. 0: they are the frames to train "
                     "on, as they are. A video knows its own rate.",
                 ),

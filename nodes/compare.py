@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..motion_lora.core.errors import SettingsError
 from .comfy import memory, server
 from .comfy.sockets import CATEGORY, MAX_SEED, Base, Clips, Stack, io
-from .widgets import metrics, previews
+from .widgets import metrics, own, previews
 
 if TYPE_CHECKING:
     from ..motion_lora.base.pipeline import VideoPipeline
@@ -45,16 +45,14 @@ class CompareLoRAs(io.ComfyNode):
                     "has the next.",
                 ),
                 io.Int.Input("num_inference_steps", default=30, min=1, max=1000, tooltip="Denoising steps."),
-                io.Float.Input(
-                    "guidance_scale",
-                    default=9.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="How strictly the prompt is followed. 1 or less: no guidance, twice as fast.",
-                ),
+                own.guidance(),
                 *(
-                    io.String.Input(f"label_{place}", default=f"LoRA {place}", tooltip=f"Label of stack {place}.")
+                    io.String.Input(
+                        f"label_{place}",
+                        default=f"LoRA {place}",
+                        advanced=True,
+                        tooltip=f"Label of stack {place}.",
+                    )
                     for place in PLACES
                 ),
                 *(
@@ -101,7 +99,7 @@ class CompareLoRAs(io.ComfyNode):
             height=clip.height if clip else None,
             width=clip.width if clip else None,
             num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            guidance_scale=guidance_scale or None,
             seed=seed,
             fps=clip.fps if clip else None,
         )

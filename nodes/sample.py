@@ -12,7 +12,7 @@ from ..motion_lora.core.stack import AdapterStack
 from ..motion_lora.media.sheets import grid_frames
 from .comfy import memory, server
 from .comfy.sockets import CATEGORY, MAX_SEED, Absorber, Base, ExecutionBlocker, Noise, Stack, io
-from .widgets import previews
+from .widgets import own, previews
 from .widgets.enums import SCHEDULERS
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ..motion_lora.core.absorber import Absorber as AbsorberValue
     from ..motion_lora.sampling.ddim import InvertedClip
     from ..motion_lora.sampling.settings import SampleSettings
-
-_OWN = "0: the base model's own."
 
 
 class SampleVideo(io.ComfyNode):
@@ -42,14 +40,23 @@ class SampleVideo(io.ComfyNode):
                 Stack.Input("stack", optional=True, tooltip="LoRAs and highway; nothing: the base model as it is."),
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True, default="", tooltip="What to show."),
                 io.String.Input(
-                    "negative_prompt", multiline=True, dynamic_prompts=True, default="", tooltip="What not to show."
+                    "negative_prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    advanced=True,
+                    tooltip="What not to show.",
                 ),
-                io.Int.Input("num_frames", default=0, min=0, max=1024, tooltip=f"Frames. {_OWN}"),
-                io.Int.Input("width", default=0, min=0, max=4096, step=8, tooltip=f"Width in pixels. {_OWN}"),
-                io.Int.Input("height", default=0, min=0, max=4096, step=8, tooltip=f"Height in pixels. {_OWN}"),
+                *own.sizes(advanced=True),
                 _steps(30),
-                _guidance(),
-                io.Combo.Input("scheduler", options=list(SCHEDULERS), default="ddim", tooltip="The sampling method."),
+                own.guidance(),
+                io.Combo.Input(
+                    "scheduler",
+                    options=list(SCHEDULERS),
+                    default="ddim",
+                    advanced=True,
+                    tooltip="The sampling method.",
+                ),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -58,12 +65,11 @@ class SampleVideo(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Seed of the start noise.",
                 ),
-                io.Float.Input(
-                    "fps", default=0.0, min=0.0, max=240.0, step=0.5, tooltip=f"Frames per second of the video. {_OWN}"
-                ),
+                own.fps(advanced=True),
                 io.Boolean.Input(
                     "decode",
                     default=True,
+                    advanced=True,
                     tooltip="Off: only latents, for Decode Video; the other outputs are left out.",
                 ),
                 Noise.Input(
@@ -78,6 +84,7 @@ class SampleVideo(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
+                    advanced=True,
                     tooltip="Share of the connected noise, the rest is the seed's: 1 comes back to the clip, 0 forgets "
                     "it. MotionDirector advises 0.1 to 0.5 for a LoRA of one clip, 0 for one of several.",
                 ),
@@ -93,6 +100,7 @@ class SampleVideo(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
+                    advanced=True,
                     tooltip="Share of the steps that are run on the connected source: 1 leaves little of it, 0.3 most.",
                 ),
                 io.Int.Input(
@@ -179,9 +187,7 @@ class DecodeVideo(io.ComfyNode):
             inputs=[
                 Base.Input("base_model", tooltip="The base model that made the latents."),
                 io.Latent.Input("latents", tooltip="(b, c, f, h, w) from Sample Video; the first video is decoded."),
-                io.Float.Input(
-                    "fps", default=0.0, min=0.0, max=240.0, step=0.5, tooltip=f"Frames per second of the video. {_OWN}"
-                ),
+                own.fps(),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images", tooltip="The frames."),
@@ -269,7 +275,7 @@ class PreviewAbsorber(io.ComfyNode):
                 ),
                 io.Int.Input("num_images", default=4, min=1, max=64, tooltip="How many pictures."),
                 _steps(25),
-                _guidance(),
+                own.guidance(),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -289,6 +295,7 @@ class PreviewAbsorber(io.ComfyNode):
         from ..motion_lora.sampling.settings import SampleSettings
 
         num_images = widgets.pop("num_images")
+        widgets["guidance_scale"] = widgets["guidance_scale"] or None
         settings = SampleSettings(prompt or previews.caption_of(appearance_absorber.metadata, "appearance"), **widgets)
         settings = replace(settings, num_frames=num_images)
         with memory.at_work(base_model, _room(base_model, settings)):
@@ -330,7 +337,7 @@ def _room(base: VideoPipeline, settings: SampleSettings) -> float:
 def _own_values(widgets: dict[str, Any], given: dict[str, int]) -> dict[str, Any]:
     """Zero stands for what connected noise or frames have, else for the base model's own: None in the library."""
     sizes = {name: widgets[name] or given.get(name) for name in ("num_frames", "height", "width")}
-    return {**widgets, **sizes, "fps": widgets["fps"] or None}
+    return {**widgets, **sizes, "fps": widgets["fps"] or None, "guidance_scale": widgets["guidance_scale"] or None}
 
 
 def _given_sizes(base: VideoPipeline, noise: InvertedClip | None, source: torch.Tensor | None) -> dict[str, int]:
@@ -354,15 +361,4 @@ def _encoded(base: VideoPipeline, source: torch.Tensor, settings: SampleSettings
 def _steps(default: int) -> io.Int.Input:
     return io.Int.Input(
         "num_inference_steps", default=default, min=1, max=1000, tooltip="Denoising steps: more is slower and finer."
-    )
-
-
-def _guidance() -> io.Float.Input:
-    return io.Float.Input(
-        "guidance_scale",
-        default=9.0,
-        min=0.0,
-        max=100.0,
-        step=0.1,
-        tooltip="How strictly the prompt is followed. 1 or less: no guidance, twice as fast.",
     )

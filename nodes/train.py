@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from ..motion_lora.core.disk import safe_name
@@ -10,11 +10,11 @@ from ..motion_lora.jobs import APPEARANCE_ABSORBER, BEST, CLIP_MODEL, LAST, LPIP
 from ..motion_lora.methods.table import ABSORBERS, METHODS
 from ..motion_lora.methods.tuning import AUTO
 from ..motion_lora.training.settings import SETTINGS
-from .comfy import jobs, models, server
+from .comfy import jobs, memory, models, plans, server
 from .comfy.sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, TrainOptions, io
 from .widgets import metrics, previews
-from .widgets.enums import AMOUNTS, COUNTS, TEMPORAL_TARGETS
-from .widgets.settings import DEFAULT, SWITCHES, Options, setting_input
+from .widgets.enums import TEMPORAL_TARGETS
+from .widgets.settings import DEFAULT, setting_input, settings_from
 
 if TYPE_CHECKING:
     from ..motion_lora.base.pipeline import VideoPipeline
@@ -63,12 +63,13 @@ class TrainMotionLoRA(io.ComfyNode):
                     "absorber",
                     options=[DEFAULT, *ABSORBERS],
                     default=DEFAULT,
+                    advanced=True,
                     tooltip="Which absorber the method trains when none is connected. default: the method's own.",
                 ),
                 setting_input("steps", zero=_ZERO),
-                setting_input("rank", zero=_ZERO),
-                setting_input("alpha", zero=_ZERO),
-                setting_input("learning_rate", 1e-5, zero=_ZERO),
+                setting_input("rank", zero=_ZERO, advanced=True),
+                setting_input("alpha", zero=_ZERO, advanced=True),
+                setting_input("learning_rate", 1e-5, zero=_ZERO, advanced=True),
                 _seed(),
                 *_running(),
                 io.String.Input(
@@ -82,6 +83,7 @@ class TrainMotionLoRA(io.ComfyNode):
                     default=100,
                     min=0,
                     max=100_000,
+                    advanced=True,
                     tooltip="Steps between two previews. Each takes as long as sampling a short video.",
                 ),
                 setting_input("targets", options=TEMPORAL_TARGETS, advanced=True),
@@ -94,6 +96,7 @@ class TrainMotionLoRA(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
+                    advanced=True,
                     tooltip="Captions of other subjects and places, one per line, with {motion} where the words for "
                     "the motion belong: a robot {motion} in a desert. The clip is redrawn under each and the motion "
                     "learned from all. Method many-looks needs about ten; empty: the method's own.",
@@ -156,11 +159,11 @@ class TrainAppearanceAbsorber(io.ComfyNode):
                 ),
                 setting_input("absorber_steps", zero=_ZERO),
                 setting_input("token_steps", zero=_ZERO),
-                setting_input("absorber_rank", zero=_ZERO),
-                setting_input("num_tokens", zero=_ZERO),
-                setting_input("absorber_learning_rate", 1e-5, zero=_ZERO),
-                setting_input("token_learning_rate", 1e-5, zero=_ZERO),
-                setting_input("patch_crop"),
+                setting_input("absorber_rank", zero=_ZERO, advanced=True),
+                setting_input("num_tokens", zero=_ZERO, advanced=True),
+                setting_input("absorber_learning_rate", 1e-5, zero=_ZERO, advanced=True),
+                setting_input("token_learning_rate", 1e-5, zero=_ZERO, advanced=True),
+                setting_input("patch_crop", advanced=True),
                 _seed(),
                 *_running(),
                 _checkpointing(),
@@ -226,6 +229,9 @@ async def _train(
         measured_by=measured_by,
         yields=widgets["pause_while_generating"],
     )
+    if widgets["retrain"] or not jobs.is_made(spec.fingerprint):
+        memory.make_room_for_training(inputs.pipeline)
+        await asyncio.to_thread(plans.require_memory, inputs, settings, absorber_only=kind == APPEARANCE_ABSORBER)
     again = jobs.continuation_of(hidden.prompt, hidden.extra_pnginfo, hidden.unique_id)
     job = await jobs.run_job(
         spec,
@@ -258,26 +264,6 @@ def _plan(base: VideoPipeline, clip: Clip, widgets: dict[str, Any]) -> Validatio
 
     prompts = [line.strip() for line in widgets.get("validate_prompts", "").splitlines() if line.strip()]
     return validation_plan(base, clip, every, prompts, early_stop=widgets.get("early_stop", False))
-
-
-def settings_from(base: VideoPipeline, widgets: dict[str, Any]) -> TrainSettings:
-    """Training settings: the defaults of the method on this base, with every widget that says something of its own."""
-    from ..motion_lora.training import TrainSettings
-
-    numbers = {name: widgets[name] for name in (*COUNTS, *AMOUNTS) if widgets.get(name)}
-    chosen = {name: widgets.get(name, DEFAULT) for name in ("absorber", "targets", "patch_crop")}
-    looks = tuple(line.strip() for line in widgets.get("looks", "").splitlines() if line.strip())
-    return replace(
-        TrainSettings.for_base(base, widgets.get("method", AUTO)),
-        **numbers,
-        **{name: SWITCHES.get(value, value) for name, value in chosen.items() if value != DEFAULT},
-        **(widgets.get("options") or Options()).settings,
-        **({"looks": looks} if looks else {}),
-        seed=widgets["seed"],
-        gradient_checkpointing=widgets["gradient_checkpointing"],
-        # Repeatable kernels are a switch of the whole process, which other models share.
-        deterministic=base.device.type == "cpu",
-    )
 
 
 def _outputs(job: Job | None) -> io.NodeOutput:
@@ -325,6 +311,7 @@ def _validation() -> list[Any]:
             min=0,
             max=100_000,
             optional=True,
+            advanced=True,
             tooltip="Steps between two validations: a few small videos are sampled and scored, and the curves drawn in "
             "the panel. 0: none.",
         ),
@@ -333,6 +320,7 @@ def _validation() -> list[Any]:
             default="",
             multiline=True,
             optional=True,
+            advanced=True,
             tooltip="Prompts of those videos, one per line, with the clip's motion and a look that is not the clip's. "
             "Empty, for a clip of the playground: other looks than its own.",
         ),
@@ -341,6 +329,7 @@ def _validation() -> list[Any]:
             options=[BEST, LAST],
             default=BEST,
             optional=True,
+            advanced=True,
             tooltip="With validations: the checkpoint of the most faithful motion among those whose leakage and text "
             "alignment stay near the base's, or the last one. Both files stay in the job's folder.",
         ),
@@ -348,6 +337,7 @@ def _validation() -> list[Any]:
             "early_stop",
             default=False,
             optional=True,
+            advanced=True,
             tooltip="With validations: end the training when four in a row have brought nothing more.",
         ),
         *metrics.model_inputs(),
@@ -373,16 +363,19 @@ def _running() -> list[Any]:
         io.Boolean.Input(
             "continue_when_done",
             default=True,
+            advanced=True,
             tooltip="After a training in the background, queue this workflow again, so that what depends on it runs.",
         ),
         io.Boolean.Input(
             "pause_while_generating",
             default=False,
+            advanced=True,
             tooltip="For small GPUs: give the memory back while another workflow runs, then go on.",
         ),
         io.Boolean.Input(
             "retrain",
             default=False,
+            advanced=True,
             tooltip="Train again although the same training has finished before.",
         ),
         io.String.Input("name", default="", tooltip="Name of the job and its file; empty: the clip's caption."),

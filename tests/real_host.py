@@ -310,6 +310,23 @@ class Browser:
 # Shipped workflows --------------------------------------------------------------------------------------------------
 
 
+_TRAIN = "MotionLoRA_TrainMotionLoRA"
+_ABSORBER = "MotionLoRA_TrainAppearanceAbsorber"
+# Widgets that make a workflow end soon.
+FEW = (
+    (_TRAIN, "steps", 4),
+    (_TRAIN, "absorber_steps", 2),
+    (_TRAIN, "token_steps", 2),
+    (_TRAIN, "validate_every", 0),
+    (_ABSORBER, "absorber_steps", 2),
+    (_ABSORBER, "token_steps", 2),
+    ("MotionLoRA_SampleVideo", "num_inference_steps", 3),
+    ("MotionLoRA_InvertClip", "num_inference_steps", 3),
+    ("MotionLoRA_PreviewAbsorber", "num_inference_steps", 1),
+    ("MotionLoRA_CompareLoRAs", "num_inference_steps", 2),
+)
+
+
 def shipped(name: str) -> dict[str, Any]:
     """A workflow as it is shipped."""
     return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from build_workflows import NEEDS, WORKFLOWS
 from PIL import Image
-from real_host import ROOT, Browser, RealComfyUI, lacks_requirements, run_to_end, saved_videos, shipped
+from real_host import FEW, ROOT, Browser, RealComfyUI, lacks_requirements, run_to_end, saved_videos, shipped
 
 from motion_lora.media.read import read_frames
 
@@ -29,19 +29,6 @@ pytestmark = [
 ]
 
 TRAIN = "MotionLoRA_TrainMotionLoRA"
-ABSORBER = "MotionLoRA_TrainAppearanceAbsorber"
-FEW = (
-    (TRAIN, "steps", 4),
-    (TRAIN, "absorber_steps", 2),
-    (TRAIN, "token_steps", 2),
-    (TRAIN, "validate_every", 0),
-    (ABSORBER, "absorber_steps", 2),
-    (ABSORBER, "token_steps", 2),
-    ("MotionLoRA_SampleVideo", "num_inference_steps", 3),
-    ("MotionLoRA_InvertClip", "num_inference_steps", 3),
-    ("MotionLoRA_PreviewAbsorber", "num_inference_steps", 1),
-    ("MotionLoRA_CompareLoRAs", "num_inference_steps", 2),
-)
 AS_SHIPPED = bool(os.environ.get("HOST_AS_SHIPPED"))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,26 @@ def inputs_of(info: dict) -> dict[str, list]:
 def test_ids_orders_and_types_are_as_they_were(host: Host) -> None:
     """Saved workflows hold widget values by position: append, never reorder. `make_texts.py` writes the snapshot."""
     assert snapshot(host.nodes) == json.loads((ROOT / "tests" / "object_info.json").read_text(encoding="utf-8"))
+
+
+MOST = 10
+
+
+def test_a_node_shows_ten_inputs_at_most(host: Host) -> None:
+    """The rest are folded; sockets cannot be."""
+    shown = {
+        node_id: [name for name, (_, options) in inputs_of(node.info()).items() if not options.get("advanced")]
+        for node_id, node in host.nodes.items()
+    }
+    assert {node_id: names for node_id, names in shown.items() if len(names) > MOST} == {}
+
+
+def test_a_number_that_stands_for_the_default_says_so(host: Host) -> None:
+    """In its label; a tooltip with "0: the ..." alone is not seen."""
+    for node_id, node in host.nodes.items():
+        for name, (kind, options) in inputs_of(node.info()).items():
+            if kind in ("INT", "FLOAT") and re.search(r"\b(0|-1): the (method|base|default)", options["tooltip"]):
+                assert "auto" in options.get("display_name", ""), f"{node_id}.{name}"
 
 
 def test_help_pages_and_english_texts_are_up_to_date(host: Host) -> None:

@@ -190,3 +190,50 @@ def test_times_and_speeds_read_well(tmp_path: Path) -> None:
     const result = [duration(75), duration(3700), duration(NaN), speed(0.25), speed(12.34), speed(null)]
     """
     assert run(code, tmp_path) == ["1:15", "1:01:40", "", "4.0 steps/s", "12.3 s/step", ""]
+
+
+@needs_node
+def test_a_plan_asks_by_what_is_connected(tmp_path: Path) -> None:
+    code = """
+    import { question } from 'LIB/plan.js'
+    const widget = (name, value, more = {}) => ({ name, value, ...more })
+    const made = (type, widgets, inputs = {}) => ({
+      type,
+      widgets,
+      inputs: Object.keys(inputs).map((name) => ({ name })),
+      getInputNode: (slot) => Object.values(inputs)[slot]
+    })
+    const base = made('MotionLoRA_LoadT2VModel', [widget('model', 'tiny'), widget('dtype', 'fp32')])
+    const one = made('MotionLoRA_PlaygroundClip', [widget('num_frames', 8)])
+    const sizes = [widget('num_frames', 16), widget('width', 256), widget('height', 128)]
+    const two = made('MotionLoRA_ReferenceClip', sizes)
+    const both = made('MotionLoRA_CombineClips', [], { clips_1: one, clips_2: two })
+    const shown = [widget('method', 'auto'), widget('seed', 5), widget('motion_lora_job', '', { serialize: false })]
+    const inputs = { base_model: base, clips: both, appearance_absorber: null }
+    const train = made('MotionLoRA_TrainMotionLoRA', shown, inputs)
+    const result = [question(train), question(made('MotionLoRA_SampleVideo', [], { base_model: null }))]
+    """
+    asked, nothing = run(code, tmp_path)
+    assert asked == {
+        **{"kind": "training", "model": "tiny", "dtype": "fp32", "widgets": {"method": "auto"}},
+        **{"clips": [[8, 64, 64], [16, 128, 256]], "given": False},
+    }
+    assert nothing is None
+
+
+@needs_node
+def test_a_comparison_is_one_prompt_of_base_and_lora(tmp_path: Path) -> None:
+    code = """
+    import { comparison } from 'LIB/comparison.js'
+    const result = comparison({ name: 'orbit', base: 'tiny', published: 'motion/orbit.safetensors' }, 'a ring')
+    """
+    prompt = run(code, tmp_path)
+    schemas = json.loads((WEB.parent / "tests/object_info.json").read_text(encoding="utf-8"))
+    for node in prompt.values():
+        if node["class_type"].startswith("MotionLoRA_"):
+            required = {name for name, _ in schemas[node["class_type"]]["required"]}
+            known = required | {name for name, _ in schemas[node["class_type"]]["optional"]}
+            assert required <= set(node["inputs"]) <= known, node["class_type"]
+    plain, moved = prompt["motion_lora_plain"]["inputs"], prompt["motion_lora_moved"]["inputs"]
+    assert {**plain, "stack": ["motion_lora_stack", 0]} == moved and plain["prompt"] == "a ring"
+    assert prompt["motion_lora_file"]["inputs"] == {"lora_name": "motion/orbit.safetensors"}

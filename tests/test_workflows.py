@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from build_workflows import NEEDS, WORKFLOWS
 from comfy_double import hosted
+from make_gallery import thumbnail
 from PIL import Image
 
+from motion_lora.media.write import write_video
 from motion_lora.playground.model import EXAMPLES
 
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
@@ -117,10 +121,22 @@ def test_nothing_personal_is_in_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_has_a_thumbnail(name: str) -> None:
+    """Of the graph, or of what it makes: then an animated WebP under the only ending that ComfyUI looks for."""
     path = FOLDER / f"{name}.jpg"
     with Image.open(path) as picture:
-        assert picture.format == "JPEG" and abs(picture.width / picture.height - 16 / 9) < 0.02
+        assert picture.format in ("JPEG", "WEBP") and abs(picture.width / picture.height - 16 / 9) < 0.02
+        assert picture.format == "JPEG" or picture.is_animated
     assert path.stat().st_size < 400_000
+
+
+def test_a_thumbnail_moves_and_is_small(tmp_path: Path) -> None:
+    video = write_video(
+        tmp_path / "made.mp4", torch.rand(8, 128, 400, 3, generator=torch.Generator().manual_seed(0)), 8
+    )
+    made = thumbnail(video)
+    assert len(made) < 400_000
+    with Image.open(io.BytesIO(made)) as picture:
+        assert picture.format == "WEBP" and picture.n_frames == 8 and picture.size == (480, 270)
 
 
 @pytest.mark.parametrize("name", NEEDS)

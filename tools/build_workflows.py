@@ -63,7 +63,7 @@ def base(pos: tuple[int, int], model: str = PLAYGROUND) -> Node:
 
 def sample(key: str, pos: tuple[int, int], prompt: str, stack: str = "", title: str = "", **widgets: Any) -> Node:
     links = {"base_model": ("base", "base_model"), **({"stack": (stack, "stack")} if stack else {})}
-    return Node(key, "MotionLoRA_SampleVideo", pos, {"prompt": prompt, "seed": 7, **widgets}, links, (400, 660), title)
+    return Node(key, "MotionLoRA_SampleVideo", pos, {"prompt": prompt, "seed": 7, **widgets}, links, (400, 600), title)
 
 
 def stack(
@@ -87,11 +87,6 @@ def beside(
     return Node("beside", "MotionLoRA_SideBySide", pos, widgets, links, (400, 420))
 
 
-def play(key: str, pos: tuple[int, int], prompt: str, stack: str = "", title: str = "", **widgets: Any) -> Node:
-    """Sample Video on the playground, whose guidance is lower than that of large models."""
-    return sample(key, pos, prompt, stack, title, **{"guidance_scale": 2.5, **widgets})
-
-
 def clip(key: str, pos: tuple[int, int], title: str = "", **widgets: Any) -> Node:
     return Node(key, "MotionLoRA_PlaygroundClip", pos, widgets, size=(400, 440), title=title)
 
@@ -103,7 +98,7 @@ def train(
     if absorber:
         links["appearance_absorber"] = (absorber, "appearance_absorber")
     widgets = {"method": method, "name": name}
-    return Node(key, "MotionLoRA_TrainMotionLoRA", pos, widgets, links, (420, 780), title)
+    return Node(key, "MotionLoRA_TrainMotionLoRA", pos, widgets, links, (420, 620), title)
 
 
 def combine(key: str, pos: tuple[int, int], first: str, second: str) -> Node:
@@ -260,7 +255,7 @@ twice. With more time: `method` *auto* and `steps` 0 carry a motion best on this
             (460, 0),
             {"absorber": "dual", "name": "look of a red circle"},
             {"base_model": ("base", "base_model"), "clips": ("clip", "clips")},
-            (420, 660),
+            (420, 620),
         ),
         Node(
             "train",
@@ -272,11 +267,11 @@ twice. With more time: `method` *auto* and `steps` 0 carry a motion best on this
                 "clips": ("clip", "clips"),
                 "appearance_absorber": ("absorber", "appearance_absorber"),
             },
-            (420, 760),
+            (420, 620),
         ),
-        stack("stack", (940, 1100), "train"),
-        play("plain", (1420, 0), PROMPT, title="Sample Video: base model"),
-        play("moved", (1880, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
+        stack("stack", (940, 680), "train"),
+        sample("plain", (1420, 0), PROMPT, title="Sample Video: base model"),
+        sample("moved", (1880, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
         beside(
             (2340, 0), "plain", "moved", ("clip", "frames"), left_label="base model", right_label="with motion LoRA"
         ),
@@ -298,9 +293,10 @@ With your own clip and a real model:
    *allowed*, or put its diffusers folder into `models/diffusers`. These two widgets are all that the model needs.
 2. Copy two seconds of one clear motion into ComfyUI's `input` folder, press R, choose it in **Load Clip**.
 3. Describe it in **Reference Clip**: the caption with its motion, the appearance caption without, and the words for the
-   look that stand in both. Set 16 frames at 256 x 256 there, and a guidance_scale of 9 in **Sample Video**.
+   look that stand in both. Set 16 frames at 256 x 256 there.
 
-Little memory? Switch gradient_checkpointing on in the training node, or make the clip smaller.
+The training node says beforehand how long it will take and whether it fits into memory. Too much? Make the clip
+smaller, or unfold the node (*Show Advanced*) and switch gradient_checkpointing on.
 """,
         ),
         base((0, 530)),
@@ -326,11 +322,11 @@ Little memory? Switch gradient_checkpointing on in the training node, or make th
             (960, 0),
             {"method": "customize-a-video", "name": "my motion"},
             {"base_model": ("base", "base_model"), "clips": ("clip", "clips")},
-            (420, 780),
+            (420, 620),
         ),
-        Node("plot", "PreviewImage", (960, 830), {}, {"images": ("train", "loss_plot")}, (420, 300)),
+        Node("plot", "PreviewImage", (960, 680), {}, {"images": ("train", "loss_plot")}, (420, 300)),
         stack("stack", (1440, 0), "train"),
-        play("moved", (1440, 280), PROMPT, "stack"),
+        sample("moved", (1440, 280), PROMPT, "stack"),
         save("save", (1900, 0), "moved", "video/motion_lora"),
     ],
     "03_sample_shared_lora": [
@@ -351,8 +347,8 @@ LoRA**, and in **Load T2V Model** a base of the kind it was trained on. Its capt
         Node("lora", "MotionLoRA_LoadMotionLoRA", (0, 540), {"lora_name": ORBIT}),
         Node("caption", "PreviewAny", (0, 690), {}, {"source": ("lora", "caption")}, (400, 160)),
         stack("stack", (460, 0), "lora"),
-        play("plain", (460, 280), PROMPT, title="Sample Video: base model"),
-        play("moved", (920, 280), PROMPT, "stack", "Sample Video: with motion LoRA"),
+        sample("plain", (460, 280), PROMPT, title="Sample Video: base model"),
+        sample("moved", (920, 280), PROMPT, "stack", "Sample Video: with motion LoRA"),
         beside((1380, 0), "plain", "moved"),
         save("save", (1380, 480), "beside", "video/motion_lora_compare"),
     ],
@@ -385,7 +381,7 @@ Press Run. A stack is a list of LoRAs with strengths; the order changes nothing.
             {"base_model": ("base", "base_model"), "stack": ("two", "stack")},
         ),
         Node("highway", "MotionLoRA_AppearanceHighway", (460, 770), {}, {"stack": ("look", "stack")}),
-        play("moved", (920, 0), "a striped cyan cross circling around over sand", "highway"),
+        sample("moved", (920, 0), "a striped cyan cross circling around over sand", "highway"),
         save("save", (1380, 0), "moved", "video/motion_lora_stack"),
     ],
     "05_train_in_background": [
@@ -400,7 +396,7 @@ Press Run: the training starts and the queue is free at once. Go on working; the
 left shows loss, speed and previews, and has the buttons to pause, resume, stop and save, and cancel.
 
 * When it is done, this workflow is queued again by itself and the video is made. Switch **continue_when_done** off to
-  do that yourself.
+  do that yourself; it is among the folded inputs (*Show Advanced*).
 * Closed ComfyUI meanwhile? Open it again and press Resume in the panel, or Run: it goes on from its last checkpoint.
 * **pause_while_generating** gives a small GPU back while other workflows run.
 """,
@@ -416,13 +412,12 @@ left shows loss, speed and previews, and has the buttons to pause, resume, stop 
                 "name": "bounce",
                 "run": "background",
                 "preview_prompt": "a yellow ring bouncing over night",
-                "preview_every": 100,
             },
             {"base_model": ("base", "base_model"), "clips": ("clip", "clips")},
-            (420, 780),
+            (420, 620),
         ),
-        stack("stack", (460, 1100), "train"),
-        play("moved", (940, 0), "a yellow ring bouncing over night", "stack"),
+        stack("stack", (460, 680), "train"),
+        sample("moved", (940, 0), "a yellow ring bouncing over night", "stack"),
         save("save", (1400, 0), "moved", "video/motion_lora_background"),
     ],
     "06_motiondirector": [
@@ -445,9 +440,9 @@ Sample Video, with a prior of 0.3.
         base((0, 420)),
         clip("clip", (0, 610), motion="orbit"),
         train("train", (460, 0), "motiondirector", "clip", "orbit by MotionDirector"),
-        stack("stack", (460, 1100), "train"),
-        play("plain", (940, 0), PROMPT, title="Sample Video: base model"),
-        play("moved", (1400, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
+        stack("stack", (460, 680), "train"),
+        sample("plain", (940, 0), PROMPT, title="Sample Video: base model"),
+        sample("moved", (1400, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
         beside((1860, 0), "plain", "moved", ("clip", "frames"), left_label="base model", right_label="MotionDirector"),
         save("save", (1860, 560), "beside", "video/motion_lora_motiondirector"),
     ],
@@ -474,9 +469,9 @@ more steps, because each clip gets its share of them.
         combine("pair", (920, 0), "one", "two"),
         combine("all", (920, 140), "pair", "three"),
         train("train", (920, 280), "motiondirector", "all", "bounce of three"),
-        stack("stack", (920, 1380), "train"),
-        play("plain", (1400, 0), "a blue cross bouncing over snow", title="Sample Video: base model"),
-        play("moved", (1860, 0), "a blue cross bouncing over snow", "stack", "Sample Video: with motion LoRA"),
+        stack("stack", (920, 960), "train"),
+        sample("plain", (1400, 0), "a blue cross bouncing over snow", title="Sample Video: base model"),
+        sample("moved", (1860, 0), "a blue cross bouncing over snow", "stack", "Sample Video: with motion LoRA"),
         beside((2320, 0), "plain", "moved", ("one", "frames"), left_label="base model", right_label="with motion LoRA"),
         save("save", (2320, 560), "beside", "video/motion_lora_several_clips"),
     ],
@@ -508,11 +503,11 @@ Press Run. Two LoRAs are trained, one for each half, and meet on one stack.
         ),
         clip("clip", (460, 620), "Clip of the motion", motion="orbit"),
         train("look", (920, 0), "motiondirector-image", "pictures", "striped cyan cross", title="Train the look"),
-        train("motion", (920, 830), "motiondirector", "clip", "orbit by MotionDirector", title="Train the motion"),
+        train("motion", (920, 680), "motiondirector", "clip", "orbit by MotionDirector", title="Train the motion"),
         stack("one", (1400, 0), "look", strength=0.8),
         stack("two", (1400, 240), "motion", "one"),
-        play("plain", (1860, 0), "a striped cyan cross circling around over sand", "one", "Sample Video: look alone"),
-        play(
+        sample("plain", (1860, 0), "a striped cyan cross circling around over sand", "one", "Sample Video: look alone"),
+        sample(
             "moved", (2320, 0), "a striped cyan cross circling around over sand", "two", "Sample Video: look and motion"
         ),
         beside((2780, 0), "plain", "moved", ("clip", "frames"), left_label="look", right_label="look and motion"),
@@ -544,8 +539,8 @@ Left the LoRA alone, right with schedule and highway, same seed.
         Node("schedule", "MotionLoRA_StrengthSchedule", (940, 260), {"end": 0.7}, size=(400, 420)),
         stack("stack", (940, 740), "train", schedule="schedule"),
         Node("highway", "MotionLoRA_AppearanceHighway", (940, 1000), {}, {"stack": ("stack", "stack")}),
-        play("tap", (1400, 0), PROMPT, "plain_stack", "Sample Video: TAP"),
-        play("both", (1860, 0), PROMPT, "highway", "Sample Video: TAP, phased, highway"),
+        sample("tap", (1400, 0), PROMPT, "plain_stack", "Sample Video: TAP"),
+        sample("both", (1860, 0), PROMPT, "highway", "Sample Video: TAP, phased, highway"),
         beside((2320, 0), "tap", "both", ("clip", "frames"), left_label="TAP", right_label="TAP, phased, AH"),
         save("save", (2320, 560), "beside", "video/motion_lora_tap_and_highway"),
     ],
@@ -578,7 +573,7 @@ With guidance 1 and the clip's own caption the first way gives the clip back: tr
             (400, 260),
         ),
         with_links(
-            play(
+            sample(
                 "inverted",
                 (920, 0),
                 EDITED,
@@ -589,7 +584,7 @@ With guidance 1 and the clip's own caption the first way gives the clip back: tr
             noise=("invert", "noise"),
         ),
         with_links(
-            play("edited", (1380, 0), EDITED, title="Sample Video: video to video", num_inference_steps=50),
+            sample("edited", (1380, 0), EDITED, title="Sample Video: video to video", num_inference_steps=50),
             source=("clip", "frames"),
         ),
         beside((1840, 0), "inverted", "edited", ("clip", "frames"), left_label="inversion", right_label="source"),
@@ -621,7 +616,7 @@ For a model that was tuned on the subject (DreamBooth) there is **Absorber from 
         Node(
             "absorber",
             "MotionLoRA_AbsorberFromLoRA",
-            (460, 830),
+            (460, 680),
             {},
             {"base_model": ("base", "base_model"), "lora": ("look", "motion_lora")},
             (420, 160),
@@ -629,16 +624,16 @@ For a model that was tuned on the subject (DreamBooth) there is **Absorber from 
         Node(
             "preview",
             "MotionLoRA_PreviewAbsorber",
-            (460, 1130),
-            {"prompt": "a red circle over sand", "guidance_scale": 2.5},
+            (460, 980),
+            {"prompt": "a red circle over sand"},
             {"base_model": ("base", "base_model"), "appearance_absorber": ("absorber", "appearance_absorber")},
             (420, 320),
         ),
-        Node("shown", "PreviewImage", (940, 1130), {}, {"images": ("preview", "images")}, (420, 320)),
+        Node("shown", "PreviewImage", (940, 980), {}, {"images": ("preview", "images")}, (420, 320)),
         train("train", (940, 0), "customize-a-video", "clip", "orbit, look held", absorber="absorber"),
-        stack("stack", (940, 1100), "train"),
-        play("plain", (1420, 0), PROMPT, title="Sample Video: base model"),
-        play("moved", (1880, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
+        stack("stack", (940, 680), "train"),
+        sample("plain", (1420, 0), PROMPT, title="Sample Video: base model"),
+        sample("moved", (1880, 0), PROMPT, "stack", "Sample Video: with motion LoRA"),
         beside(
             (2340, 0), "plain", "moved", ("clip", "frames"), left_label="base model", right_label="with motion LoRA"
         ),
@@ -701,7 +696,7 @@ To share the mix as one file: **Merge LoRAs**, then **Convert LoRA**.
             title="Strength Schedule: late",
         ),
         stack("two", (1440, 300), "friend", "one", 0.6, schedule="late"),
-        play("moved", (1900, 0), PROMPT, "two"),
+        sample("moved", (1900, 0), PROMPT, "two"),
         save("save", (1440, 600), "moved", "video/motion_lora_friends"),
     ],
     "13_compare_and_choose": [
@@ -745,7 +740,6 @@ Take the strength at which the motion is there and the look is not.
                 "prompts": f"{PROMPT}\na green triangle circling around over night",
                 "seed": 7,
                 "num_inference_steps": 20,
-                "guidance_scale": 2.5,
                 "label_1": "strength 0.5",
                 "label_2": "strength 1.0",
             },
@@ -791,7 +785,7 @@ Size, frames and batch are set in For KSampler, whose latents are (b, c, f, h, w
         ),
         Node("positive", "CLIPTextEncode", (480, 560), {"text": PROMPT}, {"clip": ("bridge", "clip")}, (400, 140)),
         Node("negative", "CLIPTextEncode", (480, 760), {"text": ""}, {"clip": ("bridge", "clip")}, (400, 120)),
-        play("own", (940, 0), PROMPT, "stack", scheduler="euler", num_inference_steps=20),
+        sample("own", (940, 0), PROMPT, "stack", scheduler="euler", num_inference_steps=20),
         Node("euler", "KSamplerSelect", (1400, 0), {"sampler_name": "euler"}, size=(360, 60)),
         Node(
             "sigmas",
@@ -880,7 +874,7 @@ The motion LoRA acts in every window.
         base((0, 390)),
         Node("lora", "MotionLoRA_LoadMotionLoRA", (0, 680), {"lora_name": ORBIT}),
         stack("stack", (460, 0), "lora"),
-        play(
+        sample(
             "long",
             (460, 280),
             PROMPT,
@@ -938,7 +932,6 @@ _BUILD = """async (nodes) => {
     const node = LiteGraph.createNode(wanted.type)
     app.graph.add(node)
     node.pos = wanted.pos
-    if (wanted.size) node.setSize(wanted.size)
     if (wanted.title) node.title = wanted.title
     if (wanted.mode) node.mode = wanted.mode
     for (const [name, value] of Object.entries(wanted.widgets)) {
@@ -946,8 +939,14 @@ _BUILD = """async (nodes) => {
       if (!widget) throw new Error(`${wanted.type} has no widget ${name}`)
       widget.value = value
     }
+    // What is set here is worth being seen.
+    const folded = (one) => one.advanced || one.options?.advanced
+    if (node.widgets?.some((one) => folded(one) && one.name in wanted.widgets)) node.showAdvanced = true
     const control = node.widgets?.find((one) => one.name === 'control_after_generate')
     if (control) control.value = 'fixed'
+    const least = node.computeSize()
+    const [width, height] = wanted.size ?? [node.size[0], 0]
+    node.setSize([Math.max(width, least[0]), Math.max(height, least[1])])
     made[wanted.key] = node
   }
   for (const wanted of nodes) for (const [input, [key, output]] of Object.entries(wanted.links)) {

@@ -47,7 +47,7 @@ def texts(nodes: dict[str, Any]) -> dict[Path, str]:
 
 
 def snapshot(nodes: dict[str, Any]) -> dict[str, Any]:
-    """What saved workflows rely on: ids, and in order the inputs and outputs with their types."""
+    """What saved workflows rely on: ids, and in order the inputs and outputs with their types; which are folded."""
     found = {}
     for node_id, node in sorted(nodes.items()):
         info = node.info()
@@ -55,6 +55,7 @@ def snapshot(nodes: dict[str, Any]) -> dict[str, Any]:
             kind: [[name, entry[0]] for name, entry in info["input"].get(kind, {}).items()]
             for kind in ("required", "optional")
         }
+        found[node_id]["folded"] = [name for name, (_, options) in _inputs(info).items() if options.get("advanced")]
         found[node_id]["output"] = [list(pair) for pair in zip(info["output_name"], info["output"], strict=True)]
     return found
 
@@ -66,22 +67,34 @@ def _inputs(info: dict[str, Any]) -> dict[str, list[Any]]:
 def _page(node_id: str, info: dict[str, Any]) -> str:
     introduction = (INTRODUCTIONS / f"{node_id}.md").read_text(encoding="utf-8")
     lines = [f"# {info['display_name']}", "", info["description"], "", introduction.strip(), ""]
-    lines += ["## Inputs", "", "| input | default | what it is |", "| --- | --- | --- |"]
-    for name, (_, options) in _inputs(info).items():
-        default = options.get("default", "")
-        shown = "" if default == "" else f"`{default}`"
-        lines.append(f"| `{name}` | {shown} | {options['tooltip']} |")
+    inputs = {name: options for name, (_, options) in _inputs(info).items()}
+    folded = {name: options for name, options in inputs.items() if options.get("advanced")}
+    lines += ["## Inputs", "", *_table({name: inputs[name] for name in inputs if name not in folded})]
+    if folded:
+        how = "Shown by *Show Advanced*, in the node or in its menu."
+        lines += ["", "## Folded inputs", "", how, "", *_table(folded)]
     lines += ["", "## Outputs", "", "| output | what it is |", "| --- | --- |"]
     for name, tooltip in zip(info["output_name"], info["output_tooltips"], strict=True):
         lines.append(f"| `{name}` | {tooltip} |")
     return "\n".join(lines) + "\n"
 
 
+def _table(inputs: dict[str, Any]) -> list[str]:
+    lines = ["| input | default | what it is |", "| --- | --- | --- |"]
+    for name, options in inputs.items():
+        default = options.get("default", "")
+        lines.append(f"| `{name}` | {'' if default == '' else f'`{default}`'} | {options['tooltip']} |")
+    return lines
+
+
 def _definition(info: dict[str, Any]) -> dict[str, Any]:
     return {
         "display_name": info["display_name"],
         "description": info["description"],
-        "inputs": {name: {"name": name, "tooltip": o["tooltip"]} for name, (_, o) in _inputs(info).items()},
+        "inputs": {
+            name: {"name": o.get("display_name", name), "tooltip": o["tooltip"]}
+            for name, (_, o) in _inputs(info).items()
+        },
         "outputs": {
             str(index): {"name": name, "tooltip": tooltip}
             for index, (name, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"], strict=True))

@@ -2,9 +2,12 @@
 
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { addJobWidget, addToGraph, TRAIN_NODES } from './lib/graph.js'
+import { compareWithBase } from './lib/comparison.js'
+import { addJobWidget, addPlanWidget, addToGraph, foldAdvanced, markPreview, TRAIN_NODES } from './lib/graph.js'
 import { ACTIVE, Jobs, WITH_RESULT } from './lib/jobs.js'
 import { Panel } from './lib/panel.js'
+import { Planner, PLANNED } from './lib/plan.js'
+import { showProblems } from './lib/problem.js'
 
 const NAME = 'MotionLoRA.Jobs'
 const TAB = 'motion-lora'
@@ -14,6 +17,7 @@ const OTHER_PAGE_WAITS = 4000
 const GOES_ON_BY_ITSELF_FOR = 3600
 
 const jobs = new Jobs(api)
+const planner = new Planner((asked) => jobs.plan(asked))
 const claimed = new Set()
 
 function toast(severity, summary, detail) {
@@ -23,6 +27,7 @@ function toast(severity, summary, detail) {
 /** Carries out a button of a card. */
 async function act(command, job) {
   if (command === 'add') return addToGraph(app, job)
+  if (command === 'compare') return compareWithBase(api, jobs, job)
   if (command === 'continue') return goOn(job)
   if (command === 'forget') return jobs.command('continue', job.id, { wanted: false })
   await jobs.command(command, job.id)
@@ -112,12 +117,17 @@ const extension = {
   async setup() {
     addStyle()
     addTab()
+    planner.start()
+    showProblems(app, api)
     api.addEventListener('motion_lora.jobs', ({ detail }) => jobs.apply(detail))
     api.addEventListener('reconnected', () => jobs.fetch())
     await jobs.fetch()
   },
   nodeCreated(node) {
-    if (TRAIN_NODES.includes(node.comfyClass)) addJobWidget(app, jobs, act, node)
+    markPreview(node)
+    if (TRAIN_NODES.includes(node.comfyClass)) addJobWidget(app, jobs, act, planner, node)
+    else if (node.comfyClass in PLANNED) addPlanWidget(planner, node)
+    if (node.comfyClass?.startsWith('MotionLoRA_')) foldAdvanced(node)
   }
 }
 

@@ -369,10 +369,10 @@ def _unreadable(folder: Path, error: Exception) -> str:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """Optional `motion_lora.json` beside the parts: "name", "num_frames", "fps" that the base is at home with."""
+    """Optional `motion_lora.json` beside the parts: its "name", "num_frames", "fps", "guidance_scale"."""
     path = folder / "motion_lora.json"
     about = read_json(path) if path.is_file() else {}
-    for key, kind in (("name", str), ("num_frames", int), ("fps", (int, float))):
+    for key, kind in (("name", str), ("num_frames", int), ("fps", (int, float)), ("guidance_scale", (int, float))):
         if key in about and (not isinstance(about[key], kind) or about[key] in (0, "")):
             raise ModelError(f"{path}: {key} is {about[key]!r}. Correct the entry or remove it.")
     return about

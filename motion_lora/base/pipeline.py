@@ -61,6 +61,7 @@ class VideoPipeline:
     dtype: torch.dtype
     default_num_frames: int = 16
     default_fps: float = 8.0
+    default_guidance_scale: float = 9.0
     texts: GivenTexts | None = None
     fast_layers: bool = True
     _place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
@@ -138,6 +139,7 @@ class VideoPipeline:
             dtype=dtype,
             default_num_frames=int(parts.about.get("num_frames", 16)),
             default_fps=float(parts.about.get("fps", 8.0)),
+            default_guidance_scale=float(parts.about.get("guidance_scale", 9.0)),
         )
 
     def replica(self, *, unet: bool = True, text_encoder: bool = False) -> VideoPipeline:

@@ -39,7 +39,6 @@ from .scores import MOTION, Scores, mean_scores
 RECORD = "validation.json"
 _NEUTRAL, _LORA = "base.safetensors", "validated-"
 # What the playground was tuned for.
-_PLAYGROUND_GUIDANCE = 2.5
 _PLAYGROUND_PROMPTS, _PLAYGROUND_NOISES = 3, 4
 
 
@@ -73,14 +72,13 @@ def validation_plan(
     Without `prompts` a caption in the playground's words gives its motion in other looks; any other leaves the plan
     without a prompt, which `check_plan` refuses.
     """
-    # The playground is small and its guidance low; others are sampled as `motion-lora sample` does.
     playground = is_playground(pipeline)
     return ValidationPlan(
         every,
         tuple(prompts) or _other_prompts(clip.caption),
         noises=_PLAYGROUND_NOISES if playground else 1,
         num_inference_steps=num_inference_steps,
-        guidance_scale=_PLAYGROUND_GUIDANCE if playground else SampleSettings.guidance_scale,
+        guidance_scale=pipeline.default_guidance_scale,
         num_frames=clip.num_frames,
         height=clip.height,
         width=clip.width,

@@ -38,12 +38,15 @@ CLIP_MODEL, LPIPS_WEIGHTS = "clip_model", "lpips_weights"
 
 @dataclass(frozen=True)
 class PreviewPlan:
-    """A small video that is drawn every `every` steps with `prompt`; no prompt or `every` 0 draws none."""
+    """A small video that is drawn every `every` steps with `prompt`; no prompt or `every` 0 draws none.
+
+    A `guidance_scale` of None is the base's own.
+    """
 
     prompt: str = ""
     every: int = 0
     num_inference_steps: int = 12
-    guidance_scale: float = 9.0
+    guidance_scale: float | None = None
     seed: int = 0
 
     @property

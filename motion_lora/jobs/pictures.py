@@ -26,7 +26,6 @@ from ..core.lora import LoRA
 from ..core.stack import AdapterStack, StackEntry
 from ..media.read import read_frames
 from ..media.write import to_bytes
-from ..playground.model import is_playground
 from .job import PreviewPlan
 from .previews import draw_preview
 from .store import NOTES, PREVIEWS
@@ -39,8 +38,6 @@ _LOG = logging.getLogger(__name__)
 _COVER = "cover.mp4"
 _SIDE = 2
 _LARGEST = 512
-# The guidance of a large model burns the colours of the small one.
-_PLAYGROUND_GUIDANCE = 2.5
 
 
 def cover(frames: Tensor) -> Image.Image:
@@ -86,10 +83,9 @@ def draw_cover(folder: Path, pipeline: VideoPipeline, lora: LoRA, plan: PreviewP
     prompt = plan.prompt.strip() or clip.caption.strip()
     if not prompt or _last_preview(folder) is not None:
         return
-    guidance = _PLAYGROUND_GUIDANCE if is_playground(pipeline) else plan.guidance_scale
     try:
         stack = AdapterStack().add(StackEntry(lora))
-        draw_preview(folder / _COVER, pipeline, stack, replace(plan, prompt=prompt, guidance_scale=guidance), clip)
+        draw_preview(folder / _COVER, pipeline, stack, replace(plan, prompt=prompt), clip)
     except (MotionLoRAError, OSError) as error:
         _LOG.warning("Motion LoRA: no picture of the finished LoRA: %s", error)
 
@@ -106,7 +102,7 @@ def publish_pictures(folder: Path, lora: Path) -> None:
 
 
 def _last_preview(folder: Path) -> Path | None:
-    return _drawn(folder / PREVIEWS, f"*{VIDEO}")
+    return _drawn(folder / PREVIEWS, f"[0-9]*{VIDEO}")
 
 
 def _drawn(folder: Path, pattern: str) -> Path | None:

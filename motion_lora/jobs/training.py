@@ -30,9 +30,11 @@ from ..files.container import read_header
 from ..files.own import load_lora, save_lora
 from ..media.write import encoder_fault
 from ..training import (
+    Speeds,
     StepReport,
     TrainingAbortedError,
     TrainingPausedError,
+    TrainResult,
     TrainSettings,
     View,
     fingerprint,
@@ -40,13 +42,14 @@ from ..training import (
     train,
     train_absorber,
 )
+from ..training.preflight import speeds_of
 from ..training.recipe import make_recipe
 from ..training.settings import absorber_stages
 from ..training.space import bytes_needed
 from .inputs import TrainingInputs, keep_absorber, keep_clips, kept_absorber, kept_clips
 from .job import APPEARANCE_ABSORBER, LAST, MOTION_LORA, JobSpec, PreviewPlan
 from .pictures import VIDEO, draw_cover, publish_pictures
-from .previews import draw_preview
+from .previews import draw_preview, draw_sheet
 from .store import CHECKPOINT, INPUTS, PREVIEWS, RESULT
 from .validation import JobValidation, decides, rule_of
 from .worker import CONTINUE, STOP, Outcome, Reporter
@@ -74,6 +77,7 @@ class TrainingHost:
     `load_base` finds a base by the recipe of a spec; `prepare` and `release` come before and after each run on the
     device; `folders` says where finished files of each kind of job are put for the user, and below which subfolder.
     `find_metric` gives the file or folder of a model that a spec's `measured_by` names, by its kind and name.
+    `speeds` keeps how long steps took, for estimates.
     """
 
     load_base: Callable[[Mapping[str, str]], VideoPipeline]
@@ -81,6 +85,7 @@ class TrainingHost:
     release: Callable[[JobSpec], None] = _nothing
     folders: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
     find_metric: Callable[[str, str], Path] = _by_path
+    speeds: Speeds | None = None
 
 
 def training_spec(
@@ -155,7 +160,7 @@ class TrainingWork:
             with inputs.pipeline.at_work():
                 if spec.kind == APPEARANCE_ABSORBER:
                     return _run_absorber(spec, inputs, folder, reporter)
-                return _run_motion(spec, inputs, folder, reporter, self._host.find_metric)
+                return _run_motion(spec, inputs, folder, reporter, self._host)
         except TrainingAbortedError:
             return Outcome(finished=False, saved=False)
         finally:
@@ -280,10 +285,8 @@ class _Visits:
         return self._spec.preview.wanted and step % self._spec.preview.every == 0
 
 
-def _run_motion(
-    spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter, find_metric: Callable[[str, str], Path]
-) -> Outcome:
-    visits = _Visits(spec, inputs, folder, reporter, find_metric)
+def _run_motion(spec: JobSpec, inputs: TrainingInputs, folder: Path, reporter: Reporter, host: TrainingHost) -> Outcome:
+    visits = _Visits(spec, inputs, folder, reporter, host.find_metric)
     # A server that went away may have left a checkpoint without its scores, or settled and not ended.
     lora = visits.validation.catch_up() if visits.validation else None
     finished = early = lora is not None
@@ -297,6 +300,7 @@ def _run_motion(
             visitor=visits,
             checkpoint=folder / CHECKPOINT,
         )
+        _keep_speeds(host, spec, inputs, result)
         if visits.validation and result.ending != "completed":
             visits.validation.postpone(result)
         if result.ending == "paused":
@@ -310,6 +314,17 @@ def _run_motion(
     save_lora(folder / RESULT, kept.with_metadata(**title))
     draw_cover(folder, inputs.pipeline, kept, spec.preview, inputs.clips[0])
     return Outcome(finished=finished, saved=True, note=visits.fault or (_EARLY if early else ""))
+
+
+def _keep_speeds(host: TrainingHost, spec: JobSpec, inputs: TrainingInputs, result: TrainResult) -> None:
+    """For the estimates of later trainings; of none of them does anything depend on it."""
+    if host.speeds is None:
+        return
+    recipe = make_recipe(inputs.clips, TrainSettings.from_json(spec.settings), inputs.absorber)
+    try:
+        host.speeds.keep(speeds_of(inputs.pipeline, recipe, result.losses))
+    except OutputError as error:
+        _LOG.warning("Motion LoRA: the speed of this training is not kept: %s", error)
 
 
 class _Asked:
@@ -346,6 +361,10 @@ def _preview(spec: JobSpec, inputs: TrainingInputs, view: View, folder: Path, re
         _LOG.warning("Motion LoRA: %s", fault)
         reporter.note(fault)
         return fault
+    try:
+        draw_sheet(folder / PREVIEWS, inputs.pipeline, spec.preview, inputs.clips[0])
+    except (MotionLoRAError, OSError) as error:
+        _LOG.warning("Motion LoRA: no sheet at step %d: %s", view.step, error)
     reporter.preview(drawn.name)
     return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 
 PLAYGROUND_NAME = "playground"
+# That of a large model burns the colours of the small one.
+GUIDANCE_SCALE = 2.5
 PLAYGROUND_FOLDER = Path(__file__).parent / "weights"
 # LoRAs and clips that the workflows use (tools/make_examples.py). Not beside the workflows: ComfyUI would take a folder
 # `examples` of a pack for its templates and then find none of those in `workflows`.
@@ -25,7 +28,8 @@ def load_playground(device: str = "auto", dtype: str = "fp32") -> VideoPipeline:
     """
     from ..base.pipeline import VideoPipeline
 
-    return VideoPipeline.load(PLAYGROUND_FOLDER, device=device, dtype=dtype)
+    base = VideoPipeline.load(PLAYGROUND_FOLDER, device=device, dtype=dtype)
+    return replace(base, default_guidance_scale=GUIDANCE_SCALE)
 
 
 def is_playground(pipeline: VideoPipeline) -> bool:

@@ -28,7 +28,7 @@ from ..core.errors import SettingsError, is_out_of_memory
 from ..core.out_of_memory import SamplingMemoryError
 from ..core.stack import AdapterStack
 from .ddim import InvertedClip, noise_prior
-from .settings import SampleSettings, resolve, steps_run
+from .settings import SampleSettings, is_guided, resolve, steps_run
 from .windows import Fusion, windows
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def _groups(videos: Sequence[SampleSettings], batch_size: int) -> list[list[int]
     """Numbers of the videos that can share a forward pass: alike in all but texts, seed, guidance scale and fps."""
     alike: dict[SampleSettings, list[int]] = {}
     for number, video in enumerate(videos):
-        guided = float(video.guidance_scale > 1.0)
+        guided = float(is_guided(video))
         key = replace(video, prompt="", negative_prompt="", seed=0, guidance_scale=guided, fps=None)
         alike.setdefault(key, []).append(number)
     return [numbers[i : i + batch_size] for numbers in alike.values() for i in range(0, len(numbers), batch_size)]
@@ -257,13 +257,13 @@ class _Batch:
         if copies == 1:
             return predicted
         unconditional, conditional = predicted.chunk(2)
-        scales = torch.tensor([video.guidance_scale for video in self.videos], device=predicted.device)
+        scales = torch.tensor([video.guidance_scale or 0.0 for video in self.videos], device=predicted.device)
         return unconditional + scales.view(-1, 1, 1, 1, 1) * (conditional - unconditional)
 
     def _encode_prompts(self, stack: AdapterStack) -> Text:
         """Text for the network: of negative prompts then prompts with guidance (2 b), else of prompts alone."""
         prompts = [video.prompt for video in self.videos]
-        if self.videos[0].guidance_scale > 1.0:
+        if is_guided(self.videos[0]):
             prompts = [video.negative_prompt for video in self.videos] + prompts
         reader = self.pipeline
         with ExitStack() as contexts:

@@ -33,7 +33,7 @@ class SampleSettings:
     height: int | None = None
     width: int | None = None
     num_inference_steps: int = 30
-    guidance_scale: float = 9.0
+    guidance_scale: float | None = None
     scheduler: str = "ddim"
     seed: int = 0
     fps: float | None = None
@@ -51,6 +51,9 @@ def resolve(pipeline: VideoPipeline, settings: SampleSettings, *, editing: bool 
         height=pipeline.default_height if settings.height is None else settings.height,
         width=pipeline.default_width if settings.width is None else settings.width,
         fps=pipeline.default_fps if settings.fps is None else settings.fps,
+        guidance_scale=(
+            pipeline.default_guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+        ),
     )
     faults = list(_faults(pipeline, resolved, editing))
     if faults:
@@ -127,6 +130,11 @@ def _whole(name: str, value: object, low: int, high: int) -> Iterator[str]:
 def _number(name: str, value: object, low: float, high: float) -> Iterator[str]:
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
         yield f"{name} is {value!r}; it must be a number from {low:g} to {high:g}"
+
+
+def is_guided(settings: SampleSettings) -> bool:
+    """Whether resolved settings need the unconditional pass."""
+    return (settings.guidance_scale or 0.0) > 1.0
 
 
 def steps_run(settings: SampleSettings) -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .checks import check_absorber, check_run, fingerprint
     from .legal import check_settings
     from .loop import fit, learning_rate_factor, train, train_absorber
+    from .preflight import Estimate, Speeds, estimate, require_memory
     from .recipe import Recipe, make_recipe
     from .reports import Callback, Command, Ending, StepReport, TrainingAbortedError, TrainingPausedError, TrainResult
     from .settings import RANGES, SETTINGS, TrainSettings, step_plan
@@ -34,14 +35,18 @@ _HOME = {
     "TrainingPausedError": "reports",
     "View": "stops",
     "Visitor": "stops",
+    "Estimate": "preflight",
+    "Speeds": "preflight",
     "check_absorber": "checks",
     "check_run": "checks",
     "check_settings": "legal",
     "delete_checkpoint": "checkpoint",
+    "estimate": "preflight",
     "fingerprint": "checks",
     "fit": "loop",
     "learning_rate_factor": "loop",
     "make_recipe": "recipe",
+    "require_memory": "preflight",
     "step_plan": "settings",
     "train": "loop",
     "train_absorber": "loop",
@@ -53,7 +58,9 @@ __all__ = [
     "Callback",
     "Command",
     "Ending",
+    "Estimate",
     "Recipe",
+    "Speeds",
     "StageRun",
     "StepReport",
     "TrainResult",
@@ -66,10 +73,12 @@ __all__ = [
     "check_run",
     "check_settings",
     "delete_checkpoint",
+    "estimate",
     "fingerprint",
     "fit",
     "learning_rate_factor",
     "make_recipe",
+    "require_memory",
     "step_plan",
     "train",
     "train_absorber",

@@ -98,7 +98,7 @@ def restyled_latents(
     noise = torch.cat([_same_in_all_frames(latents, seed) for seed in seeds])
     # Sampling takes a replica of its own, which keeps the bypass of this one.
     with temporal_bypass(draft.unet):
-        made = sample(draft, wanted, source=source, latents=noise, decode=False, batch_size=_at_once(latents))
+        made = sample(draft, wanted, source=source, latents=noise, decode=False, batch_size=copies_at_once(latents))
     return torch.cat([one.latents for one in made]).float().cpu().clone()
 
 
@@ -107,6 +107,6 @@ def _same_in_all_frames(latents: Tensor, seed: int) -> Tensor:
     return noise.expand(latents.shape).contiguous()
 
 
-def _at_once(latents: Tensor) -> int:
+def copies_at_once(latents: Tensor) -> int:
     """Copies in one batch: one of a real base, whose guided pair needs as much memory as the training, many of tiny."""
     return min(8, max(1, _LATENTS_AT_ONCE // latents.numel()))

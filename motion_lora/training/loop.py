@@ -385,7 +385,9 @@ def _session(pipeline: VideoPipeline, settings: TrainSettings) -> Iterator[None]
                 raise
             # Whoever keeps the error, as a notebook does, must not keep the activations of its frames.
             traceback.clear_frames(error.__traceback__)
-            raise TrainingMemoryError(_memory_advice(pipeline, settings)) from None
+            raise TrainingMemoryError(
+                f"{pipeline.device} ran out of memory; {memory_advice(pipeline, settings)}."
+            ) from None
 
 
 def _require_scaler(pipeline: VideoPipeline) -> None:
@@ -398,11 +400,12 @@ def _require_scaler(pipeline: VideoPipeline) -> None:
         )
 
 
-def _memory_advice(pipeline: VideoPipeline, settings: TrainSettings) -> str:
+def memory_advice(pipeline: VideoPipeline, settings: TrainSettings) -> str:
+    """What to lower, as the end of a sentence."""
     ways = [] if settings.gradient_checkpointing else ["switch gradient_checkpointing on"]
     ways += ["use fewer frames", "use a smaller height and width", "lower frames_per_step"]
     ways += ["load the base in bf16"] if pipeline.dtype is torch.float32 else []
-    return f"{pipeline.device} ran out of memory; {', '.join(ways[:-1])} or {ways[-1]}."
+    return f"{', '.join(ways[:-1])} or {ways[-1]}"
 
 
 def _either() -> str:

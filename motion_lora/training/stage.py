@@ -27,6 +27,7 @@ from ..methods.losses import LOSSES, LossContext
 from ..methods.stages import Part, Pass, Stage
 from .batches import (
     Draw,
+    Material,
     Remember,
     derived_seed,
     draw_clip,
@@ -141,15 +142,21 @@ class StageRun:
                 self.parameters[f"{TOKENS}|{ROWS}"] = rows
                 self._rates[TOKENS] = self._recipe.part(self._token_parts[0]).learning_rate
         kinds = sorted({a_pass.caption for a_pass in self.stage.passes})
-        self._materials = prepare(reader, self._recipe, self.tokens, kinds)
-        if self.stage.learns_motion:
-            self._materials += restyle(pipeline, self._recipe, self._materials, kinds, remember)
+        self._materials = self._prepared(pipeline, reader, kinds, remember)
         # Kept only where it is used in every step: it would hold the text encoder on the device.
         self.reader = reader if self.trains_tokens else None
         self._texts: dict[str, Text] = {}
         if not self.trains_tokens:
             prompts = sorted({prompt for material in self._materials for prompt in material.prompts.values()})
             self._texts = {prompt: reader.read_prompts([prompt]).to(self.dtype) for prompt in prompts}
+
+    def _prepared(
+        self, pipeline: VideoPipeline, reader: VideoPipeline, kinds: list[str], remember: Remember
+    ) -> list[Material]:
+        materials = prepare(reader, self._recipe, self.tokens, kinds)
+        if self.stage.learns_motion:
+            materials += restyle(pipeline, self._recipe, materials, kinds, remember)
+        return materials
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser, one per learning rate; "base_rate" is the rate before any schedule."""

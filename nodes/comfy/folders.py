@@ -71,6 +71,11 @@ def job_folder() -> Path:
     return Path(folder_paths.get_user_directory()) / OWN / "jobs"
 
 
+def speeds_file() -> Path:
+    """How long steps of trainings took on this machine."""
+    return Path(folder_paths.get_user_directory()) / OWN / "speeds.json"
+
+
 def diffusers_folders() -> list[Path]:
     return [Path(path) for path in folder_paths.get_folder_paths("diffusers")]
 

@@ -86,6 +86,7 @@ class _LazyWork:
     @cached_property
     def _work(self) -> TrainingWork:
         from ...motion_lora.jobs.training import TrainingHost, TrainingWork
+        from ...motion_lora.training import Speeds
 
         places = {
             MOTION_LORA: (folders.lora_folder(), folders.SUBFOLDER),
@@ -99,6 +100,7 @@ class _LazyWork:
                 release=release,
                 folders=places,
                 find_metric=folders.metric_path,
+                speeds=Speeds(folders.speeds_file()),
             )
         )
 
@@ -134,8 +136,7 @@ async def run_job(
     checkpoint, and the same node goes on from there. `made_by` is the prompt and the workflow for the LoRA's picture.
     Raises TrainingError when the job failed.
     """
-    known = runner().find(spec.fingerprint)
-    if retrain or known is None or known.state not in WITH_RESULT:
+    if retrain or not is_made(spec.fingerprint):
         memory.make_room_for_training(inputs.pipeline)
     background = run == BACKGROUND
     job = await asyncio.to_thread(runner().submit, spec, inputs, retrain=retrain, background=background)
@@ -153,6 +154,12 @@ async def run_job(
             _tell({"jobs": [runner().get(job.id).to_json()]})
         return None
     return await _follow(job.id)
+
+
+def is_made(fingerprint: str) -> bool:
+    """Whether a job of this fingerprint has its result already."""
+    known = runner().find(fingerprint)
+    return known is not None and known.state in WITH_RESULT
 
 
 def _keep_workflow(job_id: str, made_by: Mapping[str, Any]) -> None:

@@ -61,6 +61,11 @@ def load(name: str, dtype: str = "auto", download: bool = False) -> VideoPipelin
         return pipeline
 
 
+def in_memory(name: str, dtype: str) -> VideoPipeline | None:
+    """The base of that name if a node holds it already; nothing is loaded."""
+    return _loaded.get((name, dtype))
+
+
 def recipe_of(pipeline: VideoPipeline) -> dict[str, str]:
     """By what `load_again` finds it; empty for one that came from elsewhere."""
     return dict(_recipes.get(pipeline, {}))

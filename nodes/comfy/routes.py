@@ -23,14 +23,16 @@ from ...motion_lora.core.disk import plain_fault
 from ...motion_lora.core.errors import LoRAFileError, MotionLoRAError, SettingsError
 from ...motion_lora.files.container import read_header
 from ...motion_lora.jobs import RESULT
-from . import jobs, server
+from . import jobs, plans, server
 
 PREFIX = "/motion_lora"
 MAX_BODY = 4096
+# Widgets may hold a page of captions.
+MAX_PLAN = 65_536
 # Where proxies say which host was asked for.
 _FORWARDED = ("X-Forwarded-Host", "X-Original-Host", "X-Forwarded-Server")
 # The second and third are what a preview becomes where no encoder is to be had.
-_VIDEO = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png"}
+_PREVIEW = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png"}
 _CURVE = {".csv": "text/csv; charset=utf-8", ".png": "image/png"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -44,6 +46,7 @@ def register() -> None:
     routes.get(f"{PREFIX}/jobs/{{id}}/previews/{{name}}")(_answering(_preview))
     routes.get(f"{PREFIX}/jobs/{{id}}/{{curve}}")(_answering(_curve))
     routes.post(f"{PREFIX}/jobs/{{command}}")(_answering(_command))
+    routes.post(f"{PREFIX}/plan")(_answering(_plan))
 
 
 async def _jobs(request: web.Request) -> web.StreamResponse:
@@ -60,9 +63,9 @@ async def _job(request: web.Request) -> web.StreamResponse:
 async def _preview(request: web.Request) -> web.StreamResponse:
     store = jobs.runner().store
     path = store.file(request.match_info["id"], "previews", request.match_info["name"])
-    if path.suffix not in _VIDEO:
+    if path.suffix not in _PREVIEW:
         raise SettingsError(f"{path.name} is no preview")
-    headers = {"Content-Type": _VIDEO[path.suffix], "X-Content-Type-Options": "nosniff", "Cache-Control": "private"}
+    headers = {"Content-Type": _PREVIEW[path.suffix], "X-Content-Type-Options": "nosniff", "Cache-Control": "private"}
     return web.FileResponse(path, headers=headers)
 
 
@@ -75,6 +78,13 @@ async def _curve(request: web.Request) -> web.StreamResponse:
         "Cache-Control": "no-store",
     }
     return web.FileResponse(path, headers=headers)
+
+
+async def _plan(request: web.Request) -> web.StreamResponse:
+    body = await _json_body(request, MAX_PLAN)
+    if not plans.is_plan(body):
+        raise _RefusedError(400, "the body is no plan of a node")
+    return web.json_response(await asyncio.to_thread(plans.plan, body))
 
 
 async def _command(request: web.Request) -> web.StreamResponse:
@@ -192,19 +202,24 @@ def _plain(host: str) -> str:
     return re.sub(r":(80|443)$", "", host.strip().lower())
 
 
-async def _checked_body(request: web.Request) -> dict[str, Any]:
-    """The JSON body: an object with a job's `id`, and for continue whether it is `wanted`. Raises _RefusedError."""
+async def _json_body(request: web.Request, most: int) -> Any:
+    """What the body says, of so many bytes at most. Raises _RefusedError."""
     if request.content_type != "application/json":
         raise _RefusedError(415, "send JSON, with the content type application/json")
     raw = b""
-    while chunk := await request.content.read(MAX_BODY + 1):
+    while chunk := await request.content.read(most + 1):
         raw += chunk
-        if len(raw) > MAX_BODY:
-            raise _RefusedError(413, f"the body is larger than {MAX_BODY} bytes")
+        if len(raw) > most:
+            raise _RefusedError(413, f"the body is larger than {most} bytes")
     try:
-        body = json.loads(raw)
+        return json.loads(raw)
     except (ValueError, RecursionError, web.RequestPayloadError) as error:
         raise _RefusedError(400, "the body is not JSON") from error
+
+
+async def _checked_body(request: web.Request) -> dict[str, Any]:
+    """The JSON body: an object with a job's `id`, and for continue whether it is `wanted`. Raises _RefusedError."""
+    body = await _json_body(request, MAX_BODY)
     if not isinstance(body, dict) or set(body) - {"id", "wanted"} or not isinstance(body.get("id"), str):
         raise _RefusedError(400, 'the body has to be {"id": "<job id>"}')
     if not isinstance(body.get("wanted", True), bool):

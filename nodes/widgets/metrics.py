@@ -19,6 +19,7 @@ def model_inputs() -> list[io.Input]:
             options=[NONE, *folders.clip_model_names()],
             default=NONE,
             optional=True,
+            advanced=True,
             tooltip="A CLIP model for text alignment (and consistency, without LPIPS). Put a folder in transformers' "
             "layout, such as a download of openai/clip-vit-base-patch32 with safetensors, into "
             "models/motion_lora_metrics or models/clip_vision and press R. The playground needs none.",
@@ -28,6 +29,7 @@ def model_inputs() -> list[io.Input]:
             options=[NONE, *folders.lpips_names()],
             default=NONE,
             optional=True,
+            advanced=True,
             tooltip="Weights for consistency by LPIPS. Put torchvision's file alexnet-*.pth, vgg16-*.pth or "
             "squeezenet1_1-*.pth into models/motion_lora_metrics and press R; the package lpips is needed too. The "
             "playground needs none.",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from ...motion_lora.core.fields import type_of
+from ...motion_lora.methods.tuning import AUTO
 from ...motion_lora.training.settings import SETTINGS, TrainSettings
 from ..comfy.sockets import io
 from .enums import AMOUNTS, COUNTS, SHARES
+
+if TYPE_CHECKING:
+    from ...motion_lora.base.pipeline import VideoPipeline
 
 DEFAULT = "default"
 OWN = -1.0
@@ -36,6 +40,24 @@ def said(widgets: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def settings_from(base: VideoPipeline, widgets: dict[str, Any]) -> TrainSettings:
+    """Training settings: the defaults of the method on this base, with every widget that says something of its own."""
+    numbers = {name: widgets[name] for name in (*COUNTS, *AMOUNTS) if widgets.get(name)}
+    chosen = {name: widgets.get(name, DEFAULT) for name in ("absorber", "targets", "patch_crop")}
+    looks = tuple(line.strip() for line in widgets.get("looks", "").splitlines() if line.strip())
+    return replace(
+        TrainSettings.for_base(base, widgets.get("method", AUTO)),
+        **numbers,
+        **{name: SWITCHES.get(value, value) for name, value in chosen.items() if value != DEFAULT},
+        **(widgets.get("options") or Options()).settings,
+        **({"looks": looks} if looks else {}),
+        seed=widgets["seed"],
+        gradient_checkpointing=widgets["gradient_checkpointing"],
+        # Repeatable kernels are a switch of the whole process, which other models share.
+        deterministic=base.device.type == "cpu",
+    )
+
+
 def setting_input(
     name: str,
     step: float = 0.05,
@@ -55,7 +77,10 @@ def setting_input(
     hint = OWN_HINT if name in SHARES else zero
     # Some say themselves what they are where nobody sets them.
     tooltip = about.help.replace("unset:", "0:") if "unset:" in about.help else f"{about.help} {hint}"
+    label = f"{name} ({-1 if name in SHARES else 0}: auto)"
     if name in COUNTS:
-        return io.Int.Input(name, default=0, min=0, max=COUNTS[name], tooltip=tooltip, **more)
+        return io.Int.Input(name, label, default=0, min=0, max=COUNTS[name], tooltip=tooltip, **more)
     unset, high = (OWN, SHARES[name]) if name in SHARES else (0.0, AMOUNTS[name])
-    return io.Float.Input(name, default=unset, min=unset, max=high, step=step, round=step / 10, tooltip=tooltip, **more)
+    return io.Float.Input(
+        name, label, default=unset, min=unset, max=high, step=step, round=step / 10, tooltip=tooltip, **more
+    )

@@ -15,6 +15,7 @@ const STATES = {
   cancelled: 'cancelled',
   failed: 'failed'
 }
+const SHEET = 'sheet.png'
 const COMMANDS = { pause: 'pausing', interrupt: 'interrupting', stop: 'saving', cancel: 'cancelling', yield: 'stepping aside' }
 
 /** Which buttons a job has; each a command with its label. */
@@ -27,8 +28,9 @@ export function actionsFor(job) {
       ['cancel', 'Cancel']
     ]
   }
-  if (job.state === 'done') return [['add', 'Add to graph'], ['delete', 'Delete']]
-  if (job.state === 'stopped') return [['add', 'Add to graph'], ['resume', 'Go on'], ['delete', 'Delete']]
+  const made = [['add', 'Add to graph'], ...(job.kind === 'motion-lora' ? [['compare', 'Compare with base']] : [])]
+  if (job.state === 'done') return [...made, ['delete', 'Delete']]
+  if (job.state === 'stopped') return [...made, ['resume', 'Go on'], ['delete', 'Delete']]
   const again = job.state === 'paused' || job.state === 'interrupted' ? 'Resume' : 'Retry'
   return [
     ['resume', again],
@@ -176,7 +178,8 @@ export class JobCard {
     button.setAttribute('aria-disabled', 'true')
     show(this.problem, false)
     try {
-      await this.act(command, this.job)
+      const made = await this.act(command, this.job)
+      if (command === 'compare') this.#showComparison(made)
     } catch (error) {
       setText(this.problem, error.message)
       show(this.problem, true)
@@ -184,6 +187,14 @@ export class JobCard {
       this.busy = false
       button.removeAttribute('aria-disabled')
     }
+  }
+
+  /** Base and LoRA beside each other, in the place of the previews. */
+  #showComparison(url) {
+    this.compared ??= el('video', { muted: true, loop: true, autoplay: true, controls: true, class: 'mlora-video' })
+    this.compared.src = url
+    this.compared.setAttribute('aria-label', `Base and ${this.job.name} beside each other`)
+    this.buttons.before(this.compared)
   }
 
   #makePreviews() {
@@ -203,9 +214,13 @@ export class JobCard {
     this.open = el('a', { target: '_blank', rel: 'noopener', textContent: 'open' })
     this.names = []
     this.follows = true
+    this.sheet = el('img', { class: 'mlora-sheet', alt: 'Frames of the reference, of the base and of each preview' })
+    this.sheet.addEventListener('error', () => show(this.sheet, false))
+    this.sheet.addEventListener('load', () => show(this.sheet, true))
     return el(
       'div',
       { class: 'mlora-previews', hidden: true },
+      this.sheet,
       this.video,
       el('div', { class: 'mlora-preview-line' }, this.slider, this.previewLabel, this.open)
     )
@@ -217,6 +232,8 @@ export class JobCard {
     this.names = names
     show(this.previews, names.length > 0)
     if (!names.length) return
+    // The same file grows; its address says how far it is.
+    this.sheet.src = `${this.previewUrl(job, SHEET)}?${names.at(-1)}`
     this.slider.max = names.length - 1
     show(this.slider, names.length > 1)
     if (this.follows) this.slider.value = names.length - 1

@@ -59,6 +59,15 @@ export class Jobs extends EventTarget {
     })
   }
 
+  /** What a node with these widgets will do. */
+  plan(asked) {
+    return this.#ask('/motion_lora/plan', {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/json' },
+      body: JSON.stringify(asked)
+    })
+  }
+
   previewUrl(job, name) {
     return this.api.apiURL(`/motion_lora/jobs/${encodeURIComponent(job.id)}/previews/${encodeURIComponent(name)}`)
   }
@@ -86,7 +95,7 @@ export class Jobs extends EventTarget {
   async #ask(path, options) {
     const answer = await this.api.fetchApi(path, options)
     const body = await answer.json().catch(() => ({}))
-    if (!answer.ok) throw new Error(body.error ?? `the server answered ${answer.status}`)
+    if (!answer.ok) throw Object.assign(new Error(body.error ?? `the server answered ${answer.status}`), { refused: true })
     return body
   }
 }

@@ -61,7 +61,7 @@ SAMPLE_OPTIONS = (
     Option("height", int, "height in pixels (default: the base model's)"),
     Option("width", int, "width in pixels (default: the base model's)"),
     Option("num_inference_steps", int, "denoising steps (default: 30)"),
-    Option("guidance_scale", float, "classifier-free guidance (default: 9)"),
+    Option("guidance_scale", float, "classifier-free guidance (default: the base model's)"),
     Option("scheduler", str, "ddim (default), dpmpp-2m-karras, euler, euler-ancestral or unipc"),
     Option("seed", int, "seed of a video; may be given several times (default: 0)", many=True),
     Option("fps", float, "frames per second of the file (default: the base model's)"),

@@ -40,6 +40,8 @@ examples:
   motion-lora train --absorber look.safetensors --clip orbit.mp4 --caption "a red circle circling around over sand" \\
       --appearance-caption "a red circle over sand" --output orbit.safetensors
   motion-lora train --config run.toml --seed 1
+  motion-lora train --dry-run --clip orbit.mp4 --caption "a red circle circling around over sand" \\
+      --appearance-caption "a red circle over sand"
 
   motion-lora train --clip orbit.mp4 --caption "a red circle circling around over sand" \\
       --appearance-caption "a red circle over sand" --validate-every 50 --early-stop --output orbit.safetensors
@@ -87,6 +89,7 @@ FILE_OPTIONS = (
     Option("save_absorber", Path, "keep the trained absorber in this file", metavar="FILE"),
     Option("plot", Path, "draw the loss curve into this PNG", metavar="FILE"),
     Option("overwrite", bool, "replace an output that exists (default: refuse)"),
+    Option("dry_run", bool, "say what the training will take, and train nothing"),
 )
 
 
@@ -118,13 +121,16 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train, save, report."""
     values = _with_absorber_file(gather(options, _ALL_OPTIONS, tables=("clips",)))
-    output = _require_output(values)
+    dry = values.get("dry_run", False)
+    output = Path() if dry and "output" not in values else _require_output(values)
     requests = clip_requests(values, options.config.parent if options.config else Path())
     pipeline = load_base(values)
     settings = train_settings(pipeline, values)
     clips = read_clips(pipeline, requests, values, single_frames=learns_from_frames(settings))
-    _check_results(values, settings, clips)
     absorber = _load_absorber(values, pipeline)
+    if dry:
+        return _report_dry_run(options, pipeline, clips, settings, absorber)
+    _check_results(values, settings, clips)
     checkpoint = values.get("checkpoint", output.with_name(f"{output.stem}.checkpoint"))
     result, validated = _train(pipeline, clips, settings, absorber, checkpoint, values)
     if not result.finished:
@@ -138,6 +144,26 @@ def run(options: argparse.Namespace) -> int:
         files |= save_validation(values, output, validated)
     _delete_checkpoint(checkpoint)
     _report(options, result, files, validated)
+    return 0
+
+
+def _report_dry_run(
+    options: argparse.Namespace,
+    pipeline: VideoPipeline,
+    clips: Sequence[Clip],
+    settings: TrainSettings,
+    absorber: Absorber | None,
+) -> int:
+    """Two lines, or JSON; then an error where the memory is too little."""
+    from ...training import estimate, require_memory
+
+    found = estimate(pipeline, clips, settings, absorber=absorber)
+    if wants_json(options):
+        write_json(found.to_json())
+    else:
+        write(found.sentence())
+        write(found.details())
+    require_memory(found, pipeline, settings)
     return 0
 
 
