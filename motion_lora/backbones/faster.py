@@ -279,7 +279,8 @@ class _TemporalTransformer(TransformerTemporalModel):
                 return_dict,
             )  # fmt: skip
         _, _, height, width = hidden_states.shape
-        plane = _over_frames(self.norm, hidden_states, num_frames)
+        # Statistics of all frames of a clip together.
+        plane = self.norm(_plane(hidden_states, num_frames, width))
         # (b, c, f * h, w) -> (b * h * w, f, c)
         tokens = plane.permute(0, 2, 3, 1).unflatten(1, (num_frames, height)).flatten(2, 3).transpose(1, 2)
         tokens = _linear(self.proj_in, tokens.flatten(0, 1))
@@ -445,9 +446,3 @@ def _plane(hidden: Tensor, num_frames: int, width: int) -> Tensor:
     _, channels, height, wide = hidden.shape
     rows = num_frames * height * wide // width
     return hidden.permute(0, 2, 3, 1).reshape(-1, rows, width, channels).permute(0, 3, 1, 2)
-
-
-def _over_frames(norm: nn.Module, hidden: Tensor, num_frames: int) -> Tensor:
-    """Group norm over all frames of a clip together, as a plane (b, c, f * h, w)."""
-    normed: Tensor = norm(_plane(hidden, num_frames, hidden.shape[3]))
-    return normed
