@@ -37,7 +37,7 @@ _MOST_CLIPS, _MOST_PIXELS = 64, 2**28
 
 def require_memory(inputs: TrainingInputs, settings: TrainSettings, *, absorber_only: bool) -> None:
     """Raise TrainingMemoryError for a training that cannot fit, with what to lower."""
-    from ...motion_lora.training import estimate
+    from ...motion_lora.training.preflight import estimate
     from ...motion_lora.training import require_memory as require
 
     with inputs.pipeline.at_work():
@@ -103,7 +103,7 @@ def _training(base: VideoPipeline, asked: Mapping[str, Any]) -> dict[str, Any]:
 def _estimate(
     base: VideoPipeline, clips: Sequence[Clip], settings: TrainSettings, asked: Mapping[str, Any]
 ) -> Estimate:
-    from ...motion_lora.training import Speeds, estimate
+    from ...motion_lora.training.preflight import Speeds, estimate
 
     if asked.get("given"):
         settings = replace(settings, absorber="none")
