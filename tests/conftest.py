@@ -51,6 +51,7 @@ SLOW_FILES = {
         "plans",
         "preflight",
         "pretrain",
+        "pretrain_wan",
         "probe",
         "real_clips",
         "restyle",
