@@ -155,7 +155,7 @@ def _report_dry_run(
     absorber: Absorber | None,
 ) -> int:
     """Two lines, or JSON; then an error where the memory is too little."""
-    from ...training import estimate, require_memory
+    from ...training.preflight import estimate, require_memory
 
     found = estimate(pipeline, clips, settings, absorber=absorber)
     if wants_json(options):
