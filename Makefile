@@ -5,6 +5,7 @@
 #   make test     lints, types and all tests
 #   make setup    only the environment, .venv
 #   make bench    one step of the real network at full size, on random weights (24 GiB of memory)
+#   make gpu-check   everything that only a card can tell, in one table; GPU_ARGS="--device cpu --small" on toys
 #   make clean    remove results and caches; the environment stays (remove .venv by hand)
 
 PYTHON ?= python3
@@ -15,8 +16,9 @@ INPUTS := pyproject.toml requirements.txt constraints.txt
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+GPU_ARGS ?=
 
-.PHONY: setup demo check test lint bench clean
+.PHONY: setup demo check test lint bench gpu-check clean
 
 setup: $(STAMP)
 
@@ -41,6 +43,9 @@ test: lint
 
 bench: $(STAMP)
 	$(BIN)/python tools/full_size.py $(BENCH_ARGS)
+
+gpu-check: $(STAMP)
+	$(BIN)/python tools/gpu_check.py $(GPU_ARGS)
 
 clean:
 	rm -rf out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -39,6 +39,7 @@ _NAMES = (
     "weight_decay",
     "gradient_accumulation",
     "loss",
+    "memory",
 )
 _SHOWN = (
     "debiased_loss",

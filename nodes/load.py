@@ -28,7 +28,7 @@ class LoadT2VModel(io.ComfyNode):
                     default=models.PLAYGROUND,
                     tooltip="The base model. Put folders in diffusers' layout into models/diffusers and press R. The "
                     "two known ones are listed even when they are not on this machine. For AnimateDiff: checkpoint + "
-                    "motion module, with the two inputs below.",
+                    "motion module, with the two folded inputs (Show Advanced).",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -50,6 +50,7 @@ class LoadT2VModel(io.ComfyNode):
                     options=[models.NONE, *folders.checkpoint_names()],
                     default=models.NONE,
                     optional=True,
+                    advanced=True,
                     tooltip="For checkpoint + motion module: Stable Diffusion 1.5, with VAE and CLIP in it, from "
                     "models/checkpoints, or a diffusers folder of it.",
                 ),
@@ -58,6 +59,7 @@ class LoadT2VModel(io.ComfyNode):
                     options=[models.NONE, *folders.motion_module_names()],
                     default=models.NONE,
                     optional=True,
+                    advanced=True,
                     tooltip="For checkpoint + motion module: AnimateDiff's v2 (mm_sd_v15_v2) or v3 (v3_sd15_mm), from "
                     "models/animatediff_models, or a diffusers MotionAdapter folder below models/diffusers.",
                 ),

@@ -84,6 +84,15 @@ BASES = (("epsilon", "linspace"), ("epsilon", "leading"), ("v_prediction", "trai
 CASES = (("plain", 1.0, 1), ("stack", 3.0, 2))
 
 
+def other_backbone() -> dict[str, float]:
+    """A network that wants the text of each frame."""
+    base = tiny_pipeline(levels=2, backbone="animatediff")
+    with torch.inference_mode():
+        got = bridged(base, AdapterStack(), "euler", 2.0, 2)
+    want = expected(base, AdapterStack(), "euler", 2.0, 2)
+    return {"error": float((got - want).abs().max()), "spread": float((want - want.mean()).abs().mean())}
+
+
 def main() -> None:
     found: dict[str, dict[str, float]] = {}
     for prediction, spacing in BASES:
@@ -101,6 +110,7 @@ def main() -> None:
                 sys.stderr.write(f"{key}: {found[key]}\n")
         same = all(torch.equal(a, b) for a, b in zip(before, base.unet.parameters(), strict=True))
         found[f"{prediction} {spacing} base unchanged"] = {"error": 0.0 if same else 1.0, "spread": 1.0}
+    found["animatediff"] = other_backbone()
     sys.stdout.write(json.dumps(found))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from lora_samples import predict
+from foreign_files import kohya
+from lora_samples import predict, random_lora
 from tiny import tiny_latents, tiny_motion_unet, tiny_pipeline
 from training_samples import largest_change, quick, sample_clip
 
@@ -13,6 +16,10 @@ from motion_lora.backbones.lora import layers_text
 from motion_lora.backbones.motion_unet import normalise_per_frame
 from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.core.errors import ModelError
+from motion_lora.files.absorbers import load_any_absorber
+from motion_lora.sampling.ddim import invert
+from motion_lora.sampling.loop import sample
+from motion_lora.sampling.settings import SampleSettings
 from motion_lora.training import train
 
 
@@ -60,3 +67,23 @@ def test_many_looks(base: VideoPipeline) -> None:
     settings = quick(method="many-looks", looks=looks, look_similarity=-1.0, absorber="dual", steps=1)
     result = train(base, [sample_clip()], settings)
     assert result.lora.backbone == "animatediff" and largest_change(result.lora) > 0
+
+
+def test_an_image_lora_as_absorber(base: VideoPipeline, tmp_path: Path) -> None:
+    """One of the thousands for Stable Diffusion 1.5, in kohya's form."""
+    look = random_lora(base.unet, list(target_modules(base.unet, "spatial-self-ff")))
+    report = load_any_absorber(kohya(tmp_path / "look.safetensors", look, alpha=1.0), base.unet, strength=0.5)
+    assert report.absorber.spatial is not None and report.absorber.spatial.backbone == "animatediff"
+    result = train(base, [sample_clip()], quick(steps=1), absorber=report.absorber)
+    assert layers_text(result.lora) == "temporal"
+
+
+def test_an_inverted_clip_comes_back(base: VideoPipeline) -> None:
+    latents = tiny_latents(num_frames=3, size=4) * 0.5
+    noise = invert(base, latents, num_inference_steps=20)
+    settings = SampleSettings(
+        "", num_frames=3, height=16, width=16, num_inference_steps=20, guidance_scale=1.0, scheduler="ddim"
+    )
+    back = sample(base, settings, latents=noise, decode=False)[0].latents
+    fresh = sample(base, settings, decode=False)[0].latents
+    assert float((back - latents).norm()) < 0.5 * float((fresh - latents).norm())

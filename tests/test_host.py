@@ -509,6 +509,32 @@ def test_the_panel_from_start_to_save(browser: Browser, server: RealComfyUI) -> 
     assert not browser.page.locator(".mlora-card", has_text="by mouse").count()
 
 
+def test_a_node_says_what_it_will_do(browser: Browser) -> None:
+    browser.load(shipped("02_customize_a_video"), "02_customize_a_video")
+    browser.page.wait_for_function(
+        "() => [...document.querySelectorAll('.mlora-planned')].some((one) => /steps, rank /.test(one.innerText))",
+        timeout=90_000,
+    )
+    browser.shot("planned")
+
+
+def test_the_panel_shows_the_sheet_and_compares_with_the_base(browser: Browser, server: RealComfyUI) -> None:
+    load_on_test_base(browser, "05_train_in_background")
+    chosen = {"steps": 4, "seed": 90_003, "name": "compared", "run": "wait", "preview_every": 2}
+    for widget, value in {**chosen, "method": "temporal-only"}.items():
+        browser.set_widget(TRAIN, widget, value)
+    panel = browser.open_panel()
+    assert status_of(server.finished(browser.run(), 300)) == "success"
+    card = panel.locator(".mlora-card", has_text="compared").first
+    card.locator("img.mlora-sheet").wait_for(timeout=60_000)
+    card.locator("[data-command=compare]").click()
+    browser.page.wait_for_function(
+        "() => [...document.querySelectorAll('.mlora-panel video')].some((one) => one.src.includes('/view'))",
+        timeout=120_000,
+    )
+    browser.shot("panel_compared")
+
+
 def test_the_panel_by_keyboard(browser: Browser, server: RealComfyUI, seed: int) -> None:
     server.finished(server.queue(graph(seed, steps=4000, run="background", sampled=False, name="by keyboard")))
     begun(server, seed, 2)

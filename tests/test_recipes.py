@@ -74,7 +74,7 @@ def test_a_format_is_a_module_and_a_row(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("toy_format")
 def test_a_format_is_offered_everywhere() -> None:
     assert list(written())[-1] == "toy" and "toy: toys" in words()
-    with pytest.raises(SettingsError, match="motion-lora, kohya, peft, animatediff, diffusers, toy"):
+    with pytest.raises(SettingsError, match="motion-lora, kohya, comfyui, peft, animatediff, diffusers, toy"):
         format_named("gguf")
 
 

@@ -44,7 +44,7 @@ def test_a_loss_is_a_function_and_an_entry(losses_seen: list[int]) -> None:
     assert len(losses_seen) == 2
     assert other.lora.fingerprint() != plain.lora.fingerprint() and largest_change(other.lora) > 0
     assert other.settings["loss"] == "absolute" and "loss" not in plain.settings
-    with pytest.raises(SettingsError, match="one of: denoising, debiased, absolute"):
+    with pytest.raises(SettingsError, match="one of: denoising, debiased, frame-difference, absolute"):
         check_settings(quick(loss="squared"))
 
 

@@ -184,7 +184,7 @@ def test_a_schedule_that_is_constant_equals_a_constant(unet):
 def test_a_schedule_moves_the_strength(unet, base):
     lora = everything_sample(unet)
     with applied(unet, stack_of(StackEntry(lora, 0.8, steps=Schedule(0.25, 0.75, "linear"))), 3) as work:
-        assert (work.merged, work.varying) == (0, len(lora))
+        assert (work.merged, work.varying) == (len(lora), 0)
         for position, strength in ((0.0, 0.0), (0.25, 0.8), (0.5, 0.4), (0.75, 0.0), (1.0, 0.0)):
             work.at(position)
             expected = run(base) if strength == 0.0 else output(replica_of(base), stack_of(StackEntry(lora, strength)))

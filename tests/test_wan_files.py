@@ -226,6 +226,23 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
         VideoPipeline.load(folder, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("part", "entries", "message"),
+    [
+        ("vae", {"z_dim": 48}, "the VAE gives 48 channels, the network takes 4"),
+        ("vae", {"_class_name": "AutoencoderKL"}, "is a AutoencoderKL; the network needs a AutoencoderKLWan"),
+        ("text_encoder", {"hidden_size": 64}, "gives vectors of 64, the network takes 32"),
+        ("text_encoder", {"model_type": "llama"}, "is a llama model; the network needs a UMT5 encoder"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_named(tmp_path, part, entries, message):
+    folder = write_folder(tmp_path / "wan")
+    path = folder / part / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+    with pytest.raises(ModelError, match=message):
+        VideoPipeline.load(folder, device="cpu")
+
+
 def given_pipeline() -> VideoPipeline:
     from dataclasses import replace
 
@@ -258,3 +275,25 @@ def test_shorter_texts_are_filled_up():
     found = text_of(texts, ["a", "b"], torch.device("cpu")).tensors["encoder_hidden_states"]
     assert found.shape == (2, 5, TEXT_WIDTH) and not found[0, 3:].any() and bool(found[1].all())
     assert tiny_frames().shape[-1] == 3
+
+
+@torch.no_grad()
+def test_t5_is_read_and_its_states_end_with_the_text(tmp_path):
+    """As diffusers' pipeline: attention to the words alone, zeros behind them."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    from motion_lora.backbones.wan import WAN
+    from motion_lora.base.video_transformer import read_t5
+
+    config = UMT5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4, pad_token_id=0)
+    torch.manual_seed(0)
+    theirs = UMT5EncoderModel(config).eval()
+    theirs.save_pretrained(str(tmp_path))
+    ours = read_t5(tmp_path, torch.float32, [tmp_path / "model.safetensors"])
+    ids = torch.tensor([[5, 7, 9, 1, 0, 0], [8, 1, 0, 0, 0, 0]])
+    found = WAN.read(ours, ids).tensors["encoder_hidden_states"]
+    states = theirs(ids, ids.gt(0).long()).last_hidden_state
+    for row, length in ((0, 4), (1, 2)):
+        torch.testing.assert_close(found[row, :length], states[row, :length])
+        assert not found[row, length:].any()
+    assert read_t5(tmp_path, torch.float16, [tmp_path / "model.safetensors"]).dtype == torch.bfloat16

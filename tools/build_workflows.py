@@ -112,7 +112,9 @@ def with_links(node: Node, **links: tuple[str, str]) -> Node:
 
 def animatediff(pos: tuple[int, int]) -> Node:
     """Load T2V Model, where both files are still to be chosen."""
-    return Node("base", "MotionLoRA_LoadT2VModel", pos, {"model": "checkpoint + motion module (AnimateDiff)"})
+    # Set to what they are, they are unfolded.
+    files = {"checkpoint": "none", "motion_module": "none"}
+    return Node("base", "MotionLoRA_LoadT2VModel", pos, {"model": "checkpoint + motion module (AnimateDiff)", **files})
 
 
 def sd_clip(key: str, pos: tuple[int, int]) -> Node:

@@ -19,7 +19,7 @@ import torch
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import Tensor, nn
 
-from motion_lora.adapters.apply import applied
+from motion_lora.adapters.apply import AppliedStack, applied
 from motion_lora.adapters.targets import target_modules
 from motion_lora.core.curves import Schedule
 from motion_lora.core.lora import LoRA, LoRALayer
@@ -55,8 +55,11 @@ def lora(unet: nn.Module, seed: int) -> LoRA:
     return LoRA(layers)
 
 
-def step(unet: nn.Module, inputs: tuple[Tensor, int, Tensor]) -> float:
+def step(unet: nn.Module, inputs: tuple[Tensor, int, Tensor], work: object, position: float) -> float:
+    """CPU seconds of a step at a position of the schedule; moving a strength there belongs to it."""
     start = time.process_time()
+    if isinstance(work, AppliedStack):
+        work.at(position)
     with torch.no_grad():
         unet(*inputs)
     return time.process_time() - start
@@ -69,8 +72,8 @@ def measure(unet: nn.Module, stacks: dict[str, AdapterStack], rounds: int) -> di
     for number in range(rounds + WARM_UP):
         for name, stack in stacks.items():
             at_work: AbstractContextManager[object] = applied(unet, stack, FRAMES) if len(stack) else nullcontext()
-            with at_work:
-                found = step(unet, inputs)
+            with at_work as work:
+                found = step(unet, inputs, work, (number + 1) / (rounds + WARM_UP))
             if number >= WARM_UP:
                 seconds[name].append(found)
     return {name: statistics.median(values) for name, values in seconds.items()}

@@ -1,7 +1,7 @@
 """The one place where an adapter stack is applied to a network.
 
-Whatever is constant is merged into new tensors of a replica, so ten stacked LoRAs cost per step what none cost;
-whatever varies over steps or frames runs beside the module in a hook.
+Whatever is the same in all frames is merged into new tensors of a replica, again in each step where it varies over
+steps, so ten stacked LoRAs cost per step what none cost; what varies over frames runs beside the module in a hook.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..core.lora import DEFAULT_BACKBONE, TEMPORAL
 from ..core.stack import AdapterStack, StackEntry
 from .branches import Branch
 from .fit import require_fit, weights_of
-from .merging import AppliedLayer, merged_weight
+from .merging import AppliedLayer, Scheduled, merged_weight
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +31,9 @@ _log = logging.getLogger(__name__)
 class AppliedStack:
     """A stack at work on a replica. `at` moves the step; `merged` and `varying` count the modules of either kind."""
 
-    def __init__(self, branches: Mapping[str, Branch], merged: int) -> None:
+    def __init__(self, branches: Mapping[str, Branch], merged: int, scheduled: Sequence[Scheduled] = ()) -> None:
         self._branches = branches
+        self._scheduled = scheduled
         self.merged = merged
         self.varying = len(branches)
 
@@ -40,6 +41,8 @@ class AppliedStack:
         """Set the strengths for a step, 0 = first, 1 = last (i / (n - 1)). Free where nothing varies over steps."""
         if not 0.0 <= step_fraction <= 1.0:
             raise SettingsError(f"the step position must lie in [0, 1], got {step_fraction}")
+        for one in self._scheduled:
+            one.set_step(step_fraction)
         for branch in self._branches.values():
             branch.set_step(step_fraction)
 
@@ -62,8 +65,8 @@ def applied(unet: nn.Module, stack: AdapterStack, num_frames: int, *, merge: boo
         raise SettingsError(f"num_frames must be at least 1, got {num_frames}")
     backbone = of_network(unet)
     _check_entries(unet, stack, backbone)
-    constant, varying = _plan(stack, num_frames, merge)
-    with _at_work(unet, constant, varying, backbone) as at_work:
+    same, varying = _plan(stack, num_frames, merge)
+    with _at_work(unet, same, varying, backbone) as at_work:
         yield at_work
 
 
@@ -100,9 +103,9 @@ def _plan(
     stack: AdapterStack, num_frames: int, merge: bool
 ) -> tuple[dict[str, list[AppliedLayer]], dict[str, list[AppliedLayer]]]:
     parts = [part for entry in stack.entries for part in _parts(entry, num_frames)]
-    constant = [part for part in parts if merge and part.steps is None and part.frames is None]
-    varying = [part for part in parts if not (merge and part.steps is None and part.frames is None)]
-    return _grouped(constant), _grouped(varying)
+    same = [part for part in parts if merge and part.frames is None]
+    varying = [part for part in parts if not (merge and part.frames is None)]
+    return _grouped(same), _grouped(varying)
 
 
 def _parts(entry: StackEntry, num_frames: int) -> Iterator[AppliedLayer]:
@@ -143,7 +146,7 @@ def _summed(parts: Sequence[AppliedLayer]) -> AppliedLayer:
 @contextmanager
 def _at_work(
     network: nn.Module,
-    constant: Mapping[str, list[AppliedLayer]],
+    same: Mapping[str, list[AppliedLayer]],
     varying: Mapping[str, list[AppliedLayer]],
     backbone: Backbone,
 ) -> Iterator[AppliedStack]:
@@ -151,20 +154,23 @@ def _at_work(
     originals: list[tuple[nn.Module, nn.Parameter]] = []
     handles = []
     try:
-        faint = []
-        for name, parts in constant.items():
+        faint, scheduled = [], []
+        for name, parts in same.items():
             module = modules[name]
             weight = module._parameters["weight"]
             assert weight is not None  # `require_fit` has seen it
-            merged, enough = merged_weight(weight, parts)
+            constant = [part for part in parts if part.steps is None]
+            merged, enough = merged_weight(weight, constant)
             faint += [] if enough else [weight.dtype]
             originals.append((module, weight))
             module._parameters["weight"] = nn.Parameter(merged, requires_grad=False)
+            if len(constant) < len(parts):
+                scheduled.append(Scheduled(module, weight, parts))
         _warn_of_faint(faint)
         branches = {name: Branch(name, modules[name], parts, backbone.frame_axis) for name, parts in varying.items()}
         for name, branch in branches.items():
             handles.append(modules[name].register_forward_hook(branch))
-        yield AppliedStack(branches, len(originals))
+        yield AppliedStack(branches, len(originals), scheduled)
     finally:
         for handle in handles:
             handle.remove()

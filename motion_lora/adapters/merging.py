@@ -1,4 +1,4 @@
-"""The constant part of a stack: changes summed into new weights."""
+"""What a stack changes alike in all frames: changes summed into new weights, anew in a step where one has moved."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.curves import Schedule
 from ..core.lora import LoRALayer
@@ -42,6 +42,42 @@ def merged_weight(weight: Tensor, parts: Sequence[AppliedLayer]) -> tuple[Tensor
         return merged, True
     arrived = ((merged.float() - weight.float()) * total).sum()
     return merged, float(arrived) >= _ENOUGH * float(total.square().sum())
+
+
+class Scheduled:
+    """The merged weight of a module some of whose layers vary over steps; made again where a strength has moved.
+
+    Making it costs rank * in * out, a branch beside the module rank * (in + out) for each of thousands of tokens.
+    """
+
+    def __init__(self, module: nn.Module, weight: Tensor, parts: Sequence[AppliedLayer]) -> None:
+        """`weight` is the base's; the merged one is the module's own, and is written over."""
+        self._module, self._weight, self._parts = module, weight, parts
+        device, wide = weight.device, torch.float32
+        self._ups = torch.cat([part.layer.scale * part.layer.up.to(device, wide).flatten(1) for part in parts], dim=1)
+        self._downs = torch.cat([part.layer.down.to(device, wide).flatten(1) for part in parts])
+        self._ranks = torch.tensor([part.layer.rank for part in parts])
+        self._strengths: list[float] | None = None
+        self.set_step(0.0)
+
+    @torch.no_grad()
+    def set_step(self, position: float) -> None:
+        """The weight as it is at a step, 0 the first, 1 the last; nothing where no strength has moved."""
+        strengths = [part.strength * (part.steps.value(position) if part.steps else 1.0) for part in self._parts]
+        if strengths == self._strengths:
+            return
+        self._strengths = strengths
+        into = self._module._parameters["weight"]
+        assert into is not None
+        constant = [part for part in self._parts if part.steps is None]
+        if not any(strength for part, strength in zip(self._parts, strengths, strict=True) if part.steps):
+            # To the bit what it is without the others.
+            into.copy_(merged_weight(self._weight, constant)[0])
+            return
+        gains = torch.tensor(strengths).repeat_interleave(self._ranks).to(self._ups.device)
+        into.copy_(
+            torch.addmm(self._weight.float().flatten(1), self._ups * gains, self._downs).view(self._weight.shape)
+        )
 
 
 def _change(weight: Tensor, parts: Sequence[AppliedLayer]) -> Tensor:

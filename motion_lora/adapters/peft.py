@@ -22,15 +22,19 @@ from ..core.errors import ModelError, SettingsError
 from ..core.lora import LoRA, LoRALayer
 from .broken import shield_peft
 from .fit import CONVOLUTIONS, check_modules, find_module, max_rank, weight_of
+from .packing import Packing
 
 _Product = Callable[[Tensor, Tensor], Tensor]
+_PACKING = "motion_lora_packing"
+_LOW = 0xFFFFFFFF
 
 
 class _Factor(nn.Module):
     """One of the two factors: an fp32 weight that is applied in the dtype of its input, then dropout.
 
     Dropout draws from a generator of its own: recomputing a checkpointed layer drops the same numbers, and the host's
-    global random state is neither used nor changed.
+    global random state is neither used nor changed. A compiled network, which cannot seed a generator within its graph,
+    takes a hash of the place and of the seed as a tensor: other numbers of the same kind, and no new graph for a seed.
     """
 
     def __init__(self, weight: Tensor, product: _Product, scale: float, dropout: float = 0.0) -> None:
@@ -40,12 +44,15 @@ class _Factor(nn.Module):
         self.scale = scale
         self.dropout = dropout
         self.seed = 0
+        self.seed_tensor = torch.zeros((), dtype=torch.int64, device=weight.device)
 
     def forward(self, hidden: Tensor) -> Tensor:
         output = self.product(hidden, self.weight.to(hidden.dtype))
         return self._drop(output) if self.dropout and self.training else output
 
     def _drop(self, output: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return output * (hashed(output, self.seed_tensor) >= self.dropout) / (1 - self.dropout)
         generator = torch.Generator(output.device).manual_seed(self.seed)
         kept = torch.empty_like(output).bernoulli_(1 - self.dropout, generator=generator)
         return output * kept / (1 - self.dropout)
@@ -60,6 +67,8 @@ class Adapter:
     def __init__(self, unet: nn.Module, name: str) -> None:
         """Raises SettingsError when `unet` has no adapter of that name."""
         self.name = name
+        self.seeded_tensors = False
+        """Whether `seed_dropout` keeps the seeds as tensors too, which a compiled network reads."""
         self._network = unet
         self._hosts = {module: host for module, host in _hosts(unet) if name in host.lora_A}
         if not self._hosts:
@@ -72,9 +81,7 @@ class Adapter:
         }
 
     def _factors(self, host: LoraLayer) -> tuple[_Factor, _Factor]:
-        down, up = host.lora_A[self.name], host.lora_B[self.name]
-        assert isinstance(down, _Factor) and isinstance(up, _Factor)
-        return down, up
+        return _factors(host, self.name)
 
     @property
     def strength(self) -> float:
@@ -88,6 +95,7 @@ class Adapter:
         for host in self._hosts.values():
             host.scaling[self.name] = value * self._factors(host)[1].scale
             _activate(host)
+        _packing(self._network).changed()
 
     def set_trainable(self, trainable: bool) -> None:
         """Whether gradients flow into the factors. Dropout is on only while they do."""
@@ -95,12 +103,17 @@ class Adapter:
             for factor in self._factors(host):
                 factor.weight.requires_grad_(trainable)
                 factor.train(trainable)
+        _packing(self._network).changed()
 
     def seed_dropout(self, seed: int) -> None:
         """Choose what the next forward passes drop, differently in each layer; backward passes belong to them."""
         for index, host in enumerate(self._hosts.values()):
             # Knuth's multiplier keeps neighbouring layers, and neighbouring seeds, apart.
             self._factors(host)[1].seed = (seed + index * 2_654_435_761) % 2**63
+        if self.seeded_tensors:
+            for host in self._hosts.values():
+                up = self._factors(host)[1]
+                up.seed_tensor.fill_(up.seed)
 
     def read(self) -> LoRA:
         """The factors as a value: fp32 copies on the CPU at full strength, whatever strength is set."""
@@ -109,6 +122,22 @@ class Adapter:
             down, up = self._factors(host)
             layers[module] = LoRALayer(_copy(down.weight), _copy(up.weight), up.scale)
         return LoRA(layers, backbone=of_network(self._network).name)
+
+
+def hashed(like: Tensor, seed: Tensor) -> Tensor:
+    """Numbers in [0, 1) of the shape of `like`, fp32, from a hash of place and seed (a scalar, int64).
+
+    Two rounds of a 32-bit mixer of multiplications and shifts (Wellons's "lowbias32"), in 64-bit integers.
+    """
+    place = torch.arange(like.numel(), device=like.device).view(like.shape)
+    mixed = _mixed(place ^ (seed & _LOW))
+    return _mixed(mixed ^ (seed >> 32 & _LOW)).float() / 2.0**32
+
+
+def _mixed(number: Tensor) -> Tensor:
+    number = (number ^ (number >> 16)) * 0x7FEB352D & _LOW
+    number = (number ^ (number >> 15)) * 0x846CA68B & _LOW
+    return number ^ (number >> 16)
 
 
 @torch.no_grad()
@@ -203,6 +232,30 @@ def _install(unet: nn.Module, name: str, layers: Mapping[str, LoRALayer], dropou
         if module in layers:
             _fill(host, name, layers[module], dropout)
         _activate(host)
+    _packing(unet).changed()
+
+
+def merge_adapters(unet: nn.Module, enabled: bool) -> None:
+    """Whether small adapters are merged before each forward pass (see `packing`), as they are at first, or run beside
+    their modules, as a compiler has to see them."""
+    packing = _packing(unet)
+    packing.changed()
+    packing.enabled = enabled
+
+
+def _packing(unet: nn.Module) -> Packing:
+    """The one of that network, made and hooked in when it is first asked for."""
+    packing = unet.__dict__.get(_PACKING)
+    if packing is None:
+        packing = unet.__dict__[_PACKING] = Packing(_factors)
+        unet.register_forward_pre_hook(packing)
+    return packing
+
+
+def _factors(host: LoraLayer, name: str) -> tuple[_Factor, _Factor]:
+    down, up = host.lora_A[name], host.lora_B[name]
+    assert isinstance(down, _Factor) and isinstance(up, _Factor)
+    return down, up
 
 
 def _fill(host: LoraLayer, name: str, layer: LoRALayer, dropout: float) -> None:

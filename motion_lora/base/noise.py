@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.errors import ModelError
 from ..core.process import LOGIT_NORMAL, UNIFORM
+from .placement import sent
 
 FLOW_PREDICTION = "flow_prediction"
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -82,7 +83,7 @@ class NoiseSchedule:
 
     @staticmethod
     def _at(table: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
-        values = table[timesteps.cpu()].to(like.device, like.dtype)
+        values = sent(table[timesteps.cpu()].to(like.dtype), like.device)
         return values.view(-1, *([1] * (like.ndim - 1)))
 
 
@@ -138,7 +139,7 @@ class FlowSchedule:
         return torch.minimum((1 - sigma).square(), gamma * sigma.square())
 
     def _sigma(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        sigma = (timesteps / self._count).to(like.device, like.dtype)
+        sigma = sent((timesteps / self._count).to(like.dtype), like.device)
         return sigma.view(-1, *([1] * (like.ndim - 1)))
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.base import Backbone, Text
+from ..backbones.faster import use_fast_layers
 from ..backbones.registry import of_network
 from ..core.errors import ClipError, SettingsError
 from ..core.identity import BaseIdentity
@@ -47,6 +48,7 @@ class VideoPipeline:
 
     All modules are frozen, in evaluation mode, on `device` and in `dtype`. Shapes are those of `axes.py`. With `texts`
     there is no text encoder: what was given is all that it can be told.
+    `fast_layers`: replicas compute with the layers of `backbones.faster`, equal to diffusers' by rounding.
     """
 
     unet: Any
@@ -61,6 +63,7 @@ class VideoPipeline:
     default_fps: float = 8.0
     default_guidance_scale: float = 9.0
     texts: GivenTexts | None = None
+    fast_layers: bool = True
     _place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
     _text_place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
     _home: Residence = field(default_factory=Residence, repr=False)
@@ -144,6 +147,7 @@ class VideoPipeline:
         changes: dict[str, Any] = {}
         if unet:
             changes["unet"] = share_parameters(self.unet)
+            use_fast_layers(changes["unet"], self.fast_layers)
         if text_encoder:
             require_encoder(self.texts, self.identity.name, "changes of the text encoder")
             changes["text_encoder"] = share_parameters(self.text_encoder)

@@ -16,6 +16,10 @@ from ..core.errors import SettingsError
 _DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPES = ("auto", *_DTYPES)
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+# A driver takes so few numbers with the call itself.
+_STAGED = 4096
+# Devices to and from which nothing is copied beside the work.
+_WITHOUT_STREAMS = ("cpu", "meta", "mps")
 
 
 class EncoderPlace:
@@ -126,3 +130,36 @@ def moved(module: AnyModule, device: torch.device) -> AnyModule:
     # What a host moves in its inference mode could never be trained around again.
     with torch.inference_mode(False), torch.no_grad():
         return nn.Module.to(module, device)
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on the device, without waiting for it: through pinned memory where the driver would wait."""
+    if device.type in _WITHOUT_STREAMS:
+        return tensor.to(device)
+    if tensor.numel() > _STAGED:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class Arriving:
+    """A scalar on its way from its device, copied beside the work where there are streams, else read when asked for."""
+
+    def __init__(self, scalar: torch.Tensor) -> None:
+        self._scalar = scalar.detach()
+        self._event: Any = None
+        if scalar.device.type not in _WITHOUT_STREAMS:
+            host = torch.empty(scalar.shape, dtype=scalar.dtype, pin_memory=True)
+            self._scalar = host.copy_(self._scalar, non_blocking=True)
+            self._event = torch.get_device_module(scalar.device).Event()
+            self._event.record()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether `value` would wait for nobody, as far as is known."""
+        return self._event is None or bool(self._event.query())
+
+    def value(self) -> float:
+        """The number."""
+        if self._event is not None:
+            self._event.synchronize()
+        return float(self._scalar)

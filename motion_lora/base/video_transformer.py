@@ -6,7 +6,7 @@ autoencoder is another file, and the text comes as embeddings that ComfyUI's CLI
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def read_transformer_folder(folder: Path, dtype: torch.dtype, variant: str | Non
     backbone = of_class(str(config.get("_class_name")), str(place))
     if fault := backbone.config_fault(config):
         raise ModelError(f"{place} is {fault}. Choose a model with a {supported()}.")
-    _check_parts(folder, backbone)
+    _check_parts(folder, backbone, config)
     about = dict(read_about(folder))
     schedule = read_json(folder / "scheduler" / "scheduler_config.json")
     if two:
@@ -115,24 +115,42 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"{path} cannot be read as safetensors ({error}). Download the file again.") from error
 
 
-def _check_parts(folder: Path, backbone: Backbone) -> None:
+def _check_parts(folder: Path, backbone: Backbone, network: Mapping[str, Any]) -> None:
     needed = {part: folder / part / "config.json" for part in ("vae", "text_encoder")}
     needed["scheduler"] = folder / "scheduler" / "scheduler_config.json"
     missing = [str(path.relative_to(folder)) for path in needed.values() if not path.is_file()]
     if missing:
         raise ModelError(f"The model folder {folder} lacks {', '.join(missing)}. Download the missing part again.")
-    vae = str(read_json(needed["vae"]).get("_class_name"))
-    if vae != backbone.vae_class.__name__:
-        raise ModelError(f"{folder / 'vae'} is a {vae}; the network needs a {backbone.vae_class.__name__}.")
-    text = str(read_json(needed["text_encoder"]).get("model_type"))
-    if not any(kind in text for kind in backbone.text_models):
-        raise ModelError(f"{folder / 'text_encoder'} is a {text} model; the network needs a UMT5 encoder.")
+    vae, text = read_json(needed["vae"]), read_json(needed["text_encoder"])
+    if vae.get("_class_name") != (wanted := backbone.vae_class.__name__):
+        raise ModelError(f"{folder / 'vae'} is a {vae.get('_class_name')}; the network needs a {wanted}.")
+    kind = str(text.get("model_type"))
+    if not any(known in kind for known in backbone.text_models):
+        raise ModelError(f"{folder / 'text_encoder'} is a {kind} model; the network needs a UMT5 encoder.")
+    width, channels = text.get("d_model", text.get("hidden_size")), vae.get("z_dim")
+    if width != network["text_dim"]:
+        raise ModelError(
+            f"{folder}: the text encoder gives vectors of {width}, the network takes {network['text_dim']}. Use the "
+            "text encoder that came with it."
+        )
+    if channels != network["in_channels"]:
+        raise ModelError(
+            f"{folder}: the VAE gives {channels} channels, the network takes {network['in_channels']}. Use its own VAE."
+        )
 
 
 def _text_encoder(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module:
     files = weights_of(folder, "model", dtype, variant)
     if "t5" not in str(read_json(folder / "config.json").get("model_type")):
         return read_text_encoder(folder, dtype, files)
+    return read_t5(folder, dtype, files)
+
+
+def read_t5(folder: Path, dtype: torch.dtype, files: Sequence[Path]) -> nn.Module:
+    """UMT5's encoder from a folder's config and weight files, frozen; in bf16 where fp16 is asked for, which overflows.
+
+    Raises ModelError.
+    """
     try:
         config = UMT5Config.from_pretrained(str(folder), local_files_only=True)
         with torch.device("meta"):
@@ -143,7 +161,6 @@ def _text_encoder(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.M
         ) from error
     stored = read_weights(files)
     table = stored.get("shared.weight", stored.get("encoder.embed_tokens.weight"))
-    # fp16 overflows in T5's feed-forward.
     kept = torch.bfloat16 if dtype == torch.float16 else dtype
     wanted = {name: table if name in _TIED else stored.get(name) for name in encoder.state_dict()}
     if lost := [name for name, tensor in wanted.items() if tensor is None]:

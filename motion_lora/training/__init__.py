@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .checks import check_absorber, check_run, fingerprint
     from .legal import check_settings
     from .loop import fit, learning_rate_factor, train, train_absorber
-    from .preflight import Estimate, Speeds, estimate, require_memory
+    from .preflight import Estimate, Speeds, require_memory
     from .recipe import Recipe, make_recipe
     from .reports import Callback, Command, Ending, StepReport, TrainingAbortedError, TrainingPausedError, TrainResult
     from .settings import RANGES, SETTINGS, TrainSettings, step_plan
@@ -41,7 +41,6 @@ _HOME = {
     "check_run": "checks",
     "check_settings": "legal",
     "delete_checkpoint": "checkpoint",
-    "estimate": "preflight",
     "fingerprint": "checks",
     "fit": "loop",
     "learning_rate_factor": "loop",
@@ -73,7 +72,6 @@ __all__ = [
     "check_run",
     "check_settings",
     "delete_checkpoint",
-    "estimate",
     "fingerprint",
     "fit",
     "learning_rate_factor",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..base.noise import Process, clip_noise
 from ..base.pipeline import VideoPipeline
+from ..base.placement import sent
 from ..base.tokens import check_length
 from ..core.absorber import PlaceholderTokens
 from ..core.axes import fold_frames
@@ -185,7 +186,7 @@ def draw_clip(
         clip=material.clip,
         prompts=material.prompts,
         latents=latents,
-        noise=clip_noise(tuple(latents.shape), generator, settings.offset_noise).to(latents.device),
+        noise=sent(clip_noise(tuple(latents.shape), generator, settings.offset_noise), latents.device),
         timesteps=timesteps,
         frame=_integer(num_frames if stills is None else len(stills), generator),
         anchor=_integer(num_frames, generator),
@@ -211,7 +212,7 @@ def draw_frames(
     latents, stills = _maybe_mirrored(material, settings.horizontal_flip, generator)
     images = fold_frames(latents if stills is None else stills)
     chosen = torch.randperm(len(images), generator=generator)[: settings.frames_per_step]
-    images = images[chosen.to(images.device)]
+    images = images[sent(chosen, images.device)]
     if settings.patch_crop:
         images = random_patches(images, generator, multiple)
     latents = images[:, :, None]
@@ -219,7 +220,7 @@ def draw_frames(
         clip=material.clip,
         prompts=material.prompts,
         latents=latents,
-        noise=clip_noise(tuple(latents.shape), generator, settings.offset_noise).to(latents.device),
+        noise=sent(clip_noise(tuple(latents.shape), generator, settings.offset_noise), latents.device),
         timesteps=schedule.sample_timesteps(len(images), generator),
         frame=0,
         anchor=0,

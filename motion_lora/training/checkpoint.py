@@ -73,9 +73,10 @@ class OptimiserState:
             stored = moments[name]
             parameter.copy_(stored.pop("parameter"))
             if stored:
-                # The step count stays on the CPU, where AdamW keeps it.
+                # The step count stays on the CPU, where AdamW keeps it unless it is one kernel.
+                here = () if self.optimiser.defaults.get("fused") else ("step",)
                 self.optimiser.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in stored.items()
+                    key: value if key in here else value.to(parameter.device) for key, value in stored.items()
                 }
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(dict(scaler))
@@ -104,9 +105,14 @@ class Keeper:
         settings: Mapping[str, Any],
         stages: Sequence[str],
         dtype: torch.dtype,
+        *,
+        writes: bool = True,
     ) -> None:
-        """`fingerprint`, `stages` and `dtype` have to be the same for a run to go on; `settings` say what is not."""
-        self.folder = folder
+        """`fingerprint`, `stages` and `dtype` have to be the same for a run to go on; `settings` say what is not.
+
+        One that does not write, of a training in several processes, reads the same folder and leaves it as it is.
+        """
+        self.folder, self._writes = folder, writes
         self._run = {**settings, "stages": "+".join(stages), "dtype": str(dtype).removeprefix("torch.")}
         self._identity: dict[str, Any] = {"format": FORMAT, "fingerprint": fingerprint, "settings": self._run}
         self._unread: tuple[dict[str, Tensor], Mapping[str, Any]] | None = None
@@ -172,7 +178,7 @@ class Keeper:
 
         `state` is None between two stages.
         """
-        if self.folder is None:
+        if self.folder is None or not self._writes:
             return
         results = {
             f"result|{stage}|{name}": tensor
@@ -222,12 +228,14 @@ class Keeper:
             except (LoRAFileError, KeyError) as error:
                 _log.warning("%s is made again: %s", path.name, error)
         made = make()
+        if not self._writes:
+            return made
         write_atomically(path, serialize({name: made}, {**mark, "sha256": _digest(made)}))
         return made
 
     def delete(self) -> None:
         """Remove the checkpoint, and its folder when nothing else is in it."""
-        if self.folder is not None:
+        if self.folder is not None and self._writes:
             delete_checkpoint(self.folder)
 
     def _drop(self, other_than: Container[str]) -> None:

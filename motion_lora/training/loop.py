@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.pipeline import VideoPipeline
+from ..base.placement import Arriving
 from ..core.absorber import Absorber
 from ..core.errors import SettingsError, TrainingError, is_out_of_memory
 from ..core.lora import LoRA
@@ -33,6 +34,7 @@ from ..methods.table import ABSORBERS
 from .checkpoint import Keeper, OptimiserState, Progress, results_of
 from .checks import check_run, fingerprint
 from .legal import check_settings
+from .parallel import Processes, processes
 from .recipe import Recipe, make_recipe, setting_name
 from .repeatable import repeatable_kernels
 from .reports import (
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
 
 # Steps between two readings of the loss when nobody listens: each reading waits for the device.
 _READ_EVERY = 20
+# So many reports a device of its own may be behind, before somebody waits for it.
+_MOST_UNREAD = 4
 _BETAS = (0.9, 0.999)
 
 
@@ -125,17 +129,19 @@ def fit(
     `look` is asked after the callback, where that lets training go on and there is a next step.
     """
     settings = run.settings
-    optimiser = torch.optim.AdamW(run.groups(), betas=_BETAS, weight_decay=settings.weight_decay, foreach=_foreach(run))
+    together = processes()
+    micros = tuple(together.share(settings.gradient_accumulation))
+    optimiser = torch.optim.AdamW(run.groups(), betas=_BETAS, weight_decay=settings.weight_decay, **_kernels(run))
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype is torch.float16)
     state = OptimiserState(run.parameters, optimiser, scaler)
     keeper.restore(state)
-    journal = _Journal(run, keeper, progress, state, callback, look)
+    journal = _Journal(run, keeper, progress, state, callback, look, together)
 
     while progress.step < run.steps:
         began = time.perf_counter()
         optimiser.zero_grad(set_to_none=True)
         total = torch.zeros((), device=run.device)
-        for micro in range(settings.gradient_accumulation):
+        for micro in micros:
             draw = run.draw(progress.step * settings.gradient_accumulation + micro)
             for a_pass in run.passes(draw):
                 with run.arranged(a_pass, draw):
@@ -143,6 +149,8 @@ def fit(
                     scaler.scale(loss).backward()
                 total += loss.detach()
 
+        total = together.summed(total)
+        together.sum_gradients(run.parameters.values())
         scaler.unscale_(optimiser)
         norm = nn.utils.clip_grad_norm_(run.parameters.values(), settings.max_grad_norm)
         if not scaler.is_enabled():
@@ -189,7 +197,8 @@ class _Run:
         self._mark = fingerprint(pipeline.identity, recipe.clips, settings, recipe.given)
         names = [stage.name for stage in recipe.stages]
         folder = Path(checkpoint) if checkpoint is not None else None
-        self._keeper = Keeper(folder, self._mark, settings.with_effect(), names, pipeline.dtype)
+        writes = processes().is_first
+        self._keeper = Keeper(folder, self._mark, settings.with_effect(), names, pipeline.dtype, writes=writes)
         self._progress = self._keeper.open()
 
     def through_all_stages(self) -> Ending:
@@ -266,28 +275,36 @@ class _Journal:
         state: OptimiserState,
         callback: Callback | None,
         look: Callback | None,
+        together: Processes,
     ) -> None:
         self._run, self._keeper, self._progress, self._state = run, keeper, progress, state
-        self._callback, self._look = callback, look
+        self._callback, self._look, self._together = callback, look, together
         heard = callback is not None or look is not None
         self._every = run.settings.report_every if heard else _READ_EVERY
-        self._unread: list[tuple[Tensor, int, float, float]] = []
+        self._unread: list[tuple[Arriving, int, float, float]] = []
+        self._told = 0
 
     def step_done(self, loss: Tensor, rate: float, seconds: float) -> Command:
-        """Take note of a step. Its loss stays on the device until it is due: reading it would wait for the device."""
+        """Take note of a step. Its loss is read when it is due and has arrived: nobody waits for the device.
+
+        On a device of its own, reports so come a step or two late; the last of a stage, and those before a checkpoint
+        or a look, do not.
+        """
         step = self._progress.step
-        self._unread.append((loss, step, rate, seconds))
+        self._unread.append((Arriving(loss), step, rate, seconds))
         last = step == self._run.steps
         saves = step % self._run.settings.checkpoint_every == 0 and not last
         due = last or step % self._every == 0
         if due or saves:
-            self._read()
+            self._read(wait=last or saves or self._look is not None)
         if saves:
             self._save()
-        return self._asked() if due else "continue"
+        answer = self._asked() if due and len(self._progress.reports) > self._told else "continue"
+        return COMMANDS[self._together.agreed(COMMANDS.index(answer))]
 
     def _asked(self) -> Command:
         report = self._progress.reports[-1]
+        self._told = len(self._progress.reports)
         command = _known(self._callback(report)) if self._callback is not None else "continue"
         if command == "continue" and self._look is not None and report.step < report.total:
             return _known(self._looked(self._look, report))
@@ -311,17 +328,17 @@ class _Journal:
             raise TrainingAbortedError(
                 f"Aborted in step {self._progress.step} of {self._run.stage.name}; nothing was kept."
             )
+        self._read(wait=True)
         self._save()
         return "paused" if command == "pause" else "stopped"
 
-    def _read(self) -> None:
-        losses = torch.stack([entry[0] for entry in self._unread]).tolist()
+    def _read(self, *, wait: bool) -> None:
         stage, total = self._run.stage.name, self._run.steps
-        for loss, (_, step, rate, seconds) in zip(losses, self._unread, strict=True):
-            if not math.isfinite(loss):
+        while self._unread and (wait or len(self._unread) > _MOST_UNREAD * self._every or self._unread[0][0].is_here):
+            arriving, step, rate, seconds = self._unread.pop(0)
+            if not math.isfinite(loss := arriving.value()):
                 raise TrainingError(self._diverged(step))
             self._progress.reports.append(StepReport(stage, step, total, loss, rate, seconds))
-        self._unread.clear()
 
     def _save(self) -> None:
         if not self._state.is_finite():
@@ -396,6 +413,11 @@ def _either() -> str:
     return f"{', '.join(kinds[:-1])} or {kinds[-1]}"
 
 
-def _foreach(run: StageRun) -> bool | None:
-    """One call for all parameters: an adapter has hundreds of small ones, and CPUs do not do so by themselves."""
-    return True if run.device.type == "cpu" else None
+def _kernels(run: StageRun) -> dict[str, bool]:
+    """One call for all parameters: an adapter has hundreds of small ones, and CPUs do not do so by themselves.
+
+    On an accelerator with streams one kernel, which also skips a step that overflowed in fp16 by itself.
+    """
+    if run.device.type == "cpu":
+        return {"foreach": True}
+    return {} if run.device.type in ("mps", "meta") else {"fused": True}

@@ -84,10 +84,12 @@ class Estimate:
         As "customize-a-video on playground: dual absorber 100 + 100 steps, 400 steps, rank 32, about 1:20".
         """
         absorbing = " + ".join(map(str, self.absorber_steps))
+        minutes = [f"about {_clock(self.seconds)}"] if self.seconds is not None else []
+        if not self.steps:
+            return f"{self.absorber} absorber on {self.base}: {', '.join([f'{absorbing} steps', *minutes])}"
         parts = [f"{self.absorber} absorber {absorbing} steps"] if absorbing else []
         parts += [f"{self.looks} looks"] if self.looks else []
-        parts += [f"{self.steps} steps", f"rank {self.rank}"] if self.steps else []
-        parts += [f"about {_clock(self.seconds)}"] if self.seconds is not None else []
+        parts += [f"{self.steps} steps", f"rank {self.rank}", *minutes]
         return f"{self.method} on {self.base}: {', '.join(parts)}"
 
     def details(self) -> str:

@@ -174,6 +174,14 @@ class TrainSettings:
     offset_noise: float = _optimiser(0.0, "Extra noise per channel and frame, in training.", **_share)
     seed: int = _optimiser(0, "Seed of everything random in the training.", low=0, high=2**64 - 1)
     gradient_checkpointing: bool = _running(False, "About a third more time for a fraction of the memory.")
+    memory: float | None = _running(
+        None,
+        "GB that training may fill: as many layers are computed twice as that asks for; unset: as "
+        "gradient_checkpointing says.",
+        low=_SMALL,
+        high=10_000.0,
+        since=3,
+    )
     compile: bool = _running(False, "torch.compile.")
     offload_encoders: bool = _running(True, "Text encoder and VAE wait in main memory while the motion is learned.")
     deterministic: bool = _running(True, "Only repeatable kernels: the same seed gives the same file.")

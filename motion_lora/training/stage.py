@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.highway import appearance_highway
-from ..adapters.peft import Adapter, add_adapter, load_adapter, set_strength, sum_to_zero
+from ..adapters.peft import Adapter, add_adapter, load_adapter, merge_adapters, set_strength, sum_to_zero
 from ..adapters.targets import find_preset, target_modules
 from ..adapters.weights import install_weights
 from ..backbones.base import Text
 from ..backbones.bypass import temporal_bypass
-from ..backbones.checkpointing import gradient_checkpointing
+from ..backbones.checkpointing import checkpointed_layers
+from ..backbones.faster import use_fast_layers
 from ..base.pipeline import VideoPipeline
+from ..base.placement import sent
 from ..base.tokens import with_tokens
 from ..core.absorber import Absorber
 from ..core.highway import Highway
@@ -33,8 +36,10 @@ from .batches import (
     restyle,
     step_generator,
 )
+from .memory import GB, Loss, bytes_of, choose_recomputed
 from .recipe import Recipe
 
+_log = logging.getLogger(__name__)
 TOKENS = "tokens"
 HELD = "held"
 ROWS = "rows"
@@ -77,9 +82,23 @@ class StageRun:
             if not part.is_tokens:
                 self._add_part(pipeline, part)
         self._read_clips(pipeline, absorber, remember or (lambda _, make: make()))
-        self._forward: Any = torch.compile(self.unet) if recipe.settings.compile else self.unet
+        self._forward: Any = self._compiled() if recipe.settings.compile else self.unet
+        idle = (
+            () if recipe.settings.offload_encoders and not self.trains_tokens else (pipeline.text_encoder, pipeline.vae)
+        )
+        # On a CPU they stay where they are, whatever is asked.
+        encoders = (pipeline.text_encoder, pipeline.vae) if self.device.type == "cpu" else idle
+        self._beside = sum(bytes_of(encoder) for encoder in encoders)
 
     # Making it ready
+
+    def _compiled(self) -> Any:
+        """The network compiled: as diffusers wrote it, since the compiler packs operations by itself."""
+        use_fast_layers(self.unet, False)
+        merge_adapters(self.unet, False)
+        for adapter in self.adapters.values():
+            adapter.seeded_tensors = True
+        return torch.compile(self.unet)
 
     def _hold(self, absorber: Absorber) -> None:
         """Put a frozen absorber into the network: foreign weights as new parameters, a LoRA as an adapter."""
@@ -158,11 +177,40 @@ class StageRun:
         routed = self.stage.batch == "clip" and chosen.highway != "none"
         highway = Highway(chosen.highway, chosen.highway_scale) if routed else None
         with ExitStack() as stack:
-            stack.enter_context(gradient_checkpointing(self.unet, chosen.gradient_checkpointing))
+            stack.enter_context(checkpointed_layers(self.unet, self._recomputed()))
             stack.enter_context(appearance_highway(self.unet, highway))
             if all(a_pass.bypass for a_pass in self.stage.passes):
                 stack.enter_context(temporal_bypass(self.unet))
             yield
+
+    def _recomputed(self) -> Collection[int]:
+        """Numbers of the layers that are computed twice: all, none, or as many as the memory asks for."""
+        chosen, every = self.settings, range(len(self.backbone.checkpointed(self.unet)))
+        if chosen.memory is None:
+            return every if chosen.gradient_checkpointing else ()
+        if self.trains_tokens:
+            # Its graph goes through the text encoder too, which is not counted.
+            return every
+        draw, found, budget = self.draw(0), set[int](), int(chosen.memory * GB) - self._beside
+        for a_pass in self.stage.passes:
+            with self.arranged(a_pass, draw):
+                numbers, memory = choose_recomputed(self.unet, self._alike(a_pass, draw), budget)
+            found.update(numbers)
+            _log.info("%s: %d of %d layers are computed twice; %s", self.stage.name, len(numbers), len(every), memory)
+        return found
+
+    def _alike(self, a_pass: Pass, draw: Draw) -> Loss:
+        """A pass of the same sizes over nothing, for the memory to be counted."""
+        shape = (draw.one_frame() if a_pass.frames == "one" else draw).latents.shape
+        text = self._text(draw.prompts[a_pass.caption])
+
+        def loss() -> Tensor:
+            noisy = torch.empty(shape, dtype=self.dtype, device=self.device)
+            timesteps = torch.zeros(len(noisy), dtype=torch.int64, device=self.device)
+            predicted = self.backbone.predict(self.unet, noisy, timesteps, text.expand(len(noisy)))
+            return predicted.float().square().mean()
+
+        return loss
 
     # One step
 
@@ -194,7 +242,7 @@ class StageRun:
         seen = draw.one_frame() if a_pass.frames == "one" else draw
         noisy = self.schedule.add_noise(seen.latents, seen.noise, seen.timesteps)
         text = self._text(draw.prompts[a_pass.caption]).expand(len(noisy))
-        timesteps = seen.timesteps.to(self.device)
+        timesteps = sent(seen.timesteps, self.device)
         predicted = self.backbone.predict(self._forward, noisy.to(self.dtype), timesteps, text).float()
         target = self.schedule.target(seen.latents, seen.noise, seen.timesteps)
         weights = None

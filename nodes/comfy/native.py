@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from ...motion_lora.adapters.apply import AppliedStack, applied, applied_to_text_encoder
 from ...motion_lora.adapters.highway import appearance_highway
+from ...motion_lora.backbones.base import Text
+from ...motion_lora.backbones.registry import of_network
 from ...motion_lora.base.noise import NoiseSchedule
 from ...motion_lora.base.pipeline import VideoPipeline
 from ...motion_lora.core.errors import ModelError, SettingsError
@@ -67,8 +69,7 @@ class _Network(nn.Module):
             t = t if timestep is None else torch.full_like(t, timestep)
             if self.adapters is not None:
                 self.adapters.at(place)
-        predicted: Tensor = self.unet(x, t, context).sample
-        return predicted
+        return of_network(self.unet).predict(self.unet, x, t, Text({"encoder_hidden_states": context}))
 
 
 class Schedule:

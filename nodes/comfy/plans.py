@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...motion_lora.core.errors import MotionLoRAError
 from . import folders, jobs, models, server
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _MOST_CLIPS, _MOST_PIXELS = 64, 2**28
 
 def require_memory(inputs: TrainingInputs, settings: TrainSettings, *, absorber_only: bool) -> None:
     """Raise TrainingMemoryError for a training that cannot fit, with what to lower."""
-    from ...motion_lora.training import estimate
+    from ...motion_lora.training.preflight import estimate
     from ...motion_lora.training import require_memory as require
 
     with inputs.pipeline.at_work():
@@ -52,7 +53,9 @@ def require_memory(inputs: TrainingInputs, settings: TrainSettings, *, absorber_
 
 
 def plan(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """{"sentence", "details", "fits", "advice"} of a node with these widgets; raises SettingsError, ClipError.
+    """{"sentence", "details", "advice", "later"} of a node with these widgets; what is wrong with them is advice.
+
+    `later` says that there may soon be more to tell: minutes, when nothing else runs.
 
     `asked` has the "kind", the loader's "model" and "dtype", the node's "widgets", and of a training its "clips" as
     [frames, height, width], whether an absorber is "given", and the "options" of Advanced Training Settings.
@@ -61,8 +64,12 @@ def plan(asked: Mapping[str, Any]) -> dict[str, Any]:
     with _one_at_a_time:
         made, answer = _answers.get(mark, (0.0, {}))
         if time.monotonic() - made > _HOLDS_FOR or not answer:
-            answer = _made(asked)
-            _answers[mark] = (time.monotonic(), answer)
+            try:
+                answer = _made(asked)
+            except MotionLoRAError as error:
+                answer = _answer("", "", str(error))
+            if not answer["later"]:
+                _answers[mark] = (time.monotonic(), answer)
             while len(_answers) > _MOST_ANSWERS:
                 del _answers[next(iter(_answers))]
     return answer
@@ -90,13 +97,13 @@ def _training(base: VideoPipeline, asked: Mapping[str, Any]) -> dict[str, Any]:
         require(found, base, settings)
     except TrainingMemoryError as error:
         return _answer(found.sentence(), found.details(), str(error))
-    return _answer(found.sentence(), found.details())
+    return _answer(found.sentence(), found.details(), later=found.seconds is None and base in _playground)
 
 
 def _estimate(
     base: VideoPipeline, clips: Sequence[Clip], settings: TrainSettings, asked: Mapping[str, Any]
 ) -> Estimate:
-    from ...motion_lora.training import Speeds, estimate
+    from ...motion_lora.training.preflight import Speeds, estimate
 
     if asked.get("given"):
         settings = replace(settings, absorber="none")
@@ -145,8 +152,8 @@ def _base(name: str, dtype: str) -> VideoPipeline | None:
     return _playground[0]
 
 
-def _answer(sentence: str, details: str, advice: str = "") -> dict[str, Any]:
-    return {"sentence": sentence, "details": details, "advice": advice}
+def _answer(sentence: str, details: str, advice: str = "", *, later: bool = False) -> dict[str, Any]:
+    return {"sentence": sentence, "details": details, "advice": advice, "later": later}
 
 
 # What is refused ----------------------------------------------------------------------------------------------------

@@ -36,6 +36,6 @@ def _highest(kind: str, low: float, high: float) -> dict[str, float]:
 
 # Highest legal value of the training settings that widgets set; 0 in a widget stands for the method's default.
 COUNTS = {name: int(high) for name, high in _highest("int", 0, 1).items()}
-AMOUNTS = _highest("float", 1e-9, 1e-7)
+AMOUNTS = _highest("float", 1e-9, 1e-7) | {"memory": SETTINGS["memory"].high or 0.0}
 # Of these 0 is a legal value, or nearly; -1 in a widget stands for the method's default.
 SHARES = _highest("float", 0.0, 0.0) | _highest("float", 1e-3, 1.0)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from motion_lora.backbones.bypass import temporal_bypass, temporal_layers
+from motion_lora.backbones.faster import use_fast_layers
 from motion_lora.playground import world
 from motion_lora.playground.model import PLAYGROUND_FOLDER
 
@@ -295,6 +296,7 @@ def run_unet(
     unet = build_unet()
     # Dropout of the temporal convolutions serves no purpose on endless data.
     unet.eval()
+    use_fast_layers(unet)
     temporal = [p for _, layer in temporal_layers(unet) for p in layer.parameters()]
     for p in temporal:
         p.requires_grad_(False)
@@ -398,7 +400,9 @@ def _load_model(folder: Path) -> tuple[FrozenParts, UNet3DConditionModel]:
     encoder = CLIPTextModel.from_pretrained(str(folder / "text_encoder"), **fp32).requires_grad_(False)
     tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
     parts = FrozenParts(vae.eval(), tokenizer, encoder.eval(), float(vae.config["scaling_factor"]))
-    return parts, UNet3DConditionModel.from_pretrained(str(folder / "unet"), **fp32).eval()
+    unet = UNet3DConditionModel.from_pretrained(str(folder / "unet"), **fp32).eval()
+    use_fast_layers(unet)
+    return parts, unet
 
 
 def export(work: Path, output: Path) -> None:

@@ -98,7 +98,7 @@ const PLAN_HEIGHT = 76
 
 /** Adds to a node that samples the line that says what its zeros stand for. */
 export function addPlanWidget(planner, node) {
-  addHolder(node, 'motion_lora_plan', () => 30, planner.add(node).element)
+  addHolder(node, 'motion_lora_plan', () => 40, planner.add(node).element)
 }
 
 /** Adds to a train node what it will do, and a card of its newest job, which follows the jobs while the node is there. */

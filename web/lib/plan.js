@@ -76,14 +76,19 @@ export class PlanLine {
     if (!asked) return this.#tell({ details: at(node, 'base_model') ? '' : 'Connect a base model.' })
     setText(this.details, 'Working out what this will take...')
     const told = await this.ask(asked).catch((error) => this.#notTold(error))
-    if (body === this.asked) this.#tell(told)
+    if (body !== this.asked) return
+    this.#tell(told)
+    if (told.later) this.#askAgain()
   }
 
   /** What the server refuses stands until something changes; one that is busy is asked again. */
   #notTold(error) {
     if (error.refused) return { advice: error.message }
+    return { later: true, details: 'The server is busy; what this will take is worked out later.' }
+  }
+
+  #askAgain() {
     setTimeout(() => (this.asked = undefined), AGAIN_AFTER)
-    return { details: 'The server is busy; what this will take is worked out later.' }
   }
 
   #tell({ sentence = '', details = '', advice = '' }) {

@@ -43,9 +43,10 @@ def load_base(values: dict[str, Any]) -> VideoPipeline:
     """The base model that `base`, `device`, `dtype` and `variant` ask for. Raises ModelError or SettingsError."""
     from ...base.pipeline import VideoPipeline
     from ...playground.model import load_playground
+    from ...training.parallel import device_name
 
     base = values.get("base", PLAYGROUND)
-    device, dtype = values.get("device", "auto"), values.get("dtype", "auto")
+    device, dtype = device_name(values.get("device", "auto")), values.get("dtype", "auto")
     if base == PLAYGROUND and "motion_module" in values:
         raise ModelError("A motion module goes into Stable Diffusion 1.5: name its checkpoint or folder with --base.")
     if base == PLAYGROUND:

@@ -137,6 +137,8 @@ def run(options: argparse.Namespace) -> int:
         raise StoppedError(
             f"Stopped; the checkpoint is in {checkpoint}. Run the same command again and it goes on from there."
         )
+    if not _is_first():
+        return 0
     files = _save(values, output, result)
     if validated is not None:
         files |= save_validation(values, output, validated)
@@ -153,7 +155,7 @@ def _report_dry_run(
     absorber: Absorber | None,
 ) -> int:
     """Two lines, or JSON; then an error where the memory is too little."""
-    from ...training import estimate, require_memory
+    from ...training.preflight import estimate, require_memory
 
     found = estimate(pipeline, clips, settings, absorber=absorber)
     if wants_json(options):
@@ -334,13 +336,20 @@ def _load_absorber(values: Mapping[str, Any], pipeline: VideoPipeline) -> Absorb
 
 def train_with_bar(work: Callable[[Callback], TrainResult]) -> TrainResult:
     """Run `work(callback)` with a progress bar per stage; the first Ctrl-C pauses it at the next step."""
-    with interruptible() as request, Progress() as bar:
+    with interruptible() as request, Progress(hidden=not _is_first()) as bar:
 
         def report(step: StepReport) -> Command:
             bar.update(step.stage, step.step, step.total, step.loss)
             return "pause" if request.asked else "continue"
 
         return work(report)
+
+
+def _is_first() -> bool:
+    """Whether this process shows and writes, of those that `accelerate launch` started."""
+    from ...training.parallel import processes
+
+    return processes().is_first
 
 
 def _train(

@@ -1,0 +1,71 @@
+"""What a step of a real network takes, counted without its weights and without a card.
+
+    python tools/count_memory.py --config modelscope --side 384 --budget 8
+    python tools/count_memory.py --config animatediff --side 512 --budget 10
+
+The network is made of fake tensors, in 16 bit, with a LoRA of rank 32 on its temporal layers; as many layers are
+computed twice as the budget asks for. Text encoder and VAE wait in main memory, as they do in a training on a card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from motion_lora.adapters.peft import Adapter, add_adapter
+from motion_lora.adapters.targets import target_modules
+from motion_lora.backbones.base import Text
+from motion_lora.backbones.motion_unet import ANIMATEDIFF_CONFIG
+from motion_lora.backbones.registry import of_class, of_network
+from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG
+from motion_lora.training.memory import GB, choose_recomputed
+
+CONFIGS = {"modelscope": MODELSCOPE_UNET_CONFIG, "animatediff": ANIMATEDIFF_CONFIG}
+
+
+def count(config: dict[str, Any], frames: int, side: int, rank: int, targets: str, budget: float) -> str:
+    """One line: what it takes, and how many layers are computed twice. Raises SettingsError over the budget."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        kind: Any = of_class(config["_class_name"], "The config").network_class
+        # A fake parameter takes no other dtype afterwards.
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            network = kind.from_config(config).eval().requires_grad_(False)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        add_adapter(network, "new", target_modules(network, targets), rank=rank, alpha=1.0, seed=0)
+        Adapter(network, "new").set_trainable(True)
+        backbone = of_network(network)
+
+        def loss() -> Tensor:
+            noisy = torch.empty(1, 4, frames, side // 8, side // 8, dtype=torch.bfloat16)
+            text = Text({"encoder_hidden_states": torch.empty(1, 77, config["cross_attention_dim"]).bfloat16()})
+            return backbone.predict(network, noisy, torch.zeros(1, dtype=torch.int64), text).float().square().mean()
+
+        chosen, memory = choose_recomputed(network, loss, int(budget * GB))
+        return f"{memory}; {len(chosen)} of {len(backbone.checkpointed(network))} layers computed twice"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Count and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", choices=tuple(CONFIGS), default="modelscope")
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--side", type=int, default=256, help="pixels")
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--targets", default="temporal-all")
+    parser.add_argument("--budget", type=float, default=1000.0, help="GB")
+    said = parser.parse_args(arguments)
+    line = count(dict(CONFIGS[said.config]), said.frames, said.side, said.rank, said.targets, said.budget)
+    sys.stdout.write(f"{said.config} {said.frames} x {said.side} x {said.side}, rank {said.rank}, bf16: {line}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
