@@ -44,7 +44,7 @@ class CompareLoRAs(io.ComfyNode):
                     tooltip="Seed of the first prompt's start noise, the same for every stack; each further prompt "
                     "has the next.",
                 ),
-                io.Int.Input("num_inference_steps", default=30, min=1, max=1000, tooltip="Denoising steps."),
+                own.steps(30),
                 own.guidance(),
                 *(
                     io.String.Input(

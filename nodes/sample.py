@@ -10,6 +10,7 @@ import torch
 from ..motion_lora.core.errors import SettingsError
 from ..motion_lora.core.stack import AdapterStack
 from ..motion_lora.media.sheets import grid_frames
+from ..motion_lora.sampling.settings import SAMPLING
 from .comfy import memory, server
 from .comfy.sockets import CATEGORY, MAX_SEED, Absorber, Base, ExecutionBlocker, Noise, Stack, io
 from .widgets import own, previews
@@ -48,14 +49,14 @@ class SampleVideo(io.ComfyNode):
                     tooltip="What not to show.",
                 ),
                 *own.sizes(advanced=True),
-                _steps(30),
+                own.steps(30),
                 own.guidance(),
                 io.Combo.Input(
                     "scheduler",
                     options=list(SCHEDULERS),
                     default="ddim",
                     advanced=True,
-                    tooltip="The sampling method.",
+                    tooltip=SAMPLING["scheduler"].help,
                 ),
                 io.Int.Input(
                     "seed",
@@ -63,7 +64,7 @@ class SampleVideo(io.ComfyNode):
                     min=0,
                     max=MAX_SEED,
                     control_after_generate=True,
-                    tooltip="Seed of the start noise.",
+                    tooltip=SAMPLING["seed"].help,
                 ),
                 own.fps(advanced=True),
                 io.Boolean.Input(
@@ -101,7 +102,7 @@ class SampleVideo(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     advanced=True,
-                    tooltip="Share of the steps that are run on the connected source: 1 leaves little of it, 0.3 most.",
+                    tooltip=SAMPLING["edit_strength"].help,
                 ),
                 io.Int.Input(
                     "context_frames",
@@ -110,8 +111,7 @@ class SampleVideo(io.ComfyNode):
                     max=1024,
                     optional=True,
                     advanced=True,
-                    tooltip="For more frames than the base model was made for: denoise them in overlapping windows of "
-                    "so many, 16 for AnimateDiff and ModelScope, 8 for the playground. 0: all at once.",
+                    tooltip=SAMPLING["context_frames"].help,
                 ),
                 io.Int.Input(
                     "context_overlap",
@@ -120,14 +120,14 @@ class SampleVideo(io.ComfyNode):
                     max=1023,
                     optional=True,
                     advanced=True,
-                    tooltip="Frames that neighbouring windows share: more is smoother and slower.",
+                    tooltip=SAMPLING["context_overlap"].help,
                 ),
                 io.Boolean.Input(
                     "loop",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="With windows: join the end of the video to its beginning, so that it can be repeated.",
+                    tooltip=SAMPLING["loop"].help,
                 ),
             ],
             outputs=[
@@ -274,7 +274,7 @@ class PreviewAbsorber(io.ComfyNode):
                     "tokens. Empty: the caption it was trained with.",
                 ),
                 io.Int.Input("num_images", default=4, min=1, max=64, tooltip="How many pictures."),
-                _steps(25),
+                own.steps(25),
                 own.guidance(),
                 io.Int.Input(
                     "seed",
@@ -282,7 +282,7 @@ class PreviewAbsorber(io.ComfyNode):
                     min=0,
                     max=MAX_SEED,
                     control_after_generate=False,
-                    tooltip="Seed of the start noise.",
+                    tooltip=SAMPLING["seed"].help,
                 ),
             ],
             outputs=[io.Image.Output("images", display_name="images", tooltip="The pictures.")],
@@ -356,9 +356,3 @@ def _encoded(base: VideoPipeline, source: torch.Tensor, settings: SampleSettings
     with server.ordinary_tensors():
         frames = source[:count, ..., :3].float().cpu().clone()
         return base.encode_frames(fit(frames, settings.height, settings.width, base.size_multiple, "The source"))
-
-
-def _steps(default: int) -> io.Int.Input:
-    return io.Int.Input(
-        "num_inference_steps", default=default, min=1, max=1000, tooltip="Denoising steps: more is slower and finer."
-    )

@@ -338,22 +338,22 @@ def test_text_part_of_an_image_lora(base: VideoPipeline) -> None:
 # Refusing -----------------------------------------------------------------------------------------------------------
 
 FAULTS = [
-    ({"num_frames": 0}, "num_frames is 0; it must be a whole number from 1 to 1024"),
-    ({"num_frames": 2.5}, r"num_frames is 2\.5; it must be a whole number"),
-    ({"num_inference_steps": 0}, "num_inference_steps is 0; it must be a whole number from 1 to 999"),
-    ({"num_inference_steps": 1000}, "num_inference_steps is 1000; it must be a whole number from 1 to 999"),
-    ({"guidance_scale": -1.0}, r"guidance_scale is -1\.0; it must be a number from 0 to 100"),
+    ({"num_frames": 0}, "num_frames is 0, it must be a whole number from 1 to 1024"),
+    ({"num_frames": 2.5}, r"num_frames is 2\.5, it must be a whole number"),
+    ({"num_inference_steps": 0}, "num_inference_steps is 0, it must be a whole number from 1 to 999"),
+    ({"num_inference_steps": 1000}, "num_inference_steps is 1000, it must be a whole number from 1 to 999"),
+    ({"guidance_scale": -1.0}, r"guidance_scale is -1\.0, it must be a number from 0 to 100"),
     ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
-    ({"seed": -1}, "seed is -1; it must be a whole number from 0 to 18446744073709551615"),
+    ({"seed": -1}, "seed is -1, it must be a whole number from 0 to 18446744073709551615"),
     (
         {"scheduler": "plms"},
-        "scheduler is 'plms'; it must be one of: ddim, dpmpp-2m-karras, euler, euler-ancestral, unipc",
+        "scheduler is 'plms', it must be one of: ddim, dpmpp-2m-karras, euler, euler-ancestral, unipc",
     ),
-    ({"fps": 0}, r"fps is 0; it must be a number from 0\.1 to 240"),
+    ({"fps": 0}, r"fps is 0, it must be a number from 0\.1 to 240"),
     ({"height": 36}, "height x width is 36 x 32; tiny takes multiples of 8 pixels, the nearest size is 32 x 32"),
-    ({"width": -8}, "width is -8; it must be a whole number from 1"),
-    ({"prompt": None}, "prompt is None; it must be text"),
-    ({"edit_strength": 1.5}, r"edit_strength is 1\.5; it must be a number from 0 to 1"),
+    ({"width": -8}, "width is -8, it must be a whole number from 1"),
+    ({"prompt": None}, "prompt is None, it must be text"),
+    ({"edit_strength": 1.5}, r"edit_strength is 1\.5, it must be a number from 0 to 1"),
     ({"edit_strength": 0.5}, r"edit_strength is 0\.5, but there is no source clip"),
 ]
 

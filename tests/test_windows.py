@@ -100,7 +100,7 @@ def test_more_frames_than_positions_in_windows() -> None:
 
 def test_wrong_windows_are_named() -> None:
     base = tiny_pipeline(levels=2)
-    with pytest.raises(SettingsError, match="context_overlap is 4; it must be a whole number from 0 to 3"):
+    with pytest.raises(SettingsError, match="context_overlap is 4, it must be a whole number from 0 to 3"):
         sample(base, with_settings(num_frames=9, context_frames=4, context_overlap=4))
     with pytest.raises(SettingsError, match="loop is on, but context_frames is 0"):
         sample(base, with_settings(loop=True))

@@ -6,11 +6,13 @@ Command line, nodes, checks and hashes read the description; nothing repeats it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 _KEY = "about"
+MISSING: Any = dataclasses.MISSING
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class About:
 
 
 def setting(default: Any, help: str, **about: Any) -> Any:
-    """A dataclass field with its description; `about` are the fields of `About`."""
+    """A dataclass field with its description; `about` are the fields of `About`. `MISSING` is no default at all."""
     return dataclasses.field(default=default, metadata={_KEY: About(help, **about)})
 
 
@@ -50,3 +52,44 @@ def type_of(kind: type, name: str) -> str:
 def may_be_none(kind: type, name: str) -> bool:
     """Whether None is a value of the field."""
     return any(field.name == name and "None" in str(field.type) for field in dataclasses.fields(kind))
+
+
+# Checks -------------------------------------------------------------------------------------------------------------
+
+
+def field_faults(settings: Any, most: Mapping[str, float] | None = None) -> dict[str, str]:
+    """What is wrong with single fields of a described dataclass, by name: choices, numbers, switches and texts.
+
+    `most` lowers the upper ends of some ranges, such as that of steps on a base with fewer.
+    """
+    faults = {}
+    for name, about in described(type(settings)).items():
+        value, kind = getattr(settings, name), type_of(type(settings), name)
+        if value is None and may_be_none(type(settings), name):
+            continue
+        if about.low is not None and about.high is not None:
+            about = dataclasses.replace(about, high=(most or {}).get(name, about.high))
+        if fault := _fault(value, kind, about):
+            faults[name] = f"{name} is {value!r}, it must be {fault}"
+    return faults
+
+
+def number_fault(value: object, whole: bool, low: float, high: float) -> str:
+    """What `value` must be, where it is no number, or no whole number, from `low` to `high`; "" where it is one."""
+    right_kind = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if right_kind and isinstance(value, int | float) and math.isfinite(value) and low <= value <= high:
+        return ""
+    return f"{'a whole number' if whole else 'a number'} from {low:g} to {_shown(high)}"
+
+
+def _fault(value: object, kind: str, about: About) -> str:
+    if about.choices is not None:
+        return "" if value in (legal := about.choices()) else f"one of: {', '.join(legal)}"
+    if about.low is not None and about.high is not None:
+        return number_fault(value, kind == "int", about.low, about.high)
+    right = {"bool": bool, "str": str}.get(kind, object)
+    return "" if isinstance(value, right) else {"bool": "true or false", "str": "text"}[kind]
+
+
+def _shown(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"

@@ -3,44 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from ..base.pipeline import VideoPipeline
-from ..base.schedulers import SCHEDULERS
 from ..core.errors import SettingsError
+from ..core.fields import MISSING, described, field_faults, number_fault, setting
+
+if TYPE_CHECKING:
+    from ..base.pipeline import VideoPipeline
 
 MAX_FRAMES = 1024
-MAX_GUIDANCE = 100.0
 MAX_SEED = 2**64 - 1
-MAX_FPS = 240.0
+_MAX_SIDE = 2**16
+
+
+def _schedulers() -> Sequence[str]:
+    # The table needs torch, and the help of the command line does without.
+    from ..base.schedulers import SCHEDULERS
+
+    return tuple(SCHEDULERS)
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What to sample. None stands for the base's own value; sizes in pixels; `seed` gives one video.
+    """What to sample; `seed` gives one video. None stands for the base's own value.
 
-    A `guidance_scale` of 1 or less skips the unconditional pass. `edit_strength` counts for video-to-video only: the
-    share of the steps that are run on the source's noised latents, 1 for all of them (SDEdit).
-
-    With `context_frames` the network never sees more frames than that at once: a longer video is denoised in windows of
-    that many, `context_overlap` of them shared by neighbours; `loop` joins its end to its beginning. 0: all at once.
+    Each field says what it does and in which range; `SAMPLING` has all descriptions by name.
     """
 
-    prompt: str
-    negative_prompt: str = ""
-    num_frames: int | None = None
-    height: int | None = None
-    width: int | None = None
-    num_inference_steps: int = 30
-    guidance_scale: float | None = None
-    scheduler: str = "ddim"
-    seed: int = 0
-    fps: float | None = None
-    edit_strength: float = 1.0
-    context_frames: int = 0
-    context_overlap: int = 4
-    loop: bool = False
+    prompt: str = setting(MISSING, "What to show.")
+    negative_prompt: str = setting("", "What not to show.")
+    num_frames: int | None = setting(None, "Frames.", low=1, high=MAX_FRAMES)
+    height: int | None = setting(None, "Height in pixels.", low=1, high=_MAX_SIDE)
+    width: int | None = setting(None, "Width in pixels.", low=1, high=_MAX_SIDE)
+    num_inference_steps: int = setting(30, "Denoising steps: more is slower and finer.", low=1, high=1000)
+    guidance_scale: float | None = setting(
+        None,
+        "Classifier-free guidance: how strictly the prompt is followed. 1 or less: none, twice as fast.",
+        low=0.0,
+        high=100.0,
+    )
+    scheduler: str = setting("ddim", "The sampling method.", choices=_schedulers)
+    seed: int = setting(0, "Seed of the start noise.", low=0, high=MAX_SEED)
+    fps: float | None = setting(None, "Frames per second of the video.", low=0.1, high=240.0, has_effect=False)
+    # SDEdit, Meng et al. 2022.
+    edit_strength: float = setting(
+        1.0,
+        "Share of the steps that are run on the source's noised latents: 1 leaves little of it, 0.3 most.",
+        low=0.0,
+        high=1.0,
+    )
+    context_frames: int = setting(
+        0,
+        "For more frames than the base model was made for: denoise them in overlapping windows of so many, 16 for "
+        "AnimateDiff and ModelScope, 8 for the playground. 0: all at once.",
+        low=0,
+        high=MAX_FRAMES,
+    )
+    context_overlap: int = setting(
+        4, "Frames that neighbouring windows share: more is smoother and slower.", low=0, high=MAX_FRAMES
+    )
+    loop: bool = setting(False, "With windows: join the end of the video to its beginning, so that it can be repeated.")
+
+
+SAMPLING = described(SampleSettings)
+"""The description of every setting of sampling, by name, in order."""
 
 
 def resolve(pipeline: VideoPipeline, settings: SampleSettings, *, editing: bool = False) -> SampleSettings:
@@ -63,39 +91,27 @@ def resolve(pipeline: VideoPipeline, settings: SampleSettings, *, editing: bool 
 
 # Checks -------------------------------------------------------------------------------------------------------------
 def _faults(pipeline: VideoPipeline, settings: SampleSettings, editing: bool) -> Iterator[str]:
-    steps, most = settings.num_inference_steps, pipeline.max_inference_steps
-    texts: dict[str, object] = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
-    yield from (f"{name} is {text!r}; it must be text" for name, text in texts.items() if not isinstance(text, str))
-    yield from (wrong_frames := list(_whole("num_frames", settings.num_frames, 1, MAX_FRAMES)))
-    wrong_windows = list(_window_faults(pipeline, settings))
-    yield from wrong_windows
-    if not wrong_frames and not wrong_windows:
-        yield from _frames_faults(pipeline, settings)
-    yield from _whole("num_inference_steps", steps, 1, most)
-    yield from _whole("seed", settings.seed, 0, MAX_SEED)
-    yield from _number("guidance_scale", settings.guidance_scale, 0.0, MAX_GUIDANCE)
-    yield from _number("fps", settings.fps, 0.1, MAX_FPS)
-    if settings.scheduler not in SCHEDULERS:
-        yield f"scheduler is {settings.scheduler!r}; it must be one of: {', '.join(SCHEDULERS)}"
-    sizes = [*_whole("height", settings.height, 1, 2**16), *_whole("width", settings.width, 1, 2**16)]
-    yield from sizes
-    if not sizes and (fault := pipeline.size_fault(settings.height or 0, settings.width or 0)):
+    wrong = field_faults(settings, {"num_inference_steps": pipeline.max_inference_steps})
+    yield from wrong.values()
+    if not {"num_frames", "context_frames", "context_overlap", "loop"} & wrong.keys():
+        wrong_windows = list(_window_faults(pipeline, settings))
+        yield from wrong_windows or _frames_faults(pipeline, settings)
+    sizes = settings.height or 0, settings.width or 0
+    if not {"height", "width"} & wrong.keys() and (fault := pipeline.size_fault(*sizes)):
         yield fault
-    yield from _edit_faults(settings, editing)
+    if not {"edit_strength", "num_inference_steps"} & wrong.keys():
+        yield from _edit_faults(settings, editing)
 
 
 def _window_faults(pipeline: VideoPipeline, settings: SampleSettings) -> Iterator[str]:
-    wrong = list(_whole("context_frames", settings.context_frames, 0, MAX_FRAMES))
-    yield from wrong
-    if not wrong and 0 < settings.context_frames < (settings.num_frames or 0):
-        most = settings.context_frames - 1
-        yield from _whole("context_overlap", settings.context_overlap, 0, most)
+    overlap = settings.context_overlap
+    if 0 < settings.context_frames < (settings.num_frames or 0) and (
+        fault := number_fault(overlap, True, 0, settings.context_frames - 1)
+    ):
+        yield f"context_overlap is {overlap}, it must be {fault}"
     if settings.context_frames and not pipeline.backbone.frames_alone:
         yield f"context_frames is {settings.context_frames}, where the base sees whole clips; leave it at 0"
-    loop: object = settings.loop
-    if not isinstance(loop, bool):
-        yield f"loop is {loop!r}; it must be true or false"
-    elif loop and not wrong and not settings.context_frames:
+    if settings.loop and not settings.context_frames:
         yield "loop is on, but context_frames is 0; give the frames of a window, such as the base's own number"
 
 
@@ -111,25 +127,11 @@ def _frames_faults(pipeline: VideoPipeline, settings: SampleSettings) -> Iterato
 
 def _edit_faults(settings: SampleSettings, editing: bool) -> Iterator[str]:
     strength = settings.edit_strength
-    wrong = list(_number("edit_strength", strength, 0.0, 1.0))
-    yield from wrong
-    if wrong or not isinstance(settings.num_inference_steps, int):
-        return
     if not editing and strength != 1.0:
         yield f"edit_strength is {strength}, but there is no source clip to edit; leave it at 1 or give one"
     if steps_run(settings) < 1:
         steps = settings.num_inference_steps
         yield f"edit_strength {strength} of {steps} steps leaves none to run; use at least {1 / max(steps, 1):.3g}"
-
-
-def _whole(name: str, value: object, low: int, high: int) -> Iterator[str]:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        yield f"{name} is {value!r}; it must be a whole number from {low} to {high}"
-
-
-def _number(name: str, value: object, low: float, high: float) -> Iterator[str]:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        yield f"{name} is {value!r}; it must be a number from {low:g} to {high:g}"
 
 
 def is_guided(settings: SampleSettings) -> bool:
