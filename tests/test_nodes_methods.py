@@ -254,6 +254,7 @@ def test_every_setting_arrives_by_its_name(host: Host, base) -> None:
         "weight_decay": 0.0,
         "gradient_accumulation": 2,
         "loss": "debiased",
+        "memory": 8.0,
     }
     assert set(widgets) == {i.id for i in host.nodes[OPTIONS].define_schema().inputs}
     assert set(widgets) <= {field.name for field in dataclasses.fields(TrainSettings)}

@@ -37,8 +37,8 @@ _MOST_CLIPS, _MOST_PIXELS = 64, 2**28
 
 def require_memory(inputs: TrainingInputs, settings: TrainSettings, *, absorber_only: bool) -> None:
     """Raise TrainingMemoryError for a training that cannot fit, with what to lower."""
-    from ...motion_lora.training.preflight import estimate
     from ...motion_lora.training import require_memory as require
+    from ...motion_lora.training.preflight import estimate
 
     with inputs.pipeline.at_work():
         found = estimate(
