@@ -57,6 +57,14 @@ PLAYGROUND_LOOKS = (
     "a red cross {motion} over sand",
     "a blue triangle {motion} over meadow",
     "a pink cross {motion} over night",
+    "a blue square {motion} over sand",
+    "a green ring {motion} over night",
+    "a purple cross {motion} over snow",
+    "a yellow square {motion} over brick",
+    "a cyan triangle {motion} over meadow",
+    "a orange circle {motion} over snow",
+    "a purple ring {motion} over meadow",
+    "a green cross {motion} over sand",
 )
 
 PLAYGROUND_DEFAULTS: dict[str, Mapping[str, Any]] = {
