@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,16 @@ def test_what_this_machine_took_before_is_believed(base: VideoPipeline, clip: Cl
     assert estimate(base, [clip], settings(rank=8), clock=False, speeds=speeds).seconds is None, "another step"
     (tmp_path / "speeds.json").write_text("[")
     assert speeds.find(next(iter(kept))) is None
+
+
+@pytest.mark.parametrize("change", [{"memory": 8.0}, {"compile": True}, {"gradient_checkpointing": True}], ids=str)
+def test_steps_that_are_computed_otherwise_are_timed_anew(base: VideoPipeline, clip: Clip, change: dict) -> None:
+    def mark(pipeline: VideoPipeline, **more: object) -> str:
+        recipe = make_recipe([clip], settings(**more))
+        return preflight.step_mark(pipeline, recipe, recipe.main[0])
+
+    assert mark(base, **change) != mark(base) == mark(base)
+    assert mark(replace(base, fast_layers=False)) != mark(base)
 
 
 def test_a_training_that_cannot_fit_says_what_to_lower(

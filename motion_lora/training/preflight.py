@@ -179,7 +179,8 @@ def step_mark(pipeline: VideoPipeline, recipe: Recipe, stage: Stage) -> str:
     content = [
         *(stage.name, stage.batch, parts, len(recipe.clips), [clip.num_frames, clip.height, clip.width]),
         *(pipeline.identity.weights_hash, str(pipeline.device), str(pipeline.dtype), torch.get_num_threads()),
-        *(settings.gradient_checkpointing, settings.gradient_accumulation, settings.patch_crop),
+        *(settings.gradient_checkpointing, settings.memory, settings.compile, pipeline.fast_layers),
+        *(settings.gradient_accumulation, settings.patch_crop),
         *(settings.frames_per_step, settings.highway, [p.loss for p in stage.passes], bool(recipe.given)),
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
