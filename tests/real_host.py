@@ -68,8 +68,21 @@ def own_python(checkout: Path) -> str:
 
 def lacks_requirements(python: str) -> bool:
     """Whether an interpreter cannot run ComfyUI at all."""
-    run = subprocess.run([python, "-c", "import aiohttp, sqlalchemy, torch, torchaudio"], capture_output=True)
+    run = subprocess.run([python, "-c", "import aiohttp, einops, sqlalchemy, torch, torchaudio"], capture_output=True)
     return run.returncode != 0
+
+
+def comfyui_and_python() -> tuple[Path, str]:
+    """The checkout and an interpreter that runs it; skips the test where either is missing."""
+    import pytest
+
+    if "COMFYUI_DIR" not in os.environ:
+        pytest.skip("COMFYUI_DIR names no ComfyUI")
+    checkout = Path(os.environ["COMFYUI_DIR"]).expanduser()
+    python = os.environ.get("COMFYUI_PYTHON") or own_python(checkout)
+    if lacks_requirements(python):
+        pytest.skip(f"{python} lacks ComfyUI's requirements; COMFYUI_PYTHON can name another")
+    return checkout, python
 
 
 class RealComfyUI:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from lora_samples import random_layer
-from real_host import lacks_requirements, own_python
+from real_host import comfyui_and_python
 from safetensors.torch import load_file, save_file
 from sd15_files import REAL_WIDTHS, adapter, official_module
 from tiny import randomise
@@ -50,10 +50,7 @@ def key_of(module: str) -> str:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["v2", "v3"])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, bool]:
-    comfyui = Path(os.environ["COMFYUI_DIR"]).expanduser()
-    python = os.environ.get("COMFYUI_PYTHON") or own_python(comfyui)
-    if lacks_requirements(python):
-        pytest.skip(f"{python} lacks ComfyUI's requirements; COMFYUI_PYTHON can name another")
+    comfyui, python = comfyui_and_python()
     folder, mid = tmp_path_factory.mktemp("ade"), request.param
     with torch.device("meta"):
         made = adapter(mid=mid, frames=32, widths=REAL_WIDTHS)

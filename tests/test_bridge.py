@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from comfy_double import hosted
-from real_host import ROOT, lacks_requirements, own_python
+from real_host import ROOT, comfyui_and_python
 
 pytestmark = pytest.mark.comfy
 SCRIPT = Path(__file__).with_name("bridge_in_comfyui.py")
@@ -17,12 +17,7 @@ SCRIPT = Path(__file__).with_name("bridge_in_comfyui.py")
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, float]]:
-    if "COMFYUI_DIR" not in os.environ:
-        pytest.skip("COMFYUI_DIR names no ComfyUI")
-    checkout = Path(os.environ["COMFYUI_DIR"]).expanduser()
-    python = os.environ.get("COMFYUI_PYTHON", own_python(checkout))
-    if lacks_requirements(python):
-        pytest.skip(f"{python} lacks ComfyUI's requirements; COMFYUI_PYTHON can name another")
+    checkout, python = comfyui_and_python()
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     run = subprocess.run([python, "-P", str(SCRIPT)], cwd=checkout, env=environment, capture_output=True, text=True)

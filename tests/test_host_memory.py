@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import subprocess
 import weakref
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from comfy_double import Host, hosted
-from real_host import own_python
+from real_host import comfyui_and_python
 from tiny import write_tiny_folder
 
 from motion_lora.base.pipeline import VideoPipeline
@@ -224,10 +223,8 @@ assert not [model for model in mm.loaded_models() if model is not None], mm.load
 
 @pytest.mark.comfy
 @pytest.mark.slow
-@pytest.mark.skipif("COMFYUI_DIR" not in os.environ, reason="COMFYUI_DIR names no ComfyUI")
 def test_comfyui_itself_unloads_and_loads_a_base() -> None:
-    checkout = Path(os.environ["COMFYUI_DIR"]).expanduser()
-    python = os.environ.get("COMFYUI_PYTHON") or own_python(checkout)
+    checkout, python = comfyui_and_python()
     script = _SCRIPT.format(comfyui=str(checkout), memory=str(ROOT / "nodes/comfy/memory.py"))
     package = f"import sys, types\nsys.path.insert(0, {str(checkout)!r})\n"
     done = subprocess.run([python, "-c", package + script], capture_output=True, text=True, check=False)

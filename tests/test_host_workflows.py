@@ -18,14 +18,13 @@ from typing import Any
 import pytest
 from build_workflows import NEEDS, WORKFLOWS
 from PIL import Image
-from real_host import FEW, ROOT, Browser, RealComfyUI, lacks_requirements, run_to_end, saved_videos, shipped
+from real_host import FEW, ROOT, Browser, RealComfyUI, comfyui_and_python, run_to_end, saved_videos, shipped
 
 from motion_lora.media.read import read_frames
 
 pytestmark = [
     pytest.mark.comfy,
     pytest.mark.slow,
-    pytest.mark.skipif("COMFYUI_DIR" not in os.environ, reason="COMFYUI_DIR names no ComfyUI"),
 ]
 
 TRAIN = "MotionLoRA_TrainMotionLoRA"
@@ -38,9 +37,8 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
     out = ROOT / "out" / "host_workflows" / request.param
     shutil.rmtree(out, ignore_errors=True)
     arguments = tuple(os.environ.get("HOST_ARGUMENTS", "").split())
+    comfyui_and_python()
     server = RealComfyUI(out, settings={"Comfy.VueNodes.Enabled": request.param == "nodes2"}, arguments=arguments)
-    if lacks_requirements(server.python):
-        pytest.skip(f"{server.python} lacks ComfyUI's requirements; COMFYUI_PYTHON can name another")
     server.start()
     with playwright.sync_playwright() as running:
         browser = Browser(running, server, out).open()

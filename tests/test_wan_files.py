@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lora_samples import random_lora
-from real_host import ROOT, lacks_requirements, own_python
+from real_host import ROOT, comfyui_and_python
 from safetensors.torch import load_file, save_file
 from tiny import (
     FLOW_CONFIG,
@@ -102,12 +102,7 @@ def test_files_go_from_format_to_format(tmp_path):
 
 
 def test_comfyui_applies_every_key_and_predicts_as_we_do(tmp_path):
-    if "COMFYUI_DIR" not in os.environ:
-        pytest.skip("COMFYUI_DIR names no ComfyUI")
-    checkout = Path(os.environ["COMFYUI_DIR"]).expanduser()
-    python = os.environ.get("COMFYUI_PYTHON", own_python(checkout))
-    if lacks_requirements(python):
-        pytest.skip(f"{python} lacks ComfyUI's requirements; COMFYUI_PYTHON can name another")
+    checkout, python = comfyui_and_python()
     network = empty_network({**WAN_1_3B_CONFIG, "num_attention_heads": 2, "num_layers": 2, "ffn_dim": 64})
     weights = {name: network.get_submodule(name).weight for name in target_modules(network, "joint-all")}
     stand_in = torch.nn.Module()
