@@ -24,7 +24,7 @@ from ..core.identity import BaseIdentity
 from ..core.process import UNIFORM
 from . import codec, text
 from .composed import read_composed
-from .given import GivenTexts, require_encoder, text_of
+from .given import GivenTexts, check_given, given_hash, require_encoder, text_of
 from .identity import identify
 from .loading import Parts, read_folder
 from .noise import Process, noise_schedule, prediction_type
@@ -121,8 +121,13 @@ class VideoPipeline:
         target, precision = pick_device(device), pick_dtype(dtype, pick_device(device))
         with torch.inference_mode(False):
             parts = read_files(Path(network).expanduser(), Path(vae).expanduser(), precision, flow_shift)
+            return cls._of_parts(parts, Path(network).stem, target, precision).with_texts(texts)
+
+    def with_texts(self, texts: GivenTexts) -> VideoPipeline:
+        """The same base, told these embeddings by their prompts in place of a text encoder."""
+        with torch.inference_mode(False):
             own = {prompt: tensor.detach().clone() for prompt, tensor in texts.items()}
-            return replace(cls._of_parts(parts, Path(network).stem, target, precision), texts=own)
+        return replace(self, text_encoder=None, tokenizer=None, texts=own)
 
     @classmethod
     def _of_parts(cls, parts: Parts, name: str, device: torch.device, dtype: torch.dtype) -> VideoPipeline:
@@ -254,12 +259,24 @@ class VideoPipeline:
         with self._encoder(self.text_encoder) as encoder, nullcontext() if gradients else no_gradients():
             return self.backbone.read(encoder, ids)
 
+    def given_hash(self, prompts: Sequence[str]) -> str:
+        """Of what decides a training on these prompts beside the weights; empty for a base with a text encoder."""
+        if self.texts is None:
+            return ""
+        return given_hash(self.texts, prompts, float(self.scheduler_config.get("flow_shift", 1.0)))
+
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token numbers (b, tokens) on CPU, padded to the text encoder's length."""
         return text.tokenize(self.tokenizer, prompts, self.max_tokens)
 
     def prompt_remarks(self, prompts: Sequence[str]) -> list[str]:
-        """What of the prompts is read otherwise than their writer may think: words beyond the end, weights."""
+        """What of the prompts is read otherwise than their writer may think: words beyond the end, weights.
+
+        Raises ClipError for one that a base without a text encoder was not given.
+        """
+        if self.texts is not None:
+            check_given(self.texts, prompts)
+            return []
         return [said for prompt in prompts for said in text.remarks(self.tokenizer, prompt, self.max_tokens)]
 
     @property

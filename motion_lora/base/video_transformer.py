@@ -89,7 +89,10 @@ def read_files(network: Path, vae: Path, dtype: torch.dtype, flow_shift: float =
     tensors = wan_files.network_weights(read_weights([network]), str(network))
     expert = wan_files.expert_of(network.stem)
     part = _part_of(expert, wan_files.HIGH_NOISE_FROM) if expert else {}
-    encoder = built(wan.vae_class, {}, wan_files.vae_weights(read_weights([vae]), str(vae)), vae, dtype)
+    stored = read_weights([vae])
+    encoder = built(
+        wan.vae_class, wan_files.vae_config(stored, str(vae)), wan_files.vae_weights(stored, str(vae)), vae, dtype
+    )
     return Parts(
         unet=built(wan.network_class, config, tensors, network, dtype),
         vae=encoder,

@@ -32,16 +32,32 @@ if TYPE_CHECKING:
 
 
 def fingerprint(
-    identity: BaseIdentity, clips: Sequence[Clip], settings: TrainSettings, absorber: Absorber | None = None
+    identity: BaseIdentity,
+    clips: Sequence[Clip],
+    settings: TrainSettings,
+    absorber: Absorber | None = None,
+    given: str = "",
 ) -> str:
-    """SHA-256 over all that decides a training result, on one kind of machine: the same one means the same LoRA."""
+    """SHA-256 over all that decides a training result, on one kind of machine: the same one means the same LoRA.
+
+    `given` is `given_hash` of a base whose texts came from outside.
+    """
     content = {
         "base": [identity.config_hash, identity.weights_hash],
         "clips": [clip.fingerprint() for clip in clips],
         "settings": settings.hashed(),
         "absorber": absorber.fingerprint() if absorber is not None else "",
+        **({"given": given} if given else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def run_fingerprint(
+    pipeline: VideoPipeline, clips: Sequence[Clip], settings: TrainSettings, absorber: Absorber | None = None
+) -> str:
+    """The `fingerprint` of a training on this base."""
+    prompts = [prompt for clip in clips for prompt in (clip.caption, clip.appearance_caption)]
+    return fingerprint(pipeline.identity, clips, settings, absorber, pipeline.given_hash(prompts))
 
 
 def check_run(pipeline: VideoPipeline, recipe: Recipe) -> None:
