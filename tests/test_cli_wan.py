@@ -62,7 +62,7 @@ def test_a_dry_run_counts_and_names_what_is_wrong(base: Path, clip: Path, capsys
     succeeds(*words, *FEW, "--json")
     said = json.loads(capsys.readouterr().out)
     assert [stage["name"] for stage in said["stages"]] == ["absorber-joint", "motion"]
-    assert said["parameters"] == sum(stage["parameters"] for stage in said["stages"]) == 4 * 2 * 48 + 8 * 2 * 48
+    assert said["parameters"] == sum(stage["parameters"] for stage in said["stages"]) == 4 * 2 * 48 + 8 * 16 * 48
     assert "take 5 or 9" in fails(capsys, *words, *FEW, "--num-frames", 6)
     assert "as method 'joint-customize-a-video' does" in fails(capsys, *words, *FEW, "--method", "motiondirector")
 

@@ -117,6 +117,7 @@ def _provenance(
         clips=[clip.fingerprint() for clip in clips],
         training_fingerprint=mark,
         prediction_type=pipeline.prediction_type,
+        expert=pipeline.expert,
     )
 
 
