@@ -58,6 +58,15 @@ class LoadWanModel(io.ComfyNode):
                     optional=True,
                     tooltip="Another text for previews and Sample Video, the same as there, word for word.",
                 ),
+                io.Combo.Input(
+                    "other_expert",
+                    options=[models.NONE, *folders.listed(models.WAN_NETWORKS)],
+                    default=models.NONE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of 2.2 A14B: the other one of its two files, so that previews and Sample Video go over to "
+                    "it where it belongs. It waits in main memory and is not trained.",
+                ),
                 io.Conditioning.Input("preview", optional=True, tooltip="That text, encoded."),
             ],
             outputs=[
@@ -77,6 +86,7 @@ class LoadWanModel(io.ComfyNode):
         dtype: str,
         flow_shift: float,
         preview_prompt: str = "",
+        other_expert: str = models.NONE,
         preview: Any = None,
     ) -> io.NodeOutput:
         from ..motion_lora.core.errors import SettingsError
@@ -91,7 +101,7 @@ class LoadWanModel(io.ComfyNode):
         }
         if preview is not None:
             texts[preview_prompt] = _embedding(preview)
-        return io.NodeOutput(models.load_wan(network, vae, dtype, flow_shift, texts))
+        return io.NodeOutput(models.load_wan(network, vae, dtype, flow_shift, texts, other_expert))
 
 
 def _embedding(conditioning: Any) -> Tensor:

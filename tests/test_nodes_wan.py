@@ -19,7 +19,8 @@ SLOW = {"method": "auto", "steps": 500, "absorber_steps": 1, "rank": 2}
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     with hosted(tmp_path_factory.mktemp("comfyui")) as host:
-        write_files(host.folder / "models")
+        for name in ("wan2.1_t2v_tiny", "wan2.2_t2v_high_noise_tiny", "wan2.2_t2v_low_noise_tiny"):
+            write_files(host.folder / "models", name)
         yield host
 
 
@@ -72,6 +73,14 @@ def test_other_words_or_another_shift_are_another_training(host: Host, clips: tu
     bases = load(host, clips), load(host, clips, caption=said(9)), load(host, clips, flow_shift=3.0), load(host, clips)
     marks = [training.run_fingerprint(b, clips, training.TrainSettings.for_base(b)) for b in bases]
     assert len(set(marks)) == 3 and marks[0] == marks[3]
+
+
+def test_two_experts_are_one_base(host: Host, clips: tuple) -> None:
+    high, low = (f"wan2.2_t2v_{noise}_noise_tiny.safetensors" for noise in ("high", "low"))
+    made = load(host, clips, network=high, other_expert=low)
+    assert made.expert == "high" and made.partner is not None
+    again = host.module("comfy.models").load_again(host.module("comfy.models").recipe_of(made))
+    assert again.partner is made.partner
 
 
 def test_a_preview_of_unknown_words_is_refused_before_work(host: Host, clips: tuple) -> None:

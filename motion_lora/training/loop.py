@@ -152,6 +152,7 @@ def fit(
         total = together.summed(total)
         together.sum_gradients(run.parameters.values())
         scaler.unscale_(optimiser)
+        run.limit_gradients()
         norm = nn.utils.clip_grad_norm_(run.parameters.values(), settings.max_grad_norm)
         if not scaler.is_enabled():
             # A gradient that is not finite spoils the parameters; in fp16 the scaler skips such a step.
