@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 from cli_helpers import fails, succeeds, write_clip
 from safetensors import safe_open
+from tiny import tiny_pipeline
+from training_samples import sample_clip
 from wan_samples import write_folder
 
+from motion_lora.apps.bench.real_base import DEFAULT_METHODS, BasePlan, default_methods, method_settings
+from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.files.own import load_lora
 from motion_lora.media.read import read_frames
+from motion_lora.training import check_run, make_recipe
 
 WORDS = ("--caption", "a red square moving right over sand", "--appearance-caption", "a red square over sand")
 FEW = ("--steps", 2, "--absorber-steps", 1, "--rank", 2, "--height", 16, "--width", 16)
@@ -63,14 +68,15 @@ def test_a_dry_run_counts_and_names_what_is_wrong(base: Path, clip: Path, capsys
     said = json.loads(capsys.readouterr().out)
     assert [stage["name"] for stage in said["stages"]] == ["absorber-joint", "motion"]
     assert said["parameters"] == sum(stage["parameters"] for stage in said["stages"]) == 4 * 2 * 48 + 8 * 16 * 48
-    assert "take 5 or 9" in fails(capsys, *words, *FEW, "--num-frames", 6)
+    assert "take 1 or 5" in fails(capsys, *words, *FEW, "--num-frames", 4)
     assert "as method 'joint-customize-a-video' does" in fails(capsys, *words, *FEW, "--method", "motiondirector")
 
 
-def test_methods_are_measured_side_by_side(
-    base: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ("bench", "base", base, "--clip", clip, *WORDS, *FEW[:4], *FEW[6:], "--prompt", OTHER)
-    succeeds(*words, "--num-inference-steps", 1, "--output", tmp_path / "out", "--json")
-    scores = json.loads(capsys.readouterr().out)["scores"]
-    assert set(scores) == {"base", "joint-customize-a-video", "joint-motiondirector", "joint-lora"}
+def test_methods_that_are_measured_side_by_side_are_those_of_the_base(tiny_small: VideoPipeline) -> None:
+    base = tiny_pipeline(levels=2, backbone="wan")
+    joint = default_methods(base)
+    assert joint == ("joint-customize-a-video", "joint-motiondirector", "joint-lora")
+    assert default_methods(tiny_small) == DEFAULT_METHODS
+    for name in joint:
+        settings = method_settings(base, name, BasePlan((OTHER,)))
+        check_run(base, make_recipe([sample_clip(num_frames=5)], settings, None))

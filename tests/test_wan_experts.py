@@ -103,8 +103,15 @@ def test_an_expert_is_trained_on_its_own_noise_and_its_file_says_so(
     drawn = torch.cat([timesteps.flatten().float() for timesteps in seen])
     low, high = (800.0, 1000.0) if expert == "high" else (0.0, 800.0)
     assert len(drawn) > 3 and bool(((drawn >= low - 1e-2) & (drawn <= high + 1e-2)).all())
-    found = load_lora(save_lora(tmp_path / "x.safetensors", lora))
+    found = load_lora(save_lora(tmp_path / "x.safetensors", lora, metadata=False))
     assert found.metadata[EXPERT_KEY] == expert
+
+
+def test_a_part_of_an_experts_steps_is_a_part_of_all(both: VideoPipeline) -> None:
+    """Boundary 0.8 at shift 3 is place 0.8 / (3 - 1.6) of the schedule; half of what is above it begins in between."""
+    low = 0.8 / 1.4
+    assert both.noise_schedule().part_of_whole(0.5, 1.0) == (pytest.approx((low + 1) / 2), pytest.approx(1.0))
+    assert both.noise_schedule().part_of_whole(0.0, 1.0) == (0.0, 1.0)
 
 
 def test_two_files_are_one_base(tmp_path: Path) -> None:

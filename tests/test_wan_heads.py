@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
@@ -71,7 +73,7 @@ def test_rows_of_other_heads_are_zero_in_what_is_learned(pipeline, monkeypatch) 
     one = {"blocks.0.attn1": [True, False], "blocks.1.attn1": [False, True]}
     chosen = {name: torch.tensor(heads) for name, heads in one.items()}
     monkeypatch.setattr("motion_lora.training.stage.temporal_heads", lambda *a: chosen)
-    settings = quick(method="joint-customize-a-video", absorber_rank=2, temporal_heads=True, memory=1.0)
+    settings = quick(method="joint-customize-a-video", absorber_rank=2, temporal_heads=True)
     layers = train(pipeline, [sample_clip(num_frames=5)], settings).lora.layers
     assert len(layers) == 4
     for module, layer in layers.items():
@@ -85,7 +87,7 @@ def test_measured_heads_are_repeatable_and_none_is_refused(pipeline, monkeypatch
     monkeypatch.setattr(heads_module, "_TIMES", 0.0)
     first, again = (train(pipeline, [clip], settings).lora.fingerprint() for _ in range(2))
     assert first == again == train(pipeline, [clip], quick(method="joint-lora")).lora.fingerprint(), "all were chosen"
-    monkeypatch.setattr(heads_module, "_TIMES", 1e9)
+    monkeypatch.setattr(heads_module, "_TIMES", math.inf)
     with pytest.raises(TrainingError, match="None of the 4 attention heads of tiny looks over time"):
         train(pipeline, [clip], settings)
 

@@ -136,8 +136,9 @@ def expert_of(metadata: Mapping[str, str]) -> str:
 
 
 def acts_in_entry(lora: LoRA) -> dict[str, str]:
-    """The entry that `acts_in_of` reads."""
-    return {ACTS_IN_KEY: json.dumps(list(lora.acts_in))}
+    """The entries that `acts_in_of` and `expert_of` read."""
+    expert = expert_of(lora.metadata)
+    return {ACTS_IN_KEY: json.dumps(list(lora.acts_in)), **({EXPERT_KEY: expert} if expert else {})}
 
 
 def _own_keys(source: Provenance) -> dict[str, str]:
