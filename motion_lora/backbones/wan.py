@@ -191,6 +191,9 @@ class Wan(Backbone):
         blocks: Any = network.blocks
         return list(blocks)
 
+    def swappable_blocks(self, network: nn.Module) -> list[nn.Module]:
+        return self.checkpointed(network)
+
     def frame_axis(self, module: nn.Module, hidden: Tensor) -> int | None:
         return None
 

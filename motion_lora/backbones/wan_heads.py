@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 # So many queries of a clip, evenly spread, stand for all: the weights of all are tokens squared.
 _QUERIES = 64
+# Of diffusers' attention, by place.
+_ARGUMENTS = ("hidden_states", "encoder_hidden_states", "attention_mask", "rotary_emb")
 
 
 def head_masses(network: nn.Module, frames: int, run: Callable[[], object]) -> dict[str, Tensor]:
@@ -27,9 +29,8 @@ def head_masses(network: nn.Module, frames: int, run: Callable[[], object]) -> d
 
     def watch(name: str) -> Callable[..., None]:
         def hook(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = kwargs.get("hidden_states", args[0] if args else None)
-            rotary = kwargs.get("rotary_emb", args[3] if len(args) > 3 else None)
-            found[name] = masses(attention, hidden, rotary, frames)
+            said = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+            found[name] = masses(attention, said["hidden_states"], said["rotary_emb"], frames)
 
         return hook
 
