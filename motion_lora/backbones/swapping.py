@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from .registry import of_network
 
+_WITHOUT_PINNING = ("cpu", "meta", "mps")
+
 
 def fetched(weight: Tensor, device: torch.device) -> Tensor:
     """A weight on the device where it is needed; itself where it is there."""
@@ -42,10 +44,11 @@ def swapped_blocks(networks: Sequence[nn.Module], numbers: Collection[int]) -> I
     # By their storage: in a replica with adapters the same weights have other names.
     own = {_key(weight) for block in every[0] for weight in block.parameters()}
     shared = [weight for block in blocks for weight in block.parameters() if _key(weight) in own]
-    devices, kinds = [weight.device for weight in shared], [type(block) for block in blocks]
+    devices = [weight.device for weight in shared]
+    kinds: list[Any] = [type(block) for block in blocks]
     try:
-        for block in blocks:
-            block.__class__ = _swapping(type(block))
+        for block, kind in zip(blocks, kinds, strict=True):
+            block.__class__ = _swapping(kind)
         _move(shared, [torch.device("cpu")] * len(shared))
         yield
     finally:
@@ -59,7 +62,7 @@ def _blocks(network: nn.Module, numbers: Collection[int]) -> list[nn.Module]:
 
 
 def _key(weight: Tensor) -> tuple[int, int]:
-    return weight.untyped_storage()._cdata, weight.storage_offset()
+    return weight.untyped_storage()._cdata, int(weight.storage_offset())
 
 
 def _move(parameters: Sequence[nn.Parameter], devices: Sequence[torch.device]) -> None:
@@ -74,7 +77,8 @@ def _move(parameters: Sequence[nn.Parameter], devices: Sequence[torch.device]) -
             key = _key(parameter)
             if key not in made:
                 there = parameter.data.to(device, copy=True)
-                made[key] = there.pin_memory() if parameter.device.type == "cuda" else there
+                leaves = device.type == "cpu" and parameter.device.type not in _WITHOUT_PINNING
+                made[key] = there.pin_memory() if leaves else there
             parameter.data = made[key]
     del old
 
