@@ -22,6 +22,7 @@ SLOW_FILES = {
     for name in [
         "ade",
         "animatediff_files",
+        "animatediff_jobs",
         "animatediff_training",
         "backbone_matrix",
         "bench",
