@@ -2,12 +2,13 @@
 
 Stages as in `pretrain`, resumable in the same way; the text encoder is the playground's own, taken as it is:
 
-    wan-vae     the causal autoencoder, on single frames
+    wan-vae     the causal autoencoder, on single frames, taught by the playground's own: the same latents
     wan-image   the transformer, on single frames as clips of one frame
     wan-motion  on clips under so much noise that only the words say what moves where
     wan-video   on clips and single frames in turn
 
-The autoencoder has the layout of Wan's, but for the time: it does not shorten a clip, whose nine frames are nine
+The transformer learns on the teacher's latents, so that the two can be trained beside each other (--only). The
+autoencoder has the layout of Wan's, but for the time: it does not shorten a clip, whose nine frames are nine
 latents. Its kernels see nothing of the frames before, so that it can be trained on single frames; two clips of a second
 in three latents could not be drawn well by so small a decoder. What is measured with it are layers, not codecs.
 """
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
@@ -38,13 +40,15 @@ from motion_lora.playground.model import PLAYGROUND_FOLDER
 from .architecture import TEXT_WIDTH, to_pixels, tokenize, write_tokenizer
 from .optimise import StagePlan, run_stage
 from .pool import Pool, coverage_of, object_weight, random_scenes, wandering_scenes
-from .pretrain import KL_WEIGHT, OBJECT_WEIGHT, UNNAMED, scene_captions, weighted_loss
+from .pretrain import OBJECT_WEIGHT, UNNAMED, scene_captions, weighted_loss
 
 logger = logging.getLogger(__name__)
 
 NUM_FRAMES = 9
 CHANNELS = 4
-POOL_SIZE = 1024
+POOL_SIZE = 2048
+# Of the latents' deviation, so that the decoder bears what a transformer gets wrong.
+LATENT_NOISE = 0.05
 IMAGE_SHARE = 0.15
 DROP_CAPTION = 0.1
 _CLIPS_AT_ONCE = 16
@@ -57,11 +61,11 @@ SCHEDULER_CONFIG: dict[str, Any] = {
 
 PLANS: dict[str, StagePlan] = {
     "vae": StagePlan(
-        "wan-vae", seed=0, steps=1200, batch_size=16, learning_rate=2e-3, warmup=50, cooldown=0.4, ema_decay=0.99
+        "wan-vae", seed=0, steps=4000, batch_size=16, learning_rate=2e-3, warmup=50, cooldown=0.5, ema_decay=0.99
     ),
-    "image": StagePlan("wan-image", seed=2, steps=800, batch_size=64, learning_rate=1e-3, cooldown=0.1),
-    "motion": StagePlan("wan-motion", seed=3, steps=400, batch_size=8, learning_rate=8e-4, cooldown=0.1),
-    "video": StagePlan("wan-video", seed=4, steps=3000, batch_size=8, learning_rate=8e-4, cooldown=0.4),
+    "image": StagePlan("wan-image", seed=2, steps=2500, batch_size=64, learning_rate=1e-3, cooldown=0.1),
+    "motion": StagePlan("wan-motion", seed=3, steps=1500, batch_size=8, learning_rate=8e-4, cooldown=0.1),
+    "video": StagePlan("wan-video", seed=4, steps=7000, batch_size=8, learning_rate=8e-4, cooldown=0.4),
 }
 
 
@@ -131,9 +135,9 @@ def _flat(module: WanCausalConv3d) -> Any:
 
 @dataclass
 class WanParts:
-    """What the transformer's stages take from the others: the autoencoder with its statistics, the text encoder."""
+    """What the transformer's stages take: the teacher of the autoencoder with its statistics, the text encoder."""
 
-    vae: AutoencoderKLWan
+    vae: AutoencoderKL
     tokenizer: CLIPTokenizer
     encoder: CLIPTextModel
     mean: Tensor
@@ -148,9 +152,7 @@ class WanParts:
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (n, 3, h, w) in [-1, 1] -> normalised latents (n, c, h / 8, w / 8)."""
-        with as_image_vae(self.vae):
-            latents = self.vae.encode(pixels[:, :, None]).latent_dist.mode()[:, :, 0]
-        return (latents - self.mean) / self.std
+        return (self.vae.encode(pixels).latent_dist.mode() - self.mean) / self.std
 
 
 def random_frames(generator: torch.Generator, count: int) -> tuple[list[world.Scene], Tensor, Tensor]:
@@ -162,35 +164,43 @@ def random_frames(generator: torch.Generator, count: int) -> tuple[list[world.Sc
     return scenes, to_pixels(world.render_frames(scenes, centres)), coverage_of(scenes, centres)
 
 
-def vae_loss(vae: AutoencoderKLWan, generator: torch.Generator, batch_size: int) -> Tensor:
-    """Weighted L1 + L2 reconstruction and a small KL term, as for the playground's own autoencoder."""
+def load_teacher() -> AutoencoderKL:
+    """The playground's own autoencoder."""
+    teacher = AutoencoderKL.from_pretrained(str(PLAYGROUND_FOLDER / "vae"), torch_dtype=torch.float32)
+    return teacher.eval().requires_grad_(False)
+
+
+def vae_loss(vae: AutoencoderKLWan, teacher: AutoencoderKL, generator: torch.Generator, batch_size: int) -> Tensor:
+    """Encoder: squared distance from the teacher's latents. Decoder: weighted L1 + L2 to the frame, from them."""
     _, pixels, coverage = random_frames(generator, batch_size)
+    with torch.no_grad():
+        known = teacher.encode(pixels).latent_dist.mode()
     posterior = vae.encode(pixels[:, :, None]).latent_dist
-    restored = vae.decode(posterior.sample(generator)).sample[:, :, 0]
+    distance = (posterior.mean[:, :, 0] - known).square().mean() / known.var()
+    noise = torch.randn(known.shape, generator=generator)
+    restored = vae.decode((known + LATENT_NOISE * known.std() * noise)[:, :, None]).sample[:, :, 0]
     weight = 1 + OBJECT_WEIGHT * F.max_pool2d(coverage, 5, stride=1, padding=2)
     error = restored - pixels
-    reconstruction = (weight * (error.abs() + 2 * error.square())).mean()
-    # The posterior is of one frame: (n, c, 1, h, w), which diffusers sums over four axes only.
-    kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).flatten(1).sum(dim=1)
-    return reconstruction + KL_WEIGHT * kl.mean()
+    # What the encoder says of its own certainty is used by nobody; it is only kept from running away.
+    return distance + (weight * (error.abs() + 2 * error.square())).mean() + 1e-4 * posterior.logvar.square().mean()
 
 
 def run_vae(work: Path, plan: StagePlan) -> AutoencoderKLWan:
     torch.manual_seed(0)
-    vae = build_vae().train()
+    vae, teacher = build_vae().train(), load_teacher()
     with as_image_vae(vae):
-        run_stage(plan, {"vae": vae}, lambda generator, _: vae_loss(vae, generator, plan.batch_size), work)
+        run_stage(plan, {"vae": vae}, lambda generator, _: vae_loss(vae, teacher, generator, plan.batch_size), work)
     return vae.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def make_parts(vae: AutoencoderKLWan) -> WanParts:
+def make_parts() -> WanParts:
     """The frozen parts, the latents' statistics from 256 frames."""
     fp32: dict[str, Any] = {"torch_dtype": torch.float32}
     encoder = CLIPTextModel.from_pretrained(str(PLAYGROUND_FOLDER / "text_encoder"), **fp32)
     tokenizer = CLIPTokenizer.from_pretrained(str(PLAYGROUND_FOLDER / "tokenizer"))
     parts = WanParts(
-        vae,
+        load_teacher(),
         tokenizer,
         encoder.eval().requires_grad_(False),
         torch.zeros(1, CHANNELS, 1, 1),
@@ -276,10 +286,10 @@ def run_transformer(work: Path, parts: WanParts, plans: dict[str, StagePlan]) ->
     return network.eval().requires_grad_(False)
 
 
-def write_model(output: Path, parts: WanParts, network: WanTransformer3DModel) -> None:
+def write_model(output: Path, parts: WanParts, vae: AutoencoderKLWan, network: WanTransformer3DModel) -> None:
     """The finished model as a diffusers folder of fp16 safetensors, in the layout of Wan's release."""
-    parts.vae.register_to_config(latents_mean=parts.mean.flatten().tolist(), latents_std=parts.std.flatten().tolist())
-    modules: dict[str, Any] = {"vae": parts.vae, "transformer": network, "text_encoder": parts.encoder}
+    vae.register_to_config(latents_mean=parts.mean.flatten().tolist(), latents_std=parts.std.flatten().tolist())
+    modules: dict[str, Any] = {"vae": vae, "transformer": network, "text_encoder": parts.encoder}
     for name, module in modules.items():
         module.half().save_pretrained(str(output / name), safe_serialization=True)
         config = output / name / "config.json"
@@ -314,9 +324,9 @@ def _averaged(checkpoint: Path, key: str, module: Any) -> Any:
 
 def export(work: Path, output: Path) -> None:
     """Write the model folder from the averaged weights of the newest checkpoints, while training may go on."""
-    parts = make_parts(_averaged(work / "wan-vae.safetensors", "vae", build_vae()))
+    vae = _averaged(work / "wan-vae.safetensors", "vae", build_vae())
     newest = next(p for name in ("video", "motion", "image") if (p := work / f"wan-{name}.safetensors").exists())
-    write_model(output, parts, _averaged(newest, "transformer", build_transformer()))
+    write_model(output, make_parts(), vae, _averaged(newest, "transformer", build_transformer()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -331,14 +341,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, plan in PLANS.items():
         parser.add_argument(f"--{name}-steps", type=int, default=plan.steps, help="default: %(default)s")
     parser.add_argument("--export", action="store_true", help="write the model from the checkpoints, and stop")
+    parser.add_argument("--only", choices=("vae", "transformer"), help="train this one alone, and write nothing")
     options = parser.parse_args(arguments)
     if options.export:
         export(options.work, options.output)
         return
     options.work.mkdir(parents=True, exist_ok=True)
     plans = {name: replace(plan, steps=getattr(options, f"{name}_steps")) for name, plan in PLANS.items()}
-    parts = make_parts(run_vae(options.work, plans["vae"]))
-    write_model(options.output, parts, run_transformer(options.work, parts, plans))
+    if options.only != "transformer":
+        run_vae(options.work, plans["vae"])
+    if options.only != "vae":
+        run_transformer(options.work, make_parts(), plans)
+    if options.only is None:
+        export(options.work, options.output)
 
 
 if __name__ == "__main__":
