@@ -24,7 +24,7 @@ from motion_lora.files.container import read_header
 from motion_lora.files.inspection import inspect, report_text
 from motion_lora.files.own import save_lora
 from motion_lora.files.reader import load_any
-from motion_lora.files.writers import convert, export_diffusers, export_native, export_peft
+from motion_lora.files.writers import convert, export_animatediff, export_diffusers, export_native, export_peft
 
 FRAMES = 3
 
@@ -94,6 +94,16 @@ def test_there_and_back(tmp_path: Path, unet: nn.Module, motion: LoRA) -> None:
     assert "animatediff format" in text and "animatediff (Stable Diffusion 1.5" in text
     half = export_native(tmp_path / "half.safetensors", motion, dtype=torch.float16)
     assert {info.dtype for info in read_header(half).tensors.values()} == {torch.float16}
+
+
+def test_no_form_of_another_family_is_written(tmp_path: Path, motion: LoRA) -> None:
+    """ComfyUI's own Load LoRA would match none of its keys."""
+    own = save_lora(tmp_path / "own.safetensors", motion)
+    with pytest.raises(LoRAFileError, match="a LoRA for animatediff has no comfyui form: write animatediff"):
+        convert(own, tmp_path / "x.safetensors", "comfyui")
+    still = LoRA(motion.layers, backbone="unet3d")
+    with pytest.raises(LoRAFileError, match="a LoRA for unet3d has no animatediff form: write peft or kohya"):
+        export_animatediff(tmp_path / "x.safetensors", still)
 
 
 def test_on_the_command_line(tmp_path: Path, motion: LoRA, capsys) -> None:

@@ -15,6 +15,7 @@ from sd15_files import write_checkpoint, write_module
 from tiny import tiny_frames
 
 from motion_lora.files.own import load_lora
+from motion_lora.media.read import read_frames
 from motion_lora.media.write import write_video
 
 TRAIN = "MotionLoRA_TrainMotionLoRA"
@@ -72,6 +73,26 @@ def test_a_job_is_previewed_validated_paused_and_found_again(host: Host) -> None
     assert last.backbone == "animatediff" and last.fingerprint() == whole.fingerprint()
 
 
+LONG_VIDEO = {"num_frames": 12, "height": 64, "width": 64, "guidance_scale": 1.0, "context_frames": 8, "loop": True}
+
+
+def test_long_videos_in_windows(host: Host, base: tuple[object, ...], tmp_path: Path, capsys) -> None:
+    """Twelve frames of a module that has positions for eight, from the node and from the command line."""
+    loaded = host.run("MotionLoRA_LoadT2VModel", model=host.module("comfy.models").COMPOSED, **BASE).args[0]
+    node = {"base_model": loaded, "prompt": "a blue square", "num_inference_steps": 1, "decode": False}
+    made = host.run("MotionLoRA_SampleVideo", **node, **LONG_VIDEO)
+    assert made.args[2]["samples"].shape[2] == 12
+    named = "context_frames: the motion module has positions for 8 frames, not for 9"
+    with pytest.raises(host.library("core.errors").SettingsError, match=named):
+        host.run("MotionLoRA_SampleVideo", **node, **{**LONG_VIDEO, "context_frames": 9})
+    words = ("sample", *base, "--prompt", "a blue square", "--num-inference-steps", 1, "--output", tmp_path / "x.mp4")
+    flags = [word for name, value in LONG_VIDEO.items() if name != "loop" for word in (f"--{name}", value)]
+    flags = [str(word).replace("_", "-") for word in flags]
+    succeeds(*words, *flags, "--loop")
+    assert read_frames(tmp_path / "x.mp4")[0].shape[0] == 12
+    assert named in fails(capsys, *words, *flags, "--context-frames", 9)
+
+
 # The command line
 
 
@@ -107,6 +128,7 @@ def test_checkpoints_are_validated(trained: Path, capsys: pytest.CaptureFixture[
     succeeds("inspect", trained, "--json")
     facts = json.loads(capsys.readouterr().out)
     assert (facts["backbone"], facts["temporal"], facts["spatial"]) == ("animatediff", 168, 0)
+    assert "name animatediff or animatediff-v2" in fails(capsys, "inspect", trained, "--base", trained)
     assert "has other sizes" in fails(capsys, "inspect", trained, "--base", "animatediff-v2").replace("have", "has")
 
 

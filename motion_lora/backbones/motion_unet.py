@@ -63,6 +63,7 @@ class MotionUNet(UNetBackbone):
     refusal = "an AnimateDiff motion LoRA: its motion modules are layers that this network does not have"
     takes = "AnimateDiff motion LoRAs, and SD 1.5 image LoRAs"
     text_width = 768
+    native_format = "animatediff"
 
     def prepare(self, network: nn.Module) -> None:
         config: Any = network.config

@@ -87,7 +87,7 @@ def is_peft(source: Source) -> bool:
 
 def is_comfyui(source: Source) -> bool:
     """Whether a file has PEFT's factors under ComfyUI's own names, of a network whose tools exchange such files."""
-    own = of_keys(source.shapes).native_suffixes[0] == ".lora_A.weight"
+    own = of_keys(source.shapes).native_format == "comfyui"
     return own and is_peft(source) and all(key.startswith("diffusion_model.") for key in source.shapes)
 
 
