@@ -25,7 +25,7 @@ METADATA = "motion_lora."
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("base"))
+    return write_base(tmp_path_factory.mktemp("base"), levels=2)
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,7 @@ def test_a_v1_module_in_a_folder_is_refused(files: Path, tmp_path: Path) -> None
         r"its config\.json was written by diffusers 0\.22\.0\.dev0, before": (
             v3, "b", {"_diffusers_version": "0.22.0.dev0"},
         ),
-        "by its name": (v3, "models--guoyww--animatediff-motion-adapter-v1-5", {}),
+        "by its name": (v3, "models--guoyww--animatediff-motion-adapter-v1-5/snapshots/4c9", {}),
     }  # fmt: skip
     for message, (made, name, said) in cases.items():
         made.save_pretrained(folder := tmp_path / name)
@@ -174,7 +174,7 @@ def test_a_v1_module_in_a_folder_is_refused(files: Path, tmp_path: Path) -> None
     [
         (False, "models--guoyww--animatediff-motion-adapter-v1-5-3", "0.25.0.dev0"),
         (True, "animatediff-motion-adapter-v1-5-2", "0.22.0.dev0"),
-        (False, "v3_sd15_mm.ckpt", ""),
+        (False, "mm_sd_v15/v3_sd15_mm.ckpt", ""),
     ],
 )
 def test_later_modules_are_not_taken_for_v1(mid: bool, place: str, version: str) -> None:

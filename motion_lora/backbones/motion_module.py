@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any
 
@@ -114,7 +115,13 @@ def v1_sign(frames: int, middle: bool, name: str = "", config: Mapping[str, Any]
         return ""
     if _BEFORE_V3.match(version := str(config.get("_diffusers_version", ""))):
         return f"its config.json was written by diffusers {version}, before there was v3"
-    return "by its name" if _V1_NAME.search(name) else ""
+    return "by its name" if _V1_NAME.search(_own_name(name)) else ""
+
+
+def _own_name(place: str) -> str:
+    """Of a file or folder; in the cache of the hub, models--owner--name/snapshots/<commit>, that of the model."""
+    parts = PurePath(place).parts or ("",)
+    return parts[-3] if parts[-2:-1] == ("snapshots",) and len(parts) > 2 else parts[-1]
 
 
 def network_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
