@@ -147,7 +147,7 @@ def test_strengths_over_frames_follow_the_window(tiny_small) -> None:
 def jumps() -> dict[str, torch.Tensor]:
     """Mean change from each frame to the next, the first after the last included, of long videos of the playground."""
     base = load_playground(device="cpu")
-    common = {"num_frames": 24, "num_inference_steps": 10, "guidance_scale": 2.5, "seed": 2, "context_frames": 8}
+    common = {"num_frames": 24, "num_inference_steps": 5, "guidance_scale": 2.5, "seed": 2, "context_frames": 8}
     cases = {"overlap": {"context_overlap": 4}, "none": {"context_overlap": 0}}
     cases["loop"] = {"context_overlap": 4, "loop": True}
     found = {}
