@@ -100,7 +100,7 @@ def test_trainings_samples_and_loads_at_once_are_what_they_are_alone(tmp_path: P
     assert set(prints) == {alone}
 
 
-ROUNDS = 60  # without copies of the tokenizer the first wrong answer comes within three
+ROUNDS = 60  # of a shared tokenizer that each call sets up for itself the first one is wrong
 PROMPTS = (
     "a red circle",
     "a red circle over snow " * 8,
