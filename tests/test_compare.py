@@ -266,7 +266,7 @@ def test_prompts_are_lines() -> None:
 
 
 def test_command_line(pipeline: VideoPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base, clip = write_base(tmp_path, levels=2), write_clip(tmp_path)
+    base, clip = write_base(tmp_path), write_clip(tmp_path)
     lora = save_lora(tmp_path / "spin.safetensors", motion_sample(pipeline.unet))
     (tmp_path / "prompts.txt").write_text("a blue square\n", encoding="utf-8")
     words = ("compare", "--base", base, "--output", tmp_path / "out", "--num-inference-steps", 1)
