@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_helpers import CAPTIONS, write_base, write_clip
+from cli_helpers import CAPTIONS, succeeds, write_base, write_clip
 
 from motion_lora.core.errors import SettingsError
 from motion_lora.files.own import load_lora
@@ -22,21 +22,26 @@ TRAIN = ("--method", "temporal-only", "--steps", "3", "--rank", "2", "--learning
          "--gradient-accumulation", "2", "--num-frames", "3", "--height", "16", "--width", "16")  # fmt: skip
 
 
-def train(folder: Path, name: str, count: int, *more: str) -> Path:
+def words_of(folder: Path, output: Path) -> list[str]:
+    """The command after `motion-lora`."""
+    named = ("--base", folder / "tiny", "--device", "cpu", "--clip", folder / "clip.mp4", "--output", output)
+    return ["train", *map(str, named), *CAPTIONS, *TRAIN]
+
+
+def train(folder: Path, name: str, count: int) -> Path:
     """Run `motion-lora train` in `count` processes of one thread, as `accelerate launch` starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     output = folder / f"{name}.safetensors"
-    words = [sys.executable, "-m", "motion_lora.apps.cli", "train", "--base", folder / "tiny", "--device", "cpu",
-             *("--clip", folder / "clip.mp4"), *CAPTIONS, *TRAIN, "--output", output, *more]  # fmt: skip
+    words = [sys.executable, "-m", "motion_lora.apps.cli", *words_of(folder, output)]
     running = []
     for rank in range(count):
         place = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        several = {key: str(value) for key, value in place.items()} if count > 1 else {}
+        several = {key: str(value) for key, value in place.items()}
         environment = {**os.environ, **several, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        running.append(subprocess.Popen([str(word) for word in words], env=environment, **pipes))
+        running.append(subprocess.Popen(words, env=environment, **pipes))
     said = [process.communicate(timeout=300) for process in running]
     assert [process.returncode for process in running] == [0] * count, [text[-300:] for _, text in said]
     assert [bool(text) for text, _ in said] == [True] + [False] * (count - 1), "the first process alone reports"
@@ -45,13 +50,15 @@ def train(folder: Path, name: str, count: int, *more: str) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_base(tmp_path)
+    write_base(tmp_path, levels=2)
     write_clip(tmp_path)
     return tmp_path
 
 
 def test_two_processes_learn_what_one_does(folder: Path) -> None:
-    alone, together = (load_lora(train(folder, name, count)) for name, count in (("alone", 1), ("together", 2)))
+    output = folder / "alone.safetensors"
+    succeeds(*words_of(folder, output))
+    alone, together = load_lora(output), load_lora(train(folder, "together", 2))
     for module, layer in alone.layers.items():
         assert bool(layer.up.any())
         assert torch.allclose(together.layers[module].up, layer.up, rtol=1e-3, atol=1e-5), module
