@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .comfy import folders
+from .comfy import folders, models
 from .comfy.sockets import CATEGORY, Base, Clips, io
 from .widgets.enums import DTYPES
 
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..motion_lora.core.clip import Clip
-
-_NETWORKS, _VAES = "diffusion_models", "vae"
 
 
 class LoadWanModel(io.ComfyNode):
@@ -31,12 +29,12 @@ class LoadWanModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "network",
-                    options=folders.choices(folders.listed(_NETWORKS)),
+                    options=folders.choices(folders.listed(models.WAN_NETWORKS)),
                     tooltip="From models/diffusion_models: T2V 1.3B or 14B, or one expert of 2.2 A14B. Image-to-video, "
                     "VACE and Animate are refused.",
                 ),
                 io.Combo.Input(
-                    "vae", options=folders.choices(folders.listed(_VAES)), tooltip="wan_2.1_vae.safetensors."
+                    "vae", options=folders.choices(folders.listed(models.WAN_VAES)), tooltip="wan_2.1_vae.safetensors."
                 ),
                 Clips.Input("clips", tooltip="The clip that will be learned: its captions name the texts."),
                 io.Conditioning.Input("caption", tooltip="The clip's caption, encoded."),
@@ -53,6 +51,23 @@ class LoadWanModel(io.ComfyNode):
                     step=0.5,
                     tooltip="How far timesteps are shifted towards noise: Wan has 3 for 480p, 5 for 720p.",
                 ),
+                io.String.Input(
+                    "preview_prompt",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Another text for previews and Sample Video, the same as there, word for word.",
+                ),
+                io.Combo.Input(
+                    "other_expert",
+                    options=[models.NONE, *folders.listed(models.WAN_NETWORKS)],
+                    default=models.NONE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of 2.2 A14B: the other one of its two files, so that previews and Sample Video go over to "
+                    "it where it belongs. It waits in main memory and is not trained.",
+                ),
+                io.Conditioning.Input("preview", optional=True, tooltip="That text, encoded."),
             ],
             outputs=[
                 Base.Output("base_model", display_name="base_model", tooltip="For Train Motion LoRA."),
@@ -70,23 +85,23 @@ class LoadWanModel(io.ComfyNode):
         empty_prompt: Any,
         dtype: str,
         flow_shift: float,
+        preview_prompt: str = "",
+        other_expert: str = models.NONE,
+        preview: Any = None,
     ) -> io.NodeOutput:
-        from ..motion_lora.base.pipeline import VideoPipeline
-        from .comfy import server
+        from ..motion_lora.core.errors import SettingsError
 
+        if preview_prompt.strip() and preview is None:
+            raise SettingsError("preview_prompt has no embedding; connect its CLIP Text Encode to `preview`.")
         clip = clips[0]
         texts = {
             clip.caption: _embedding(caption),
             clip.appearance_caption: _embedding(appearance_caption),
             "": _embedding(empty_prompt),
         }
-        place = folders.find(_NETWORKS, network)
-        server.make_room(place.stat().st_size)
-        device = str(server.device())
-        made = VideoPipeline.from_files(
-            place, folders.find(_VAES, vae), texts, flow_shift=flow_shift, device=device, dtype=dtype
-        )
-        return io.NodeOutput(made)
+        if preview is not None:
+            texts[preview_prompt] = _embedding(preview)
+        return io.NodeOutput(models.load_wan(network, vae, dtype, flow_shift, texts, other_expert))
 
 
 def _embedding(conditioning: Any) -> Tensor:

@@ -28,8 +28,9 @@ from motion_lora.core.errors import ClipError, ModelError, SettingsError
 from motion_lora.files.names import parse_key
 from motion_lora.methods.losses import denoising_loss, frame_difference_loss
 from motion_lora.methods.table import METHODS
-from motion_lora.sampling.loop import sample
+from motion_lora.sampling.loop import sample, start_noise
 from motion_lora.sampling.settings import SampleSettings
+from motion_lora.sampling.windows import Fusion
 from motion_lora.training import TrainSettings, train
 
 
@@ -239,6 +240,39 @@ def test_an_edit_starts_at_its_noise(pipeline):
         for strength in (0.1, 0.9)
     )
     assert float((little - source).norm()) < float((much - source).norm())
+
+
+@torch.no_grad()
+def test_windows_over_time_are_of_latent_frames(pipeline):
+    """17 frames are 5 latents, a window of 9 frames is 3; one step of Euler from pure noise is noise - velocity."""
+    asked = SampleSettings(
+        "a red circle",
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        num_frames=17,
+        height=16,
+        width=16,
+        context_frames=9,
+        context_overlap=2,
+    )
+    made = sample(pipeline, asked, decode=False)[0].latents
+    noise, fusion = start_noise(pipeline, asked), Fusion(torch.zeros(1, 4, 5, 2, 2))
+    text = pipeline.read_prompts(["a red circle"])
+    for window in ([0, 1, 2], [2, 3, 4]):
+        fusion.add(window, WAN.predict(pipeline.unet, noise[:, :, window], torch.tensor(1000.0), text))
+    torch.testing.assert_close(made, noise - fusion.mean(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context_frames": 8}, r"context_frames: num_frames is 8, and this base takes 4 n \+ 1"),
+        ({"context_frames": 9, "loop": True}, "loop is on, but the first latent of this base is one frame"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(pipeline, changes, message):
+    with pytest.raises(SettingsError, match=message):
+        sample(pipeline, SampleSettings("a red circle", num_frames=17, **changes))
 
 
 # The loss

@@ -13,16 +13,13 @@ from lora_samples import random_lora
 from real_host import ROOT, comfyui_and_python
 from safetensors.torch import load_file, save_file
 from tiny import (
-    FLOW_CONFIG,
     TEXT_WIDTH,
     tiny_frames,
     tiny_pipeline,
-    tiny_text_encoder,
     tiny_wan,
-    tiny_wan_vae,
-    write_tokenizer,
 )
 from training_samples import quick, sample_clip
+from wan_samples import native_state, write_folder
 
 from motion_lora.adapters.targets import target_modules
 from motion_lora.backbones.registry import empty_network
@@ -131,10 +128,6 @@ def _put(root: torch.nn.Module, name: str, module: torch.nn.Module) -> None:
 # Native files of a base
 
 
-def native_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {native_name(name): tensor.clone() for name, tensor in network.state_dict().items()}
-
-
 @pytest.mark.parametrize("config", [WAN_1_3B_CONFIG, WAN_14B_CONFIG])
 def test_models_are_recognised_by_content(config):
     network = empty_network({**config, "num_layers": 2})
@@ -182,20 +175,6 @@ def test_an_expert_is_told_by_the_name_of_its_file():
 
 
 # Bases
-
-
-def write_folder(folder: Path) -> Path:
-    for name, module in (
-        ("transformer", tiny_wan(levels=2)),
-        ("vae", tiny_wan_vae()),
-        ("text_encoder", tiny_text_encoder()),
-    ):
-        module.save_pretrained(str(folder / name))
-    write_tokenizer(folder / "tokenizer")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(FLOW_CONFIG), encoding="utf-8")
-    (folder / "motion_lora.json").write_text(json.dumps({"name": "tiny-wan", "num_frames": 5}), encoding="utf-8")
-    return folder
 
 
 def test_a_diffusers_folder_is_a_base(tmp_path):

@@ -173,9 +173,24 @@ class Backbone(ABC):
     def checkpointed(self, network: nn.Module) -> list[nn.Module]:
         """The layers whose activations gradient checkpointing drops, each a pure function of its inputs."""
 
+    def swappable_blocks(self, network: nn.Module) -> list[nn.Module]:
+        """Blocks of equal kind that run one after another, whose weights may wait elsewhere; see `swapping`."""
+        return []
+
     @abstractmethod
     def frame_axis(self, module: nn.Module, hidden: Tensor) -> int | None:
         """Which axis of a temporal module's output counts the frames; None where no axis does so alone."""
+
+    def attention_of(self, module: str) -> str:
+        """The attention over whole clips among whose heads the rows of a module's output are split; "" for others."""
+        return ""
+
+    def head_masses(self, network: nn.Module, frames: int, run: Callable[[], object]) -> Mapping[str, Tensor]:
+        """(heads, 2) by attention: how much each head looks over time and how much inside a frame, while `run` runs.
+
+        `frames` are those of the latents. Nothing where no attention looks over both.
+        """
+        return {}
 
     # Skip connections (appearance highway) ----------------------------------------------------------------------------
 
@@ -217,11 +232,13 @@ class Backbone(ABC):
     def size_multiple(self, network: nn.Module, vae: nn.Module) -> int:
         """Height and width in pixels must be multiples of this."""
 
-    @abstractmethod
     def latent_shape(
         self, network: nn.Module, vae: nn.Module, num_frames: int, height: int, width: int
     ) -> tuple[int, int, int, int, int]:
         """(1, c, f, h, w) of the latents of one clip; height and width in pixels."""
+        config: Any = network.config
+        factor = self.pixels_per_latent(vae)
+        return 1, int(config["in_channels"]), self.latent_frames(vae, num_frames), height // factor, width // factor
 
     @abstractmethod
     def default_size(self, network: nn.Module, vae: nn.Module) -> tuple[int, int]:

@@ -144,13 +144,6 @@ class UNetBackbone(Backbone):
         config: Any = network.config
         return self.pixels_per_latent(vae) * int(2 ** (len(config["block_out_channels"]) - 1))
 
-    def latent_shape(
-        self, network: nn.Module, vae: nn.Module, num_frames: int, height: int, width: int
-    ) -> tuple[int, int, int, int, int]:
-        config: Any = network.config
-        factor = self.pixels_per_latent(vae)
-        return 1, int(config["in_channels"]), self.latent_frames(vae, num_frames), height // factor, width // factor
-
     def default_size(self, network: nn.Module, vae: nn.Module) -> tuple[int, int]:
         config: Any = network.config
         sides = config["sample_size"] or 32

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..core.lora import JOINT, Layer
 from ..core.process import FLOW
 from .base import Backbone, Layout, Selection, Text
+from .wan_heads import head_masses
 
 # How many frames its causal convolutions take at once, after the first.
 _AT_ONCE = 4
@@ -88,6 +89,7 @@ _BLOCK_NAMES = (
 )
 _NATIVE: Mapping[str, str] = dict((*_NAMES, *_BLOCK_NAMES))
 _DIFFUSERS = {theirs: ours for ours, theirs in (*_NAMES, *_BLOCK_NAMES)}
+_HEADS = re.compile(r"(blocks\.\d+\.attn1)\.to_[qkv]")
 _BLOCK = re.compile(r"(?P<block>blocks\.\d+)\.(?P<rest>.+)")
 
 
@@ -190,8 +192,18 @@ class Wan(Backbone):
         blocks: Any = network.blocks
         return list(blocks)
 
+    def swappable_blocks(self, network: nn.Module) -> list[nn.Module]:
+        return self.checkpointed(network)
+
     def frame_axis(self, module: nn.Module, hidden: Tensor) -> int | None:
         return None
+
+    def attention_of(self, module: str) -> str:
+        found = _HEADS.fullmatch(module)
+        return found[1] if found else ""
+
+    def head_masses(self, network: nn.Module, frames: int, run: Callable[[], object]) -> Mapping[str, Tensor]:
+        return head_masses(network, frames, run)
 
     # Skip connections: it has none
 
@@ -229,13 +241,6 @@ class Wan(Backbone):
 
     def size_multiple(self, network: nn.Module, vae: nn.Module) -> int:
         return self.pixels_per_latent(vae) * self.latent_multiple(network)
-
-    def latent_shape(
-        self, network: nn.Module, vae: nn.Module, num_frames: int, height: int, width: int
-    ) -> tuple[int, int, int, int, int]:
-        config: Any = network.config
-        factor = self.pixels_per_latent(vae)
-        return 1, int(config["in_channels"]), self.latent_frames(vae, num_frames), height // factor, width // factor
 
     def default_size(self, network: nn.Module, vae: nn.Module) -> tuple[int, int]:
         """480 x 832, of the 5B 704 x 1280; a network that is no release's is at home where its positions end."""

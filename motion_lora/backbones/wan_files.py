@@ -99,13 +99,19 @@ def network_weights(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tens
     return weights
 
 
-def vae_weights(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors of wan_2.1_vae.safetensors under diffusers' names. Raises ModelError for any other file."""
+def vae_config(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """The entries of diffusers' config of the autoencoder with these tensors; raises ModelError for any other file."""
     first = tensors.get("encoder.conv1.weight")
     if first is None or "decoder.conv1.weight" not in tensors:
         raise ModelError(f"{where} is not Wan's autoencoder. Take wan_2.1_vae.safetensors.")
     if first.shape[1] != 3:
         raise ModelError(f"{where} is the autoencoder of Wan 2.2 5B, which is read from a diffusers folder only.")
+    return {"base_dim": first.shape[0]}
+
+
+def vae_weights(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The tensors of wan_2.1_vae.safetensors under diffusers' names. Raises ModelError for any other file."""
+    vae_config(tensors, where)
     converted: dict[str, Tensor] = convert_wan_vae_to_diffusers(dict(tensors))
     return converted
 

@@ -46,7 +46,10 @@ _READ_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, Safet
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The parts of a base model, on CPU in the asked dtype, frozen and in evaluation mode."""
+    """The parts of a base model, on CPU in the asked dtype, frozen and in evaluation mode.
+
+    Of two networks, each for a part of the noise, `unet` is the `expert` that is asked for, `partner` the other one.
+    """
 
     unet: nn.Module
     vae: Any
@@ -54,6 +57,8 @@ class Parts:
     tokenizer: Any
     scheduler_config: Mapping[str, Any]
     about: Mapping[str, Any]
+    expert: str = ""
+    partner: Any = None
 
 
 def read_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Parts:

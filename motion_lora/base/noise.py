@@ -55,6 +55,10 @@ class NoiseSchedule:
         first, end = timestep_range(self.num_train_timesteps, low, high)
         return torch.randint(first, end, (batch,), generator=generator)
 
+    def part_of_whole(self, low: float, high: float) -> tuple[float, float]:
+        """The part itself: one network is there for all of the noise."""
+        return low, high
+
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """z_t, shaped like latents (b, ...), for timesteps (b,)."""
         return self._at(self.signal, timesteps, latents) * latents + self._at(self.sigma, timesteps, latents) * noise
@@ -120,6 +124,13 @@ class FlowSchedule:
             place = torch.rand(batch, generator=generator)
         place = self._first + (self._end - self._first) * (low + (high - low) * place)
         return self._count * self.shift * place / (1 + (self.shift - 1) * place)
+
+    def part_of_whole(self, low: float, high: float) -> tuple[float, float]:
+        """Where the part [low, high) of an expert's steps lies in the whole schedule; all of them stay (0, 1)."""
+        if (low, high) == (0.0, 1.0):
+            return low, high
+        length = self._end - self._first
+        return self._first + length * low, self._first + length * high
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """z, shaped like latents (b, ...), for timesteps (b,)."""

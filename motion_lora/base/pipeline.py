@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from ..backbones.base import Backbone, Text
 from ..backbones.faster import use_fast_layers
 from ..backbones.registry import of_network
-from ..core.errors import ClipError, SettingsError
+from ..core.errors import ClipError, ModelError, SettingsError
 from ..core.identity import BaseIdentity
-from ..core.process import UNIFORM
+from ..core.process import HIGH_NOISE, LOW_NOISE, UNIFORM
 from . import codec, text
 from .composed import read_composed
-from .given import GivenTexts, require_encoder, text_of
+from .given import GivenTexts, check_given, given_hash, require_encoder, text_of
 from .identity import identify
 from .loading import Parts, read_folder
 from .noise import Process, noise_schedule, prediction_type
@@ -48,6 +48,8 @@ class VideoPipeline:
 
     All modules are frozen, in evaluation mode, on `device` and in `dtype`. Shapes are those of `axes.py`. With `texts`
     there is no text encoder: what was given is all that it can be told.
+    A base of two networks, each for a part of the noise, has one as its `unet`, which is what training changes, named
+    by `expert`; the other, its `partner`, waits in main memory and is there for sampling.
     `fast_layers`: replicas compute with the layers of `backbones.faster`, equal to diffusers' by rounding.
     """
 
@@ -64,6 +66,8 @@ class VideoPipeline:
     default_guidance_scale: float = 9.0
     texts: GivenTexts | None = None
     fast_layers: bool = True
+    expert: str = ""
+    partner: Any = None
     _place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
     _text_place: EncoderPlace = field(default_factory=EncoderPlace, repr=False)
     _home: Residence = field(default_factory=Residence, repr=False)
@@ -78,7 +82,7 @@ class VideoPipeline:
         device: str = "auto",
         dtype: str = "auto",
         variant: str | None = None,
-        expert: str = "high",
+        expert: str = HIGH_NOISE,
     ) -> VideoPipeline:
         """Load a diffusers folder with unet/ or transformer/, vae/, text_encoder/, tokenizer/ and scheduler/.
 
@@ -86,14 +90,16 @@ class VideoPipeline:
         a checkpoint file or a diffusers folder; `tokenizer` is CLIP's folder of words, see `composed.find_tokenizer`.
         `device` is "auto" or a torch device name, `dtype` one of "auto", "fp32", "fp16", "bf16"; `variant` picks
         weight files such as `*.fp16.safetensors`, None takes what there is; `expert` is which of Wan 2.2 A14B's
-        two networks is taken, "high" or "low" noise. Raises ModelError for a folder that is
-        no such model, SettingsError for a device or dtype that is not there.
+        networks is taken, "high" or "low" noise, or "both": the former to train, both to sample. Raises ModelError for
+        a folder that is no such model, SettingsError for a device or dtype that is not there.
         """
         folder = Path(folder).expanduser()
         module = None if motion_module is None else Path(motion_module).expanduser()
         target, precision = pick_device(device), pick_dtype(dtype, pick_device(device))
         # A host such as ComfyUI may run this in inference mode; weights made there could never be trained around.
         with torch.inference_mode(False):
+            if expert != HIGH_NOISE and not is_transformer_folder(folder):
+                raise ModelError(f"expert is {expert!r}, and {folder} is no Wan 2.2 A14B: leave it out.")
             if module is not None:
                 parts = read_composed(folder, module, precision, variant, tokenizer)
             elif is_transformer_folder(folder):
@@ -110,23 +116,33 @@ class VideoPipeline:
         texts: GivenTexts,
         *,
         flow_shift: float = 3.0,
+        partner: str | Path | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> VideoPipeline:
         """A video transformer and its autoencoder from ComfyUI's files, with text embeddings that were made elsewhere.
 
         `texts` are embeddings (tokens, dim) or (1, tokens, dim) by prompt: the caption, the appearance caption, "" and
-        whatever is to be sampled. `flow_shift` is no part of such files. Raises ModelError, SettingsError.
+        whatever is to be sampled. `flow_shift` is no part of such files. `partner` is the other expert of Wan 2.2
+        A14B, for sampling with both. Raises ModelError, SettingsError.
         """
         target, precision = pick_device(device), pick_dtype(dtype, pick_device(device))
         with torch.inference_mode(False):
-            parts = read_files(Path(network).expanduser(), Path(vae).expanduser(), precision, flow_shift)
+            other = None if partner is None else Path(partner).expanduser()
+            parts = read_files(Path(network).expanduser(), Path(vae).expanduser(), precision, flow_shift, other)
+            return cls._of_parts(parts, Path(network).stem, target, precision).with_texts(texts)
+
+    def with_texts(self, texts: GivenTexts) -> VideoPipeline:
+        """The same base, told these embeddings by their prompts in place of a text encoder."""
+        with torch.inference_mode(False):
             own = {prompt: tensor.detach().clone() for prompt, tensor in texts.items()}
-            return replace(cls._of_parts(parts, Path(network).stem, target, precision), texts=own)
+        return replace(self, text_encoder=None, tokenizer=None, texts=own)
 
     @classmethod
     def _of_parts(cls, parts: Parts, name: str, device: torch.device, dtype: torch.dtype) -> VideoPipeline:
         of_network(parts.unet).prepare(parts.unet)
+        if parts.partner is not None:
+            of_network(parts.partner).prepare(parts.partner)
         identity = identify(parts.unet, str(parts.about.get("name", name)))
         return cls(
             unet=moved(parts.unet, device),
@@ -137,6 +153,8 @@ class VideoPipeline:
             identity=identity,
             device=device,
             dtype=dtype,
+            expert=parts.expert,
+            partner=parts.partner,
             default_num_frames=int(parts.about.get("num_frames", 16)),
             default_fps=float(parts.about.get("fps", 8.0)),
             default_guidance_scale=float(parts.about.get("guidance_scale", 9.0)),
@@ -155,6 +173,20 @@ class VideoPipeline:
             # It is nobody else's: another training that makes room must not take it away between two passes.
             changes["_text_place"] = EncoderPlace()
         return replace(self, **changes)
+
+    def partner_replica(self) -> Any:
+        """The other expert on the device, over the weights that wait in main memory."""
+        network = share_parameters(self.partner)
+        use_fast_layers(network, self.fast_layers)
+        return moved(network, self.device)
+
+    def expert_at(self, timestep: float) -> str:
+        """Which expert a base of two has for a timestep, at its boundary that of high noise; "" for one network."""
+        if not self.expert:
+            return ""
+        entry = "sigma_low" if self.expert == HIGH_NOISE else "sigma_high"
+        boundary = float(self.scheduler_config[entry]) * self.num_train_timesteps
+        return HIGH_NOISE if timestep >= boundary else LOW_NOISE
 
     @property
     def backbone(self) -> Backbone:
@@ -254,12 +286,24 @@ class VideoPipeline:
         with self._encoder(self.text_encoder) as encoder, nullcontext() if gradients else no_gradients():
             return self.backbone.read(encoder, ids)
 
+    def given_hash(self, prompts: Sequence[str]) -> str:
+        """Of what decides a training on these prompts beside the weights; empty for a base with a text encoder."""
+        if self.texts is None:
+            return ""
+        return given_hash(self.texts, prompts, float(self.scheduler_config.get("flow_shift", 1.0)))
+
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token numbers (b, tokens) on CPU, padded to the text encoder's length."""
         return text.tokenize(self.tokenizer, prompts, self.max_tokens)
 
     def prompt_remarks(self, prompts: Sequence[str]) -> list[str]:
-        """What of the prompts is read otherwise than their writer may think: words beyond the end, weights."""
+        """What of the prompts is read otherwise than their writer may think: words beyond the end, weights.
+
+        Raises ClipError for one that a base without a text encoder was not given.
+        """
+        if self.texts is not None:
+            check_given(self.texts, prompts)
+            return []
         return [said for prompt in prompts for said in text.remarks(self.tokenizer, prompt, self.max_tokens)]
 
     @property

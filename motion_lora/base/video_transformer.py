@@ -19,6 +19,7 @@ from ..backbones import wan_files
 from ..backbones.base import Backbone
 from ..backbones.registry import named, of_class, supported
 from ..core.errors import ModelError
+from ..core.process import BOTH, HIGH_NOISE, LOW_NOISE
 from .loading import (
     Parts,
     built,
@@ -31,8 +32,7 @@ from .loading import (
     weights_of,
 )
 
-EXPERTS = ("high", "low")
-_FOLDER_OF = {"high": "transformer", "low": "transformer_2"}
+_FOLDER_OF = {HIGH_NOISE: "transformer", LOW_NOISE: "transformer_2"}
 _WEIGHTS = "diffusion_pytorch_model"
 _ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError)
 # Of releases whose files hold no schedule; 5 is the shift of the 14B and 5B models at 720p, 3 that of 480p.
@@ -54,11 +54,15 @@ def is_transformer_folder(folder: Path) -> bool:
 def read_transformer_folder(folder: Path, dtype: torch.dtype, variant: str | None, expert: str = "high") -> Parts:
     """Check and read a diffusers folder; raises ModelError that names what is wrong and the way out.
 
-    `expert` is which of the two networks of Wan 2.2 A14B is taken, where there are two.
+    `expert` is which of the two networks of Wan 2.2 A14B is taken, where there are two; "both": that of high noise,
+    with the other one as its partner.
     """
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     two = (folder / _FOLDER_OF["low"] / "config.json").is_file()
-    place = folder / _FOLDER_OF[expert if two else "high"]
+    if expert != HIGH_NOISE and not two:
+        raise ModelError(f"{folder} has one network, and expert is {expert!r}: that is for Wan 2.2 A14B; leave it out.")
+    chosen = HIGH_NOISE if expert == BOTH else expert
+    place = folder / _FOLDER_OF[chosen]
     config = read_json(place / "config.json")
     backbone = of_class(str(config.get("_class_name")), str(place))
     if fault := backbone.config_fault(config):
@@ -67,11 +71,20 @@ def read_transformer_folder(folder: Path, dtype: torch.dtype, variant: str | Non
     about = dict(read_about(folder))
     schedule = read_json(folder / "scheduler" / "scheduler_config.json")
     if two:
-        about["name"] = f"{about.get('name', folder.name)} ({expert} noise)"
-        schedule = {**schedule, **_part_of(expert, float(index.get("boundary_ratio", wan_files.HIGH_NOISE_FROM)))}
-    network, vae = backbone.network_class, backbone.vae_class
+        about["name"] = f"{about.get('name', folder.name)} ({chosen} noise)"
+        schedule = {**schedule, **_part_of(chosen, float(index.get("boundary_ratio", wan_files.HIGH_NOISE_FROM)))}
+    vae = backbone.vae_class
+
+    def network(place: Path) -> nn.Module:
+        read: nn.Module = read_diffusers(
+            backbone.network_class, place, dtype, weights_of(place, _WEIGHTS, dtype, variant)
+        )
+        return read
+
     return Parts(
-        unet=read_diffusers(network, place, dtype, weights_of(place, _WEIGHTS, dtype, variant)),
+        unet=network(place),
+        partner=network(folder / _FOLDER_OF[LOW_NOISE]) if expert == BOTH else None,
+        expert=chosen if two else "",
         vae=read_diffusers(vae, folder / "vae", dtype, weights_of(folder / "vae", _WEIGHTS, dtype, variant)),
         text_encoder=_text_encoder(folder / "text_encoder", dtype, variant),
         tokenizer=_tokenizer(folder / "tokenizer"),
@@ -80,24 +93,41 @@ def read_transformer_folder(folder: Path, dtype: torch.dtype, variant: str | Non
     )
 
 
-def read_files(network: Path, vae: Path, dtype: torch.dtype, flow_shift: float = 3.0) -> Parts:
+def read_files(
+    network: Path, vae: Path, dtype: torch.dtype, flow_shift: float = 3.0, partner: Path | None = None
+) -> Parts:
     """A network and an autoencoder from ComfyUI's files, without a text encoder. Raises ModelError.
 
     Weights in fp8 become bf16. `flow_shift` is not in such files: 3 for 480p, 5 for 720p in Wan's own settings.
+    `partner` is the file of the other expert of Wan 2.2 A14B; names tell them apart.
     """
-    wan, config = named("wan"), wan_files.network_config(_shapes(network), str(network))
-    tensors = wan_files.network_weights(read_weights([network]), str(network))
-    expert = wan_files.expert_of(network.stem)
+    wan, expert = named("wan"), wan_files.expert_of(network.stem)
+    if partner is not None and {expert, wan_files.expert_of(partner.stem)} != {HIGH_NOISE, LOW_NOISE}:
+        raise ModelError(
+            f"{network.name} and {partner.name} are not the two experts of one model: their names must say high_noise "
+            "and low_noise. Leave the second one out for a model of one network."
+        )
+    stored = read_weights([vae])
+    encoder = built(
+        wan.vae_class, wan_files.vae_config(stored, str(vae)), wan_files.vae_weights(stored, str(vae)), vae, dtype
+    )
     part = _part_of(expert, wan_files.HIGH_NOISE_FROM) if expert else {}
-    encoder = built(wan.vae_class, {}, wan_files.vae_weights(read_weights([vae]), str(vae)), vae, dtype)
     return Parts(
-        unet=built(wan.network_class, config, tensors, network, dtype),
+        unet=_read_network(network, dtype),
+        partner=None if partner is None else _read_network(partner, dtype),
+        expert=expert,
         vae=encoder,
         text_encoder=None,
         tokenizer=None,
         scheduler_config={**_SCHEDULE, "flow_shift": flow_shift, **part},
         about={"name": network.stem, "num_frames": 81, "fps": 16.0},
     )
+
+
+def _read_network(path: Path, dtype: torch.dtype) -> Any:
+    config = wan_files.network_config(_shapes(path), str(path))
+    tensors = wan_files.network_weights(read_weights([path]), str(path))
+    return built(named("wan").network_class, config, tensors, path, dtype)
 
 
 def _part_of(expert: str, boundary: float) -> dict[str, Any]:

@@ -16,12 +16,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from .lora import ALL_NOISE, LoRA, NoiseRange
+from .process import EXPERTS
 
 if TYPE_CHECKING:
     from .identity import BaseIdentity
 
 OWN = "motion_lora."
 ACTS_IN_KEY = f"{OWN}acts_in"
+EXPERT_KEY = f"{OWN}expert"
 MODELSPEC_VERSION = "1.0.1"
 _LIBRARIES = ("motion-lora", "torch", "diffusers", "transformers", "peft")
 # Two or more path parts after a slash that does not belong to a word, a URL or a fraction.
@@ -59,6 +61,7 @@ class Provenance:
     clips: Sequence[str] = ()
     training_fingerprint: str = ""
     prediction_type: str = ""
+    expert: str = ""
     workflow: str = ""
     created: str = ""
 
@@ -126,9 +129,16 @@ def acts_in_of(metadata: Mapping[str, str]) -> NoiseRange:
     return (low, high) if 0.0 <= low < high <= 1.0 else ALL_NOISE
 
 
+def expert_of(metadata: Mapping[str, str]) -> str:
+    """ "high" or "low" where a file's LoRA is for one of a base's two experts; "" where it is for every network."""
+    said = metadata.get(EXPERT_KEY, "")
+    return said if said in EXPERTS else ""
+
+
 def acts_in_entry(lora: LoRA) -> dict[str, str]:
-    """The entry that `acts_in_of` reads."""
-    return {ACTS_IN_KEY: json.dumps(list(lora.acts_in))}
+    """The entries that `acts_in_of` and `expert_of` read."""
+    expert = expert_of(lora.metadata)
+    return {ACTS_IN_KEY: json.dumps(list(lora.acts_in)), **({EXPERT_KEY: expert} if expert else {})}
 
 
 def _own_keys(source: Provenance) -> dict[str, str]:
@@ -149,6 +159,7 @@ def _own_keys(source: Provenance) -> dict[str, str]:
         "steps": _number(source.steps),
         "learning_rate": _number(source.learning_rate),
         "seed": _number(source.seed),
+        "expert": source.expert,
         "training_fingerprint": source.training_fingerprint,
         "workflow": source.workflow,
         "created": source.created,

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 BLOCK_COLUMNS = ("block", "layers", "rank", "norm")
 _TEXT_FIELDS = (
-    "title", "description", "method", "target_preset", "alpha", "base_name", "base_weights_hash", "num_frames",
-    "height", "width", "fps", "steps", "learning_rate", "seed", "created", "imported_from", "format_version",
+    "title", "description", "method", "target_preset", "expert", "alpha", "base_name", "base_weights_hash",
+    "num_frames", "height", "width", "fps", "steps", "learning_rate", "seed", "created", "imported_from",
+    "format_version",
 )  # fmt: skip
 _LIST_FIELDS = ("captions", "appearance_captions", "trigger_words")
 

@@ -20,6 +20,7 @@ from ..files.container import read_header, read_tensors, serialize
 
 _CLIPS, _WORDS, _ABSORBER = "clips.safetensors", "clips.json", "absorber.safetensors"
 _NETWORK = "absorber_network.json"
+_TEXTS, _PROMPTS = "texts.safetensors", "prompts"
 # Metadata of the clips' file: their fingerprints.
 _MARKS = "fingerprints"
 
@@ -61,6 +62,29 @@ def kept_clips(folder: Path) -> tuple[Clip, ...]:
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise TrainingError(
             f"the clips of this job are damaged ({error}): delete it and run its workflow again"
+        ) from error
+
+
+# Texts on disk --------------------------------------------------------------------------------------------------------
+def keep_texts(folder: Path, base: VideoPipeline) -> None:
+    """Write the embeddings that came to a base from outside, for `with_kept_texts`; nothing of another base."""
+    if base.texts is not None:
+        tensors = {f"text_{index}": tensor.cpu().contiguous() for index, tensor in enumerate(base.texts.values())}
+        write_atomically(folder / _TEXTS, serialize(tensors, {_PROMPTS: json.dumps(list(base.texts))}))
+
+
+def with_kept_texts(folder: Path, base: VideoPipeline) -> VideoPipeline:
+    """The base with the embeddings that were kept, or as it is. Raises TrainingError where they are damaged."""
+    if not (folder / _TEXTS).exists():
+        return base
+    try:
+        header = read_header(folder / _TEXTS)
+        tensors = read_tensors(folder / _TEXTS, header, own=True)
+        prompts = json.loads(header.metadata[_PROMPTS])
+        return base.with_texts({prompt: tensors[f"text_{index}"] for index, prompt in enumerate(prompts)})
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise TrainingError(
+            f"the texts of this job are damaged ({error}): delete it and run its workflow again"
         ) from error
 
 

@@ -37,7 +37,7 @@ from ..training import (
     TrainResult,
     TrainSettings,
     View,
-    fingerprint,
+    run_fingerprint,
     step_plan,
     train,
     train_absorber,
@@ -46,7 +46,15 @@ from ..training.preflight import speeds_of
 from ..training.recipe import make_recipe
 from ..training.settings import absorber_stages
 from ..training.space import bytes_needed
-from .inputs import TrainingInputs, keep_absorber, keep_clips, kept_absorber, kept_clips
+from .inputs import (
+    TrainingInputs,
+    keep_absorber,
+    keep_clips,
+    keep_texts,
+    kept_absorber,
+    kept_clips,
+    with_kept_texts,
+)
 from .job import APPEARANCE_ABSORBER, LAST, MOTION_LORA, JobSpec, PreviewPlan
 from .pictures import VIDEO, draw_cover, publish_pictures
 from .previews import draw_preview, draw_sheet
@@ -109,7 +117,7 @@ def training_spec(
     if kind == APPEARANCE_ABSORBER:
         absorbing = [stage.name for stage in absorber_stages(settings)]
         plan = {stage: steps for stage, steps in plan.items() if stage in absorbing}
-    mark = fingerprint(inputs.pipeline.identity, inputs.clips, settings, inputs.absorber)
+    mark = run_fingerprint(inputs.pipeline, inputs.clips, settings, inputs.absorber)
     if validation is not None and decides(validation, keep):
         mark = f"{mark}:{json.dumps(rule_of(validation, keep, measured_by or {}), sort_keys=True)}"
     return JobSpec(
@@ -135,7 +143,7 @@ class TrainingWork:
         self._host = host
 
     def keep(self, spec: JobSpec, payload: object, folder: Path) -> None:
-        """Clips, captions and absorber, so that a server that was restarted can go on with the job.
+        """Clips, captions, absorber and given texts, so that a server that was restarted can go on with the job.
 
         Raises OutputError, before anything is written, where the result could not be put in its place, or its work has
         no room.
@@ -143,12 +151,13 @@ class TrainingWork:
         inputs = _checked(payload)
         self._check_places(spec, inputs, folder, sum(clip.frames.numel() * 4 for clip in inputs.clips))
         keep_clips(folder / INPUTS, inputs.clips)
+        keep_texts(folder / INPUTS, inputs.pipeline)
         if inputs.absorber is not None:
             keep_absorber(folder / INPUTS, inputs.absorber)
 
     def restore(self, spec: JobSpec, folder: Path) -> TrainingInputs:
         """What `keep` wrote, with the base loaded again. Raises ModelError where the base is gone."""
-        base = self._host.load_base(spec.base)
+        base = with_kept_texts(folder / INPUTS, self._host.load_base(spec.base))
         return TrainingInputs(base, kept_clips(folder / INPUTS), kept_absorber(folder / INPUTS, base))
 
     def run(self, spec: JobSpec, payload: object, folder: Path, reporter: Reporter) -> Outcome:

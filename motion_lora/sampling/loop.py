@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters.apply import AppliedStack, applied, applied_to_text_encoder
+from ..adapters.apply import AppliedStack, applied_to_text_encoder
 from ..adapters.fit import require_fit
-from ..adapters.highway import appearance_highway, plan_highway
+from ..adapters.highway import plan_highway
 from ..backbones.base import Text
 from ..base.pipeline import VideoPipeline
 from ..base.placement import no_gradients
@@ -28,6 +28,7 @@ from ..core.errors import SettingsError, is_out_of_memory
 from ..core.out_of_memory import SamplingMemoryError
 from ..core.stack import AdapterStack
 from .ddim import InvertedClip, noise_prior
+from .experts import Experts, experts_at_work
 from .settings import SampleSettings, is_guided, resolve, steps_run
 from .windows import Fusion, windows
 
@@ -208,12 +209,13 @@ class _Batch:
     def denoise(self, unet: Any, latents: Tensor, stack: AdapterStack, progress: _Progress) -> Tensor:
         """Start latents -> clean latents (b, c, f, h, w), float32 on the device; `unet` is a replica of the base's."""
         text = self._encode_prompts(stack)
-        with applied(unet, stack, latents.shape[2]) as adapters, appearance_highway(unet, stack.highway):
-            return self._loop(unet, latents, text, adapters, progress)
+        with experts_at_work(self.pipeline, unet, stack, latents.shape[2]) as experts:
+            return self._loop(experts, latents, text, progress)
 
-    def _loop(self, unet: Any, latents: Tensor, text: Text, adapters: AppliedStack, progress: _Progress) -> Tensor:
+    def _loop(self, experts: Experts, latents: Tensor, text: Text, progress: _Progress) -> Tensor:
         timesteps = self.scheduler.timesteps
         for index in range(self.skipped, len(timesteps)):
+            unet, adapters = experts.at(timesteps[index])
             # Relative to the whole schedule, so that a position means the same noise level when an edit starts late.
             adapters.at(index / max(len(timesteps) - 1, 1))
             noisy = model_input(self.scheduler, latents, timesteps[index])

@@ -109,8 +109,11 @@ def _window_faults(pipeline: VideoPipeline, settings: SampleSettings) -> Iterato
         fault := number_fault(overlap, True, 0, settings.context_frames - 1)
     ):
         yield f"context_overlap is {overlap}, it must be {fault}"
-    if settings.context_frames and not pipeline.backbone.frames_alone:
-        yield f"context_frames is {settings.context_frames}, where the base sees whole clips; leave it at 0"
+    whole = not pipeline.backbone.frames_alone
+    if whole and settings.context_frames and (unfit := pipeline.frames_fault(settings.context_frames)):
+        yield f"context_frames: {unfit}"
+    if whole and settings.loop:
+        yield "loop is on, but the first latent of this base is one frame and each later one several: leave it off"
     if settings.loop and not settings.context_frames:
         yield "loop is on, but context_frames is 0; give the frames of a window, such as the base's own number"
 

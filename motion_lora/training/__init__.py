@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checkpoint import delete_checkpoint
-    from .checks import check_absorber, check_run, fingerprint
+    from .checks import check_absorber, check_run, fingerprint, run_fingerprint
     from .legal import check_settings
     from .loop import fit, learning_rate_factor, train, train_absorber
     from .preflight import Estimate, Speeds, require_memory
@@ -42,6 +42,7 @@ _HOME = {
     "check_settings": "legal",
     "delete_checkpoint": "checkpoint",
     "fingerprint": "checks",
+    "run_fingerprint": "checks",
     "fit": "loop",
     "learning_rate_factor": "loop",
     "make_recipe": "recipe",
@@ -77,6 +78,7 @@ __all__ = [
     "learning_rate_factor",
     "make_recipe",
     "require_memory",
+    "run_fingerprint",
     "step_plan",
     "train",
     "train_absorber",

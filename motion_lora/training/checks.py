@@ -32,16 +32,32 @@ if TYPE_CHECKING:
 
 
 def fingerprint(
-    identity: BaseIdentity, clips: Sequence[Clip], settings: TrainSettings, absorber: Absorber | None = None
+    identity: BaseIdentity,
+    clips: Sequence[Clip],
+    settings: TrainSettings,
+    absorber: Absorber | None = None,
+    given: str = "",
 ) -> str:
-    """SHA-256 over all that decides a training result, on one kind of machine: the same one means the same LoRA."""
+    """SHA-256 over all that decides a training result, on one kind of machine: the same one means the same LoRA.
+
+    `given` is `given_hash` of a base whose texts came from outside.
+    """
     content = {
         "base": [identity.config_hash, identity.weights_hash],
         "clips": [clip.fingerprint() for clip in clips],
         "settings": settings.hashed(),
         "absorber": absorber.fingerprint() if absorber is not None else "",
+        **({"given": given} if given else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def run_fingerprint(
+    pipeline: VideoPipeline, clips: Sequence[Clip], settings: TrainSettings, absorber: Absorber | None = None
+) -> str:
+    """The `fingerprint` of a training on this base."""
+    prompts = [prompt for clip in clips for prompt in (clip.caption, clip.appearance_caption)]
+    return fingerprint(pipeline.identity, clips, settings, absorber, pipeline.given_hash(prompts))
 
 
 def check_run(pipeline: VideoPipeline, recipe: Recipe) -> None:
@@ -49,6 +65,7 @@ def check_run(pipeline: VideoPipeline, recipe: Recipe) -> None:
     _check_process(pipeline, recipe.settings)
     _check_targets(pipeline, recipe)
     _check_looks(pipeline, recipe)
+    _check_heads(pipeline, recipe)
     if recipe.settings.highway != "none":
         plan_highway(pipeline.unet, Highway(recipe.settings.highway, recipe.settings.highway_scale))
     if recipe.given is not None:
@@ -67,6 +84,19 @@ def _check_process(pipeline: VideoPipeline, settings: TrainSettings) -> None:
         )
 
 
+def _check_heads(pipeline: VideoPipeline, recipe: Recipe) -> None:
+    if not recipe.settings.temporal_heads:
+        return
+    parts = [part for stage in recipe.main for part in stage.parts if not part.is_tokens]
+    targets = [recipe.part(part).targets for part in parts]
+    modules = [module for preset in targets for module in target_modules(pipeline.unet, preset)]
+    if not any(pipeline.backbone.attention_of(module) for module in modules):
+        raise SettingsError(
+            f"temporal_heads is on, and no layer of targets {', '.join(map(repr, targets))} has heads that look over "
+            "space and time; leave it off."
+        )
+
+
 def _check_looks(pipeline: VideoPipeline, recipe: Recipe) -> None:
     settings, absorber = recipe.settings, recipe.given
     if find_method(settings.method).needs_looks and not settings.looks:
@@ -81,6 +111,11 @@ def _check_looks(pipeline: VideoPipeline, recipe: Recipe) -> None:
         raise SettingsError(
             "looks need an absorber that can be switched off, not whole weights: take another absorber, or leave the "
             "looks out, as method 'customize-a-video' does."
+        )
+    if settings.looks and pipeline.texts is not None:
+        raise SettingsError(
+            f"looks are captions of their own, and {pipeline.identity.name} has only the texts that came from outside; "
+            "leave them out, or take a base with a text encoder."
         )
     for look in settings.looks:
         for clip in recipe.clips:

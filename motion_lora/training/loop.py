@@ -32,7 +32,7 @@ from ..core.out_of_memory import TrainingMemoryError
 from ..methods.stages import Stage
 from ..methods.table import ABSORBERS
 from .checkpoint import Keeper, OptimiserState, Progress, results_of
-from .checks import check_run, fingerprint
+from .checks import check_run, run_fingerprint
 from .legal import check_settings
 from .parallel import Processes, processes
 from .recipe import Recipe, make_recipe, setting_name
@@ -152,6 +152,7 @@ def fit(
         total = together.summed(total)
         together.sum_gradients(run.parameters.values())
         scaler.unscale_(optimiser)
+        run.limit_gradients()
         norm = nn.utils.clip_grad_norm_(run.parameters.values(), settings.max_grad_norm)
         if not scaler.is_enabled():
             # A gradient that is not finite spoils the parameters; in fp16 the scaler skips such a step.
@@ -194,7 +195,7 @@ class _Run:
         check_run(pipeline, recipe)
         self._pipeline, self._recipe, self._callback = pipeline, recipe.with_new_tokens(pipeline), callback
         self._visitor, settings = visitor, recipe.settings
-        self._mark = fingerprint(pipeline.identity, recipe.clips, settings, recipe.given)
+        self._mark = run_fingerprint(pipeline, recipe.clips, settings, recipe.given)
         names = [stage.name for stage in recipe.stages]
         folder = Path(checkpoint) if checkpoint is not None else None
         writes = processes().is_first

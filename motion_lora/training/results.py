@@ -66,7 +66,7 @@ def kept_lora(results: Results, recipe: Recipe, pipeline: VideoPipeline, steps: 
             alpha = recipe.part(part).alpha
             values = part_of(results.get(stage.name, {}), part.name)
             layers.update(lora_from(values, alpha, pipeline.backbone.name).layers)
-    lora = LoRA(layers, acts_in=_acts_in(recipe), backbone=pipeline.backbone.name)
+    lora = LoRA(layers, acts_in=_acts_in(recipe, pipeline), backbone=pipeline.backbone.name)
     if not kept:
         return lora
     return _described(lora, _provenance(kept, recipe, pipeline, recipe.clips, steps, mark))
@@ -80,7 +80,7 @@ def spatial_loras(results: Results, recipe: Recipe, pipeline: VideoPipeline, ste
         alpha = recipe.part(part).alpha
         for clip, name in zip(recipe.clips, adapter_names_of(part, len(recipe.clips)), strict=True):
             lora = lora_from(part_of(results[stage.name], name), alpha, pipeline.backbone.name)
-            lora = replace(lora, acts_in=_acts_in(recipe))
+            lora = replace(lora, acts_in=_acts_in(recipe, pipeline))
             found.append(_described(lora, _provenance([part], recipe, pipeline, [clip], steps, mark)))
     return tuple(found)
 
@@ -89,9 +89,9 @@ def _described(lora: LoRA, source: Provenance) -> LoRA:
     return replace(lora, metadata=build_metadata(source, lora, layers_text(lora)))
 
 
-def _acts_in(recipe: Recipe) -> tuple[float, float]:
+def _acts_in(recipe: Recipe, pipeline: VideoPipeline) -> tuple[float, float]:
     """The part of the noise that was trained on, in which alone the LoRA acts."""
-    return recipe.settings.timestep_low, recipe.settings.timestep_high
+    return pipeline.noise_schedule().part_of_whole(recipe.settings.timestep_low, recipe.settings.timestep_high)
 
 
 def _provenance(
@@ -117,6 +117,7 @@ def _provenance(
         clips=[clip.fingerprint() for clip in clips],
         training_fingerprint=mark,
         prediction_type=pipeline.prediction_type,
+        expert=pipeline.expert,
     )
 
 

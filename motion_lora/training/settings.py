@@ -82,6 +82,12 @@ class TrainSettings:
         "Which layers learn the look, in methods with a spatial LoRA.",
         choices=lambda: _presets("spatial", "joint"),
     )
+    temporal_heads: bool = _method(
+        False,
+        "Of joint attention: only heads that look over time on the clip, as measured, learn the motion; the rows of "
+        "the others stay zero in the file.",
+        since=3,
+    )
     loss: str | None = _method(
         None,
         "Loss of every pass that sees the clip in motion, with any method, in place of the row's own.",

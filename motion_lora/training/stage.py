@@ -36,6 +36,7 @@ from .batches import (
     restyle,
     step_generator,
 )
+from .heads import rows_of, temporal_heads
 from .memory import GB, Loss, bytes_of, choose_recomputed
 from .recipe import Recipe
 
@@ -74,6 +75,7 @@ class StageRun:
         self.parameters: dict[str, nn.Parameter] = {}
         self._rates: dict[str, float] = {}
         self._zero_sum: list[nn.Parameter] = []
+        self._rows: dict[str, Tensor] = {}
         self._mode: tuple[Any, ...] = ()
         self._holds_look = absorber is not None and absorber.spatial is not None
         if absorber is not None:
@@ -82,6 +84,8 @@ class StageRun:
             if not part.is_tokens:
                 self._add_part(pipeline, part)
         self._read_clips(pipeline, absorber, remember or (lambda _, make: make()))
+        if recipe.settings.temporal_heads and stage.learns_motion:
+            self._keep_to_temporal_heads(pipeline)
         self._forward: Any = self._compiled() if recipe.settings.compile else self.unet
         idle = (
             () if recipe.settings.offload_encoders and not self.trains_tokens else (pipeline.text_encoder, pipeline.vae)
@@ -150,6 +154,19 @@ class StageRun:
             prompts = sorted({prompt for material in self._materials for prompt in material.prompts.values()})
             self._texts = {prompt: reader.read_prompts([prompt]).to(self.dtype) for prompt in prompts}
 
+    def _keep_to_temporal_heads(self, pipeline: VideoPipeline) -> None:
+        """What learns the motion changes only heads that look over time; see `heads`."""
+        texts = [self._texts[material.prompts["full"]] for material in self._materials]
+        clips = [(material.latents, text) for material, text in zip(self._materials, texts, strict=True)]
+        generator = step_generator(self.settings.seed, "heads", 0)
+        chosen = temporal_heads(pipeline, clips, self.schedule, generator)
+        moving = {name for a_pass in self.stage.passes if a_pass.sees_motion for name in a_pass.trains}
+        for name, parameter in self.parameters.items():
+            adapter, factor = name.split("|", 1)
+            attention = self.backbone.attention_of(factor.removesuffix(".up"))
+            if adapter in moving and attention:
+                self._rows[name] = rows_of(parameter, chosen[attention])
+
     def _prepared(
         self, pipeline: VideoPipeline, reader: VideoPipeline, kinds: list[str], remember: Remember
     ) -> list[Material]:
@@ -164,6 +181,12 @@ class StageRun:
         for name, parameter in self.parameters.items():
             groups.setdefault(self._rates[name.split("|", 1)[0]], []).append(parameter)
         return [{"params": weights, "lr": rate, "base_rate": rate} for rate, weights in groups.items()]
+
+    def limit_gradients(self) -> None:
+        """What no step may change: rows of heads that do not look over time stay the zeros that they begin as."""
+        for name, rows in self._rows.items():
+            if (gradient := self.parameters[name].grad) is not None:
+                gradient.mul_(rows)
 
     def constrain(self) -> None:
         """What a step of the optimiser may not change: kernels of zero sum over time stay so (projected descent)."""

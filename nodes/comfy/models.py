@@ -13,6 +13,8 @@ from ...motion_lora.core.errors import ModelError
 from . import folders, memory, server
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ...motion_lora.base.pipeline import VideoPipeline
 
 PLAYGROUND = "playground (built-in)"
@@ -25,9 +27,11 @@ KNOWN: Mapping[str, str] = {
 COMPOSED = "checkpoint + motion module (AnimateDiff)"
 NONE = "none"
 _PLUS = " + "
+WAN_NETWORKS, WAN_VAES = "diffusion_models", "vae"
+_WAN_RECIPE = ("network", "vae", "dtype", "flow_shift", "partner")
 
 _loading = threading.Lock()
-_loaded: weakref.WeakValueDictionary[tuple[str, str], VideoPipeline] = weakref.WeakValueDictionary()
+_loaded: weakref.WeakValueDictionary[tuple[str, ...], VideoPipeline] = weakref.WeakValueDictionary()
 _recipes: weakref.WeakKeyDictionary[VideoPipeline, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
@@ -61,6 +65,53 @@ def load(name: str, dtype: str = "auto", download: bool = False) -> VideoPipelin
         return pipeline
 
 
+def load_wan(
+    network: str,
+    vae: str,
+    dtype: str,
+    flow_shift: float,
+    texts: Mapping[str, Tensor],
+    partner: str = NONE,
+    *,
+    stays: bool = True,
+) -> VideoPipeline:
+    """Wan from ComfyUI's files, with texts that its CLIP has encoded; what is in memory already is shared."""
+    key = (network, vae, dtype, f"{flow_shift:g}", partner)
+    with _loading:
+        base = _loaded.get(key)
+        if base is None:
+            base = _read_wan(network, vae, dtype, flow_shift, partner, stays)
+        made = base.with_texts(texts)
+        _loaded[key] = made
+        _recipes[made] = dict(zip(_WAN_RECIPE, key, strict=True))
+    if stays:
+        with memory.at_work(made):
+            return made
+    return made
+
+
+def _read_wan(network: str, vae: str, dtype: str, flow_shift: float, partner: str, stays: bool) -> VideoPipeline:
+    from ...motion_lora.base.pipeline import VideoPipeline
+
+    place, encoder = folders.find(WAN_NETWORKS, network), folders.find(WAN_VAES, vae)
+    if stays:
+        server.make_room(place.stat().st_size)
+    else:
+        server.make_room_between_prompts()
+    base = VideoPipeline.from_files(
+        place,
+        encoder,
+        {},
+        flow_shift=flow_shift,
+        partner=None if partner == NONE else folders.find(WAN_NETWORKS, partner),
+        device=str(server.device()),
+        dtype=dtype,
+    )
+    if not stays:
+        base.send_away()
+    return base
+
+
 def in_memory(name: str, dtype: str) -> VideoPipeline | None:
     """The base of that name if a node holds it already; nothing is loaded."""
     return _loaded.get((name, dtype))
@@ -73,6 +124,10 @@ def recipe_of(pipeline: VideoPipeline) -> dict[str, str]:
 
 def load_again(recipe: Mapping[str, str]) -> VideoPipeline:
     """The base of a job that was left behind. Raises ModelError when it is not there any more."""
+    if set(_WAN_RECIPE) <= set(recipe):
+        network, vae, dtype, flow_shift, partner = (recipe[entry] for entry in _WAN_RECIPE)
+        # Its texts are the job's.
+        return load_wan(network, vae, dtype, float(flow_shift), {}, partner, stays=False)
     if "name" not in recipe:
         raise ModelError("this job does not say how its base model was loaded: run its workflow to go on with it")
     # ComfyUI does not know of it until a prompt uses it: on the device it is for the job alone.

@@ -71,7 +71,7 @@ def in_node(images: torch.Tensor, node: type[io.ComfyNode]) -> Any:
 
 def remark(node: type[io.ComfyNode], base: VideoPipeline, *prompts: str) -> None:
     """Show in the node what of its prompts is read otherwise than their writer may think."""
-    if said := base.prompt_remarks(prompts):
+    if said := base.prompt_remarks([prompt for prompt in prompts if prompt]):
         server.tell_node(node.hidden.unique_id, " ".join(said))
 
 

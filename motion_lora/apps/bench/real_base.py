@@ -27,19 +27,23 @@ from ...files.own import load_lora, save_lora
 from ...media.tables import Table
 from ...methods.table import METHODS
 from ...sampling.settings import SampleSettings
-from ...training import Callback, StepReport, TrainSettings, check_settings, fingerprint, train
+from ...training import Callback, StepReport, TrainSettings, check_settings, run_fingerprint, train
 from .report import machine_facts
 
 # Those that a user would choose between; the ablations answer another question.
 DEFAULT_METHODS = ("customize-a-video", "motiondirector", "separate-motion-appearance", "temporal-only")
+_JOINT_METHODS = ("joint-customize-a-video", "joint-motiondirector", "joint-lora")
 
 
 @dataclass(frozen=True)
 class BasePlan:
-    """`steps` of None are each method's own. `looks` let Many Looks take part, which redraws the clip under them."""
+    """`steps` of None are each method's own. `looks` let Many Looks take part, which redraws the clip under them.
+
+    Without `methods` those that the base has layers for: see `default_methods`.
+    """
 
     prompts: tuple[str, ...]
-    methods: tuple[str, ...] = DEFAULT_METHODS
+    methods: tuple[str, ...] = ()
     steps: int | None = None
     looks: tuple[str, ...] = ()
     num_inference_steps: int = 25
@@ -64,9 +68,9 @@ def bench_base(
     `callback(method, report)` hears of training steps, `progress(step, total)` of sampling steps. Raises SettingsError
     before work starts for settings that are not legal.
     """
-    wanted = {name: method_settings(pipeline, name, plan) for name in plan.methods}
-    if not wanted or not plan.prompts:
-        raise SettingsError("There is no method or no prompt; name one or more of both (--methods, --prompt).")
+    if not plan.prompts:
+        raise SettingsError("There is no prompt; name one or more (--prompt).")
+    wanted = {name: method_settings(pipeline, name, plan) for name in plan.methods or default_methods(pipeline)}
     trained = {
         name: _trained(pipeline, clip, settings, output / "loras", name, callback) for name, settings in wanted.items()
     }
@@ -80,6 +84,12 @@ def bench_base(
     files = [page, *write_comparison(output, found)]
     means = dict(zip(found.labels, found.means(), strict=True))
     return {"files": [str(path) for path in files], "seconds": seconds, "scores": means, "machine": machine}
+
+
+def default_methods(pipeline: VideoPipeline) -> tuple[str, ...]:
+    """The methods that a user of this base would choose between."""
+    recommended = pipeline.backbone.recommended_method
+    return DEFAULT_METHODS if recommended in DEFAULT_METHODS else _JOINT_METHODS
 
 
 def method_settings(pipeline: VideoPipeline, method: str, plan: BasePlan) -> TrainSettings:
@@ -118,7 +128,7 @@ def _trained(
 ) -> tuple[LoRA, float]:
     """The LoRA and the seconds of its training, from `folder` where this very training is done."""
     path, about = folder / f"{name}.safetensors", folder / f"{name}.json"
-    mark = fingerprint(pipeline.identity, [clip], settings, None)
+    mark = run_fingerprint(pipeline, [clip], settings)
     known = json.loads(about.read_text(encoding="utf-8")) if about.is_file() and path.is_file() else {}
     if known.get("fingerprint") != mark:
         began = time.perf_counter()

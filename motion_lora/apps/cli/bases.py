@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import ModelError
+from ...core.process import BOTH, EXPERTS, HIGH_NOISE
 from .options import Option
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ BASE_OPTIONS = (
     Option("device", str, "auto (default), cpu, or a device name of torch"),
     Option("dtype", str, "how weights are held and computed (default: auto)", choices=("auto", "fp32", "fp16", "bf16")),
     Option("variant", str, "file variant in the folder, such as fp16"),
+    Option(
+        "expert",
+        str,
+        "of Wan 2.2 A14B: which of its networks (default: high), or both, to sample with both",
+        choices=(*EXPERTS, BOTH),
+    ),
 )
 
 
@@ -58,6 +65,7 @@ def load_base(values: dict[str, Any]) -> VideoPipeline:
         device=device,
         dtype=dtype,
         variant=values.get("variant"),
+        expert=values.get("expert", HIGH_NOISE),
     )
 
 
