@@ -141,12 +141,12 @@ def test_a_second_server_sees_and_does_not_take(
     card = page.open_panel().locator(".mlora-card", has_text="of the first").first
     card.locator(".mlora-badge[data-state=running]").wait_for()
     page.shot("at_work_in_another_server")
-    # The same training asked for there is waited for, not begun again.
-    prompt_id = second.queue(graph(seed, steps=LONG, sampled=False))
-    page.page.wait_for_timeout(3000)
-    assert prompt_id not in second.call("/history")[1]
+    # The same training asked for there is refused with the reason, and given when it is made.
+    refused = second.finished(second.queue(graph(seed, steps=LONG, sampled=False)))
+    assert status_of(refused) == "error" and "at work in another server" in json.dumps(refused["status"])
     server.command("stop", seen["id"])
-    assert status_of(second.finished(prompt_id, 120)) == "success"
+    in_state(second, seed, "stopped")
+    assert status_of(second.finished(second.queue(graph(seed, steps=LONG, sampled=False)))) == "success"
     assert [job["settings"]["seed"] for job in second.jobs()].count(seed) == 1
     # Nothing told this page so; it asks by itself.
     card.locator(".mlora-badge[data-state=stopped]").wait_for()
