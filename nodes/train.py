@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..motion_lora.core.disk import safe_name
 from ..motion_lora.jobs import APPEARANCE_ABSORBER, BEST, CLIP_MODEL, LAST, LPIPS_WEIGHTS, MOTION_LORA, Job, PreviewPlan
+from ..motion_lora.jobs import AUTO as AUTO_DEVICE
 from ..motion_lora.methods.table import ABSORBERS, METHODS
 from ..motion_lora.methods.tuning import AUTO
 from ..motion_lora.training.settings import SETTINGS
@@ -102,6 +104,7 @@ class TrainMotionLoRA(io.ComfyNode):
                     "learned from all. Method many-looks needs about ten; empty: the method's own.",
                 ),
                 *_validation(),
+                _device(),
             ],
             outputs=[
                 MotionLoRA.Output("motion_lora", display_name="motion_lora", tooltip="For a Motion LoRA Stack."),
@@ -168,6 +171,7 @@ class TrainAppearanceAbsorber(io.ComfyNode):
                 *_running(),
                 _checkpointing(),
                 _options(),
+                _device(),
             ],
             outputs=[
                 Absorber.Output(
@@ -229,6 +233,10 @@ async def _train(
         measured_by=measured_by,
         yields=widgets["pause_while_generating"],
     )
+    device = jobs.device_for(widgets.get("device", AUTO_DEVICE), spec.device, spec.fingerprint)
+    if device != spec.device and not jobs.is_made(spec.fingerprint):
+        base = await asyncio.to_thread(models.on_device, inputs.pipeline, device)
+        inputs, spec = replace(inputs, pipeline=base), replace(spec, device=device, base=models.recipe_of(base))
     if widgets["retrain"] or not jobs.is_made(spec.fingerprint):
         memory.make_room_for_training(inputs.pipeline)
         await asyncio.to_thread(plans.require_memory, inputs, settings, absorber_only=kind == APPEARANCE_ABSORBER)
@@ -342,6 +350,19 @@ def _validation() -> list[Any]:
         ),
         *metrics.model_inputs(),
     ]
+
+
+def _device() -> io.Input:
+    """Where it is run."""
+    return io.Combo.Input(
+        "device",
+        options=[AUTO_DEVICE, *server.devices()],
+        default=AUTO_DEVICE,
+        optional=True,
+        advanced=True,
+        tooltip="Of several cards, the one that trains; one job at a time on each. auto: the base's own, or the next "
+        "that is free.",
+    )
 
 
 def _options() -> io.Input:

@@ -1,4 +1,4 @@
-"""Counted memory: what is alive, what checkpointing frees, and layers chosen to fit a budget."""
+"""Counted memory: what is alive, what each saving frees, what is chosen to fit, and that it changes no LoRA."""
 
 from __future__ import annotations
 
@@ -13,12 +13,25 @@ from training_samples import quick, sample_clip, small_pipeline
 
 from motion_lora.adapters.peft import Adapter, add_adapter
 from motion_lora.adapters.targets import target_modules
-from motion_lora.backbones.checkpointing import checkpointed_layers
+from motion_lora.backbones.faster import use_fast_layers
+from motion_lora.base import placement
 from motion_lora.base.placement import share_parameters
 from motion_lora.core.errors import SettingsError
-from motion_lora.training import train
-from motion_lora.training.estimate import estimate_memory
-from motion_lora.training.memory import GB, _faked, choose_recomputed, count_step, layer_costs
+from motion_lora.methods.table import ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS
+from motion_lora.training import make_recipe, memory, train
+from motion_lora.training.ledger import counting
+from motion_lora.training.memory import (
+    GB,
+    PLAIN,
+    CountedStep,
+    Savings,
+    choose_savings,
+    count_step,
+    layer_costs,
+    saving,
+)
+from motion_lora.training.rehearsal import Rehearsal
+from motion_lora.training.stage import StageRun
 
 WIDTH, ROWS = 64, 1024
 ACTIVATION = ROWS * WIDTH * 4
@@ -31,18 +44,25 @@ def network():
     return unet
 
 
-def loss_of(unet, size=8, frames=4):
-    def loss():
-        latents, text = torch.randn(1, 4, frames, size, size), torch.randn(1, 4, 32)
-        return unet(latents, torch.tensor([300]), text).sample.square().mean()
+def work_on(unet, size=8, frames=4):
+    def work(images=None):
+        kind = unet.conv_in.weight.dtype
+        latents = torch.randn(1, 4, frames, size, size, generator=torch.Generator().manual_seed(0)).to(kind)
+        text = torch.ones(1, 4, 32, dtype=kind)
+        unet(latents, torch.tensor([300]), text).sample.float().square().mean().backward()
 
-    return loss
+    return work
+
+
+def step_of(unet, work=None, **more):
+    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    return CountedStep(unet, trained, work or work_on(unet), **{"computed": True, **more})
 
 
 def test_a_chain_of_products_is_counted_to_the_byte():
     """Ten tanh keep ten results for the backward pass, which needs one gradient more, and a second while it moves."""
     chain = nn.Sequential(*(nn.Tanh() for _ in range(10)))
-    with _faked() as counter:
+    with counting() as counter:
         start = torch.randn(ROWS, WIDTH, requires_grad=True)
         torch.autograd.grad(chain(start).sum(), [start])
     assert 11 * ACTIVATION <= counter.peak <= 13 * ACTIVATION + 64
@@ -52,36 +72,92 @@ def test_a_chain_of_products_is_counted_to_the_byte():
 
 def test_a_recomputed_chain_keeps_its_ends():
     chain = nn.Sequential(*(nn.Tanh() for _ in range(10)))
-    with _faked() as counter:
+    with counting() as counter:
         start = torch.randn(ROWS, WIDTH, requires_grad=True)
         middle = checkpoint(chain, start, use_reentrant=False)
         assert counter.alive == 2 * ACTIVATION
         torch.autograd.grad(checkpoint(chain, middle, use_reentrant=False).sum(), [start])
 
 
-def test_counting_leaves_the_network_as_it_was():
+def test_what_was_there_before_is_not_counted():
+    weight = torch.randn(WIDTH, WIDTH)
+    with counting([weight]) as counter:
+        view = weight.t()
+        assert view.shape == weight.shape and counter.alive == 0
+        assert (weight + 0).numel() and counter.peak == 4 * WIDTH * WIDTH
+
+
+def test_counting_without_computing_gives_the_same_and_leaves_the_network_as_it_was():
     unet = network()
     before = {name: value.clone() for name, value in unet.state_dict().items()}
-    count_step(unet, loss_of(unet), range(100))
+    found = [count_step(step_of(unet, computed=computed), Savings(recomputed=(1, 2, 5))) for computed in (True, False)]
+    assert found[0].activations == pytest.approx(found[1].activations, rel=0.01)
     assert all(torch.equal(before[name], value) for name, value in unet.state_dict().items())
     assert all(parameter.grad is None for parameter in unet.parameters())
     assert not any("forward" in module.__dict__ for module in unet.modules())
 
 
-def test_layers_are_chosen_within_the_budget_from_none_to_all():
-    unet = network()
-    loss = loss_of(unet)
-    plain = count_step(unet, loss)
-    costs = layer_costs(unet, loss)
+def test_savings_are_chosen_within_the_budget_from_none_to_all():
+    step = step_of(network())
+    plain = count_step(step)
+    costs = layer_costs(step)
     assert costs
-    everything = count_step(unet, loss, [cost.index for cost in costs])
+    everything = count_step(step, Savings(recomputed=tuple(cost.index for cost in costs)))
     assert everything.total < plain.total
-    assert choose_recomputed(unet, loss, plain.total)[0] == ()
+    assert choose_savings(step, plain.total)[0] == PLAIN
     middle = (plain.total + everything.total) // 2
-    chosen, found = choose_recomputed(unet, loss, middle)
-    assert 0 < len(chosen) < len(costs) and found.total <= middle
-    with pytest.raises(SettingsError, match=r"takes .* GB with every layer"):
-        choose_recomputed(unet, loss, everything.weights)
+    chosen, found = choose_savings(step, middle)
+    assert 0 < len(chosen.recomputed) < len(costs) and chosen.pieces == 1 and found.total <= middle
+    chosen, found = choose_savings(step, everything.total - 1)
+    assert len(chosen.recomputed) == len(costs) and chosen.pieces > 1 and found.total < everything.total
+    with pytest.raises(SettingsError, match=r"takes .* GB with all that can be saved \(.* layers are computed twice"):
+        choose_savings(step, everything.weights)
+
+
+def test_each_further_saving_takes_less(monkeypatch):
+    """In the order in which they are taken; what is sent away, on a device with memory of its own."""
+    monkeypatch.setattr(placement, "_WORTH_SENDING", 1024)
+    step = step_of(network(), has_bus=True, computed=False)
+    every = Savings(recomputed=tuple(range(100)))
+    ways = (every, replace(every, pieces=2), replace(every, pieces=2, offloaded=True))
+    taken = [count_step(step, way).total for way in ways]
+    assert taken == sorted(taken, reverse=True) and len(set(taken)) == len(taken)
+    assert "activations offloaded" in str(ways[-1])
+    with_bus, without = (list(memory._heavy(replace(step, has_bus=bus), every)) for bus in (True, False))
+    assert [way.offloaded for way in with_bus].index(True) == len(without) and not any(way.offloaded for way in without)
+
+
+def test_encoders_wait_before_anything_else_is_done():
+    step = step_of(network(), encoders=(nn.Linear(1000, 1000), None), idle=True)
+    with_them = count_step(step)
+    chosen, found = choose_savings(step, with_them.total - 1)
+    assert chosen == Savings(encoders=True) and with_them.total - found.total == 4 * 1_001_000
+    assert choose_savings(replace(step, idle=False), with_them.total - 1)[0].recomputed
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    "savings",
+    [Savings(pieces=3), Savings(recomputed=tuple(range(100)), pieces=4), Savings(offloaded=True)],
+    ids=["pieces", "recomputed pieces", "offloaded"],
+)
+def test_gradients_are_those_of_the_plain_step(savings, fast, monkeypatch):
+    monkeypatch.setattr(placement, "_WORTH_SENDING", 1024)
+    unet = network()
+    use_fast_layers(unet, fast)
+    with torch.no_grad():
+        for parameter in (parameters := [p for p in unet.parameters() if p.requires_grad]):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    found = []
+    for way in (PLAIN, savings):
+        with saving(unet, way):
+            work_on(unet)()
+        found.append([parameter.grad for parameter in parameters])
+        for parameter in parameters:
+            parameter.grad = None
+    scale = max(float(one.abs().max()) for one in found[0])
+    for plain, saved in zip(*found, strict=True):
+        assert float((plain - saved).abs().max()) < 2e-5 * scale
 
 
 def measured_peak(work):
@@ -98,41 +174,92 @@ def measured_peak(work):
 
 
 @pytest.mark.parametrize(
-    ("recomputed", "kind"), [((), torch.float32), (tuple(range(100)), torch.bfloat16)], ids=["plain", "checkpointed"]
+    ("savings", "kind"),
+    [
+        (PLAIN, torch.float32),
+        (Savings(recomputed=tuple(range(100))), torch.bfloat16),
+        (Savings(recomputed=tuple(range(100)), pieces=4), torch.float32),
+    ],
+    ids=["plain", "checkpointed", "pieces"],
 )
-def test_the_count_is_what_the_allocator_measures(recomputed, kind):
+def test_the_count_is_what_the_allocator_measures(savings, kind):
     """Within 10 %, on a step of a tiny network, forward and backward."""
     unet = network().to(kind)
     for parameter in Adapter(unet, "new").parameters.values():
         parameter.data = parameter.data.float()
-    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    work = work_on(unet, size=16, frames=8)
 
-    def loss():
-        latents, text = torch.randn(1, 4, 8, 16, 16, dtype=kind), torch.randn(1, 4, 32, dtype=kind)
-        return unet(latents, torch.tensor([300]), text).sample.square().mean()
+    def once():
+        with saving(unet, savings):
+            work()
+        unet.zero_grad()
 
-    def step():
-        with checkpointed_layers(unet, recomputed):
-            torch.autograd.grad(loss(), trained, allow_unused=True)
-
-    step()
-    assert count_step(unet, loss, recomputed).activations == pytest.approx(measured_peak(step), rel=0.1)
+    once()
+    assert count_step(step_of(unet, work), savings).activations == pytest.approx(measured_peak(once), rel=0.1)
 
 
-def test_the_estimate_of_a_training_is_the_heaviest_pass():
-    pipeline, clip = small_pipeline(), sample_clip()
-    both = estimate_memory(pipeline, [clip], quick(method="motiondirector"))
-    image = estimate_memory(pipeline, [clip], quick(method="motiondirector-image"))
+# Trainings ----------------------------------------------------------------------------------------------------------
+
+
+def memory_of(settings, stage=None):
+    recipe = make_recipe([sample_clip()], settings)
+    base = small_pipeline()
+    return Rehearsal(base, stage or recipe.main[0], recipe.with_new_tokens(base), None).memory()
+
+
+def test_the_memory_of_a_stage_is_that_of_its_heaviest_pass():
+    both = memory_of(quick(method="motiondirector"))
+    image = memory_of(quick(method="motiondirector-image"))
     assert both.activations > image.activations and both.trained > image.trained
 
 
-def test_a_run_within_a_budget_gives_the_same_lora(caplog):
+def test_images_of_a_step_are_taken_in_parts_where_that_is_enough():
+    """An absorber's step over four images, one or two at a time: less memory, the same gradients."""
+    settings = quick(method="temporal-only", absorber="spatial", frames_per_step=3, patch_crop=False)
+    base, recipe = small_pipeline(), make_recipe([sample_clip()], settings)
+    run = StageRun(base, ABSORB_BY_SPATIAL_LORA, recipe, None)
+    draw, parameters = run.draw(0), list(run.parameters.values())
+    step = run.counted(draw)
+    plain = count_step(step)
+    chosen, found = choose_savings(step, plain.total - 1)
+    assert chosen.images in (1, 2) and not chosen.recomputed and found.total < plain.total
+    gradients, losses = [], []
+    with run.prepared():
+        for images in (None, 1, 2):
+            losses.append(float(run.step(run.stage.passes[0], draw, images)))
+            gradients.append([parameter.grad for parameter in parameters if parameter.grad is not None])
+            for parameter in parameters:
+                parameter.grad = None
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+    scale = max(float(one.abs().max()) for one in gradients[0])
+    for plain_one, *others in zip(*gradients, strict=True):
+        assert all(float((plain_one - one).abs().max()) < 2e-5 * scale for one in others)
+
+
+def test_what_drops_is_not_divided():
+    run = StageRun(small_pipeline(), make_recipe([sample_clip()], quick(dropout=0.1)).main[0],
+                   make_recipe([sample_clip()], quick(dropout=0.1, absorber="none")), None)  # fmt: skip
+    assert not run.counted(run.draw(0)).divisible
+
+
+def test_the_graph_of_learned_tokens_is_counted_too():
+    settings = quick(method="temporal-only", absorber="textual-inversion", num_tokens=2)
+    found = memory_of(settings, ABSORB_BY_TOKENS)
+    assert found.trained == 12 * 2 * 32 and found.activations > 100_000
+
+
+@pytest.mark.parametrize("share", [0.5, -0.2], ids=["layers twice", "pieces"])
+def test_a_run_within_a_budget_gives_the_same_lora(share, caplog):
     pipeline, clip = small_pipeline(), sample_clip()
     settings = quick(method="temporal-only", steps=1)
-    plain = estimate_memory(pipeline, [clip], settings)
-    least = estimate_memory(pipeline, [clip], replace(settings, gradient_checkpointing=True))
-    budget = (plain.total + least.total) / 2 / GB
+    plain, least = (memory_of(replace(settings, gradient_checkpointing=twice)) for twice in (False, True))
+    budget = (share * plain.total + (1 - share) * least.total) / GB
     caplog.set_level("INFO", logger="motion_lora")
-    tight = train(pipeline, [clip], replace(settings, memory=budget))
-    assert "layers are computed twice" in caplog.text and " 0 of" not in caplog.text
-    assert tight.lora.fingerprint() == train(pipeline, [clip], settings).lora.fingerprint()
+    tight = train(pipeline, [clip], replace(settings, memory=budget)).lora
+    assert "layers are computed twice" in caplog.text
+    stock = train(pipeline, [clip], settings).lora
+    if share > 0:
+        assert tight.fingerprint() == stock.fingerprint()
+    else:
+        assert "pieces" in caplog.text
+        assert all(torch.allclose(tight.layers[name].up, stock.layers[name].up, atol=1e-4) for name in stock)

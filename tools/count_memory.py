@@ -3,8 +3,8 @@
     python tools/count_memory.py --config modelscope --side 384 --budget 8
     python tools/count_memory.py --config animatediff --side 512 --budget 10
 
-The network is made of fake tensors, in 16 bit, with a LoRA of rank 32 on its temporal layers; as many layers are
-computed twice as the budget asks for. Text encoder and VAE wait in main memory, as they do in a training on a card.
+The network is made of fake tensors, in 16 bit, with a LoRA of rank 32 on its temporal layers; as much is saved as the
+budget asks for (`motion_lora/training/memory.py`). Text encoder and VAE wait in main memory, as they do on a card.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from motion_lora.adapters.peft import Adapter, add_adapter
@@ -24,7 +23,7 @@ from motion_lora.backbones.base import Text
 from motion_lora.backbones.motion_unet import ANIMATEDIFF_CONFIG
 from motion_lora.backbones.registry import of_class, of_network
 from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG
-from motion_lora.training.memory import GB, choose_recomputed
+from motion_lora.training.memory import GB, CountedStep, choose_savings
 
 CONFIGS = {"modelscope": MODELSCOPE_UNET_CONFIG, "animatediff": ANIMATEDIFF_CONFIG}
 
@@ -43,13 +42,15 @@ def count(config: dict[str, Any], frames: int, side: int, rank: int, targets: st
         Adapter(network, "new").set_trainable(True)
         backbone = of_network(network)
 
-        def loss() -> Tensor:
+        def work(images: int | None) -> None:
             noisy = torch.empty(1, 4, frames, side // 8, side // 8, dtype=torch.bfloat16)
             text = Text({"encoder_hidden_states": torch.empty(1, 77, config["cross_attention_dim"]).bfloat16()})
-            return backbone.predict(network, noisy, torch.zeros(1, dtype=torch.int64), text).float().square().mean()
+            predicted = backbone.predict(network, noisy, torch.zeros(1, dtype=torch.int64), text)
+            predicted.float().square().mean().backward()
 
-        chosen, memory = choose_recomputed(network, loss, int(budget * GB))
-        return f"{memory}; {len(chosen)} of {len(backbone.checkpointed(network))} layers computed twice"
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        savings, memory = choose_savings(CountedStep(network, trained, work, has_bus=True), int(budget * GB))
+        return f"{memory}; {savings} (of {len(backbone.checkpointed(network))} layers)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

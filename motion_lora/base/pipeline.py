@@ -32,6 +32,7 @@ from .placement import (
     AnyModule,
     EncoderPlace,
     Residence,
+    copied,
     moved,
     no_gradients,
     pick_device,
@@ -155,6 +156,14 @@ class VideoPipeline:
             # It is nobody else's: another training that makes room must not take it away between two passes.
             changes["_text_place"] = EncoderPlace()
         return replace(self, **changes)
+
+    def copied_to(self, device: str) -> VideoPipeline:
+        """The same base on another device, in memory of its own. Raises SettingsError for one that is not there."""
+        target = pick_device(device)
+        with torch.inference_mode(False):
+            parts = {name: copied(getattr(self, name), target) for name in ("unet", "vae", "text_encoder")}
+        places: dict[str, Any] = {"_place": EncoderPlace(), "_text_place": EncoderPlace(), "_home": Residence()}
+        return replace(self, **parts, **places, device=target)
 
     @property
     def backbone(self) -> Backbone:
