@@ -24,7 +24,9 @@ from motion_lora.training.memory import (
     GB,
     PLAIN,
     CountedStep,
+    LayerCost,
     Savings,
+    StepMemory,
     choose_savings,
     count_step,
     layer_costs,
@@ -97,27 +99,68 @@ def test_counting_without_computing_gives_the_same_and_leaves_the_network_as_it_
     assert not any("forward" in module.__dict__ for module in unet.modules())
 
 
-def test_savings_are_chosen_within_the_budget_from_none_to_all():
+def test_layers_computed_twice_take_less_and_are_worth_something():
     step = step_of(network())
-    plain = count_step(step)
     costs = layer_costs(step)
-    assert costs
-    everything = count_step(step, Savings(recomputed=tuple(cost.index for cost in costs)))
-    assert everything.total < plain.total
-    assert choose_savings(step, plain.total)[0] == PLAIN
-    middle = (plain.total + everything.total) // 2
-    chosen, found = choose_savings(step, middle)
-    assert 0 < len(chosen.recomputed) < len(costs) and chosen.pieces == 1 and found.total <= middle
-    chosen, found = choose_savings(step, everything.total - 1)
-    assert len(chosen.recomputed) == len(costs) and chosen.pieces > 1 and found.total < everything.total
-    with pytest.raises(SettingsError, match=r"takes .* GB with all that can be saved \(.* layers are computed twice"):
-        choose_savings(step, everything.weights)
+    assert costs and all(cost.saved > 0 and cost.flops > 0 for cost in costs)
+    some = count_step(step, Savings(recomputed=tuple(cost.index for cost in costs[: len(costs) // 2])))
+    every = count_step(step, Savings(recomputed=tuple(cost.index for cost in costs)))
+    assert every.total < some.total < count_step(step).total
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """In place of counting: ten layers of 5 bytes, 3 bytes an image, 10 of pieces, 7 offloaded, 20 of encoders."""
+    tried = []
+
+    def counted(step, savings=PLAIN):
+        tried.append(savings)
+        images = step.batch if savings.images is None else savings.images
+        layers = 50 - 5 * len(savings.recomputed) + 10 / savings.pieces + (0 if savings.offloaded else 7)
+        return StepMemory(0 if savings.encoders else 20, 13, round(3 * images + layers))
+
+    monkeypatch.setattr(memory, "count_step", counted)
+    monkeypatch.setattr(memory, "layer_costs", lambda *_: [LayerCost(index, 5, 100 - index) for index in range(10)])
+    return tried
+
+
+EVERY = tuple(range(10))
+BUDGETS = [
+    (115, PLAIN),
+    (99, Savings(encoders=True)),
+    (91, Savings(encoders=True, images=3)),
+    (83, Savings(encoders=True, images=1)),
+    (82, Savings(encoders=True, images=1, recomputed=(9,))),
+    (58, Savings(encoders=True, images=1, recomputed=(5, 6, 7, 8, 9))),
+    (33, Savings(encoders=True, images=1, recomputed=EVERY)),
+    (28, Savings(encoders=True, images=1, recomputed=EVERY, pieces=2)),
+    (24, Savings(encoders=True, images=1, recomputed=EVERY, pieces=8)),
+    (21, Savings(encoders=True, images=1, recomputed=EVERY, pieces=2, offloaded=True)),
+    (17, Savings(encoders=True, images=1, recomputed=EVERY, pieces=8, offloaded=True)),
+]
+
+
+@pytest.mark.parametrize(("budget", "wanted"), BUDGETS, ids=lambda value: str(value)[:20])
+def test_the_cheapest_savings_that_fit_are_chosen(counts, budget, wanted):
+    step = step_of(network(), batch=5, encoders=(nn.Linear(2, 2),), idle=True, has_bus=True)
+    chosen, found = choose_savings(step, budget)
+    assert chosen == wanted and found.total <= budget
+    assert len(counts) < 16
+
+
+def test_what_no_saving_makes_fit_is_refused_with_what_it_takes(counts):
+    with pytest.raises(SettingsError, match=r"takes .* GB with all that can be saved \(.*10 layers are computed twice"):
+        choose_savings(step_of(network(), has_bus=True), 16)
+    kept = choose_savings(step_of(network(), batch=5, encoders=(None,), idle=False, divisible=False), 200)
+    assert kept[0] == PLAIN
+    with pytest.raises(SettingsError, match=r"with all that can be saved \(10 layers are computed twice;"):
+        choose_savings(step_of(network(), batch=5, divisible=False), 40)
 
 
 def test_each_further_saving_takes_less(monkeypatch):
     """In the order in which they are taken; what is sent away, on a device with memory of its own."""
     monkeypatch.setattr(placement, "_WORTH_SENDING", 1024)
-    step = step_of(network(), has_bus=True, computed=False)
+    step = step_of(network(), has_bus=True)
     every = Savings(recomputed=tuple(range(100)))
     ways = (every, replace(every, pieces=2), replace(every, pieces=2, offloaded=True))
     taken = [count_step(step, way).total for way in ways]
@@ -127,12 +170,9 @@ def test_each_further_saving_takes_less(monkeypatch):
     assert [way.offloaded for way in with_bus].index(True) == len(without) and not any(way.offloaded for way in without)
 
 
-def test_encoders_wait_before_anything_else_is_done():
+def test_encoders_on_the_device_count_until_they_wait():
     step = step_of(network(), encoders=(nn.Linear(1000, 1000), None), idle=True)
-    with_them = count_step(step)
-    chosen, found = choose_savings(step, with_them.total - 1)
-    assert chosen == Savings(encoders=True) and with_them.total - found.total == 4 * 1_001_000
-    assert choose_savings(replace(step, idle=False), with_them.total - 1)[0].recomputed
+    assert count_step(step).total - count_step(step, Savings(encoders=True)).total == 4 * 1_001_000
 
 
 @pytest.mark.parametrize("fast", [True, False])

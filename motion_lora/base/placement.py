@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..core.errors import SettingsError
 
@@ -214,8 +215,10 @@ class _Away:
         self._kept: torch.Tensor | None = None
         if not isinstance(tensor, FakeTensor):
             pinned = tensor.device.type not in _WITHOUT_STREAMS
-            self._kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
-            self._kept.copy_(tensor, non_blocking=pinned)
+            # Not on the device, it is nothing to whoever counts there.
+            with _disable_current_modes():
+                self._kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+                self._kept.copy_(tensor, non_blocking=pinned)
 
     def back(self) -> torch.Tensor:
         there = torch.empty_strided(self._shape, self._order, dtype=self._dtype, device=self._device)
