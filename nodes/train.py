@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..motion_lora.core.disk import safe_name
 from ..motion_lora.jobs import APPEARANCE_ABSORBER, BEST, CLIP_MODEL, LAST, LPIPS_WEIGHTS, MOTION_LORA, Job, PreviewPlan
-from ..motion_lora.jobs import AUTO as AUTO_DEVICE
 from ..motion_lora.methods.table import ABSORBERS, METHODS
 from ..motion_lora.methods.tuning import AUTO
 from ..motion_lora.training.settings import SETTINGS
@@ -16,13 +15,14 @@ from .comfy import jobs, memory, models, plans, server
 from .comfy.sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, TrainOptions, io
 from .widgets import metrics, previews
 from .widgets.enums import TEMPORAL_TARGETS
-from .widgets.settings import DEFAULT, setting_input, settings_from
+from .widgets.settings import DEFAULT, Options, setting_input, settings_from
 
 if TYPE_CHECKING:
     from ..motion_lora.base.pipeline import VideoPipeline
     from ..motion_lora.core.absorber import Absorber as AbsorberValue
     from ..motion_lora.core.clip import Clip
     from ..motion_lora.evaluate.validation import ValidationPlan
+    from ..motion_lora.jobs import JobSpec
     from ..motion_lora.jobs.inputs import TrainingInputs
     from ..motion_lora.training import TrainSettings
 
@@ -104,7 +104,6 @@ class TrainMotionLoRA(io.ComfyNode):
                     "learned from all. Method many-looks needs about ten; empty: the method's own.",
                 ),
                 *_validation(),
-                _device(),
             ],
             outputs=[
                 MotionLoRA.Output("motion_lora", display_name="motion_lora", tooltip="For a Motion LoRA Stack."),
@@ -171,7 +170,6 @@ class TrainAppearanceAbsorber(io.ComfyNode):
                 *_running(),
                 _checkpointing(),
                 _options(),
-                _device(),
             ],
             outputs=[
                 Absorber.Output(
@@ -233,11 +231,9 @@ async def _train(
         measured_by=measured_by,
         yields=widgets["pause_while_generating"],
     )
-    device = jobs.device_for(widgets.get("device", AUTO_DEVICE), spec.device, spec.fingerprint)
-    if device != spec.device and not jobs.is_made(spec.fingerprint):
-        base = await asyncio.to_thread(models.on_device, inputs.pipeline, device)
-        inputs, spec = replace(inputs, pipeline=base), replace(spec, device=device, base=models.recipe_of(base))
     if widgets["retrain"] or not jobs.is_made(spec.fingerprint):
+        device = (widgets.get("options") or Options()).device
+        spec, inputs = await asyncio.to_thread(_placed, spec, inputs, device)
         memory.make_room_for_training(inputs.pipeline)
         await asyncio.to_thread(plans.require_memory, inputs, settings, absorber_only=kind == APPEARANCE_ABSORBER)
     again = jobs.continuation_of(hidden.prompt, hidden.extra_pnginfo, hidden.unique_id)
@@ -252,6 +248,15 @@ async def _train(
         made_by=again if server.metadata_allowed() else None,
     )
     return _outputs(job)
+
+
+def _placed(spec: JobSpec, inputs: TrainingInputs, wanted: str) -> tuple[JobSpec, TrainingInputs]:
+    """The training on the device that is wanted, or on the next free one."""
+    device = jobs.device_for(wanted, spec.device, spec.fingerprint)
+    if device == spec.device:
+        return spec, inputs
+    base = models.on_device(inputs.pipeline, device)
+    return replace(spec, device=device, base=models.recipe_of(base)), replace(inputs, pipeline=base)
 
 
 def _check(kind: str, inputs: TrainingInputs, settings: TrainSettings) -> None:
@@ -350,19 +355,6 @@ def _validation() -> list[Any]:
         ),
         *metrics.model_inputs(),
     ]
-
-
-def _device() -> io.Input:
-    """Where it is run."""
-    return io.Combo.Input(
-        "device",
-        options=[AUTO_DEVICE, *server.devices()],
-        default=AUTO_DEVICE,
-        optional=True,
-        advanced=True,
-        tooltip="Of several cards, the one that trains; one job at a time on each. auto: the base's own, or the next "
-        "that is free.",
-    )
 
 
 def _options() -> io.Input:
