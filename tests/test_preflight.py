@@ -16,6 +16,7 @@ from motion_lora.core.clip import Clip
 from motion_lora.core.out_of_memory import TrainingMemoryError
 from motion_lora.files.own import save_lora
 from motion_lora.training import Speeds, TrainSettings, preflight, require_memory, train
+from motion_lora.training.ledger import bytes_of
 from motion_lora.training.preflight import estimate, speeds_of
 from motion_lora.training.recipe import make_recipe
 from motion_lora.training.rehearsal import Rehearsal
@@ -60,7 +61,8 @@ def test_parameters_and_file_are_those_of_the_training(base: VideoPipeline, clip
 def test_memory_is_that_of_a_step(base: VideoPipeline, clip: Clip, checkpointing: bool) -> None:
     recipe = make_recipe([clip], settings("motiondirector", gradient_checkpointing=checkpointing))
     run = Rehearsal(base, recipe.stages[0], recipe, None)
-    held = run.memory().activations
+    found = run.memory()
+    held = found.total - found.trained - bytes_of(base.unet, base.text_encoder, base.vae)
 
     def step() -> None:
         draw = next(draw for draw in map(run.draw, range(20)) if draw.with_optional)
@@ -69,8 +71,8 @@ def test_memory_is_that_of_a_step(base: VideoPipeline, clip: Clip, checkpointing
                 run.loss(a_pass, draw).backward()
 
     with run.prepared():
-        # Workspaces inside of kernels are not seen; beside so small a network they count.
-        assert 0.5 < held / peak_of(step) < 1.05
+        # Workspaces inside of kernels are not seen.
+        assert 0.8 < held / peak_of(step) < 1.1
 
 
 def test_counting_without_computing_gives_the_same(
