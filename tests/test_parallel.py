@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -34,9 +36,18 @@ def launch(count: int, *words: object) -> str:
                "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no",
                "--main_process_port", port, *words]  # fmt: skip
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    launcher = subprocess.Popen(
+        [str(word) for word in command], env=environment, text=True, start_new_session=True, **pipes
+    )
+    try:
+        said, errors = launcher.communicate(timeout=900)
+    finally:
+        # With the processes that it started, which outlive it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert launcher.returncode == 0, errors[-2000:]
+    return said
 
 
 @pytest.fixture
