@@ -6,16 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_unet
+from tiny import tiny_frames, tiny_unet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from training_samples import quick, sample_clip
+from training_samples import APPEARANCE, CAPTION, quick, sample_clip
 
 from motion_lora.adapters.peft import Adapter, add_adapter
 from motion_lora.adapters.targets import target_modules
 from motion_lora.backbones.faster import use_fast_layers
 from motion_lora.base import placement
 from motion_lora.base.placement import share_parameters
+from motion_lora.core.clip import Clip
 from motion_lora.core.errors import SettingsError
 from motion_lora.methods.table import ABSORB_BY_SPATIAL_LORA, ABSORB_BY_TOKENS
 from motion_lora.training import make_recipe, memory, train
@@ -246,8 +247,8 @@ def test_the_count_is_what_the_allocator_measures(savings, kind):
 # Trainings ----------------------------------------------------------------------------------------------------------
 
 
-def memory_of(settings, stage=None, *, base):
-    recipe = make_recipe([sample_clip()], settings)
+def memory_of(settings, stage=None, *, base, clip=None):
+    recipe = make_recipe([clip or sample_clip()], settings)
     return Rehearsal(base, stage or recipe.main[0], recipe.with_new_tokens(base), None).memory()
 
 
@@ -293,12 +294,12 @@ def test_the_graph_of_learned_tokens_is_counted_too(tiny_small):
 
 def test_a_run_within_a_budget_gives_the_same_lora(caplog, tiny_small):
     """One that computing every layer twice does not fit."""
+    clip = Clip(tiny_frames(), 8.0, CAPTION, APPEARANCE)
     settings = quick(method="temporal-only", steps=1)
-    least = memory_of(replace(settings, gradient_checkpointing=True), base=tiny_small)
+    least = memory_of(replace(settings, gradient_checkpointing=True), clip=clip, base=tiny_small)
     caplog.set_level("INFO", logger="motion_lora")
     tight, plain = (
-        train(tiny_small, [sample_clip()], replace(settings, memory=memory)).lora
-        for memory in ((least.total - 1000) / GB, None)
+        train(tiny_small, [clip], replace(settings, memory=memory)).lora for memory in ((least.total - 1000) / GB, None)
     )
     assert "layers are computed twice, sequences in " in caplog.text
     assert plain.layers and all(torch.allclose(tight.layers[n].up, plain.layers[n].up, atol=1e-4) for n in plain)

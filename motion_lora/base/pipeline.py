@@ -161,7 +161,7 @@ class VideoPipeline:
         """The same base on another device, in memory of its own. Raises SettingsError for one that is not there."""
         target = pick_device(device)
         with torch.inference_mode(False):
-            parts = {name: copied(getattr(self, name), target) for name in ("unet", "vae", "text_encoder")}
+            parts: dict[str, Any] = {name: copied(getattr(self, name), target) for name in ("unet", "vae", "text_encoder")}
         places: dict[str, Any] = {"_place": EncoderPlace(), "_text_place": EncoderPlace(), "_home": Residence()}
         return replace(self, **parts, **places, device=target)
 
