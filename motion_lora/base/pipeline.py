@@ -42,6 +42,8 @@ from .placement import (
 from .schedulers import make_scheduler
 from .video_transformer import is_transformer_folder, read_files, read_transformer_folder
 
+_MODULES = ("unet", "vae", "text_encoder")
+
 
 @dataclass(frozen=True, eq=False)
 class VideoPipeline:
@@ -161,9 +163,9 @@ class VideoPipeline:
         """The same base on another device, in memory of its own. Raises SettingsError for one that is not there."""
         target = pick_device(device)
         with torch.inference_mode(False):
-            parts: dict[str, Any] = {name: copied(getattr(self, name), target) for name in ("unet", "vae", "text_encoder")}
-        places: dict[str, Any] = {"_place": EncoderPlace(), "_text_place": EncoderPlace(), "_home": Residence()}
-        return replace(self, **parts, **places, device=target)
+            changes: dict[str, Any] = {part: copied(getattr(self, part), target) for part in _MODULES}
+        changes |= {"_place": EncoderPlace(), "_text_place": EncoderPlace(), "_home": Residence()}
+        return replace(self, **changes, device=target)
 
     @property
     def backbone(self) -> Backbone:
