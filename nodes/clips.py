@@ -25,6 +25,17 @@ _SHEET_COLUMNS = 8
 _OUTPUTS_TOOLTIP = "For Train Motion LoRA and Train Appearance Absorber."
 
 
+def _outputs() -> list[Any]:
+    return [
+        Clips.Output("clips", display_name="clips", tooltip=_OUTPUTS_TOOLTIP),
+        io.Image.Output("frames", display_name="frames", tooltip="The frames that will be trained."),
+        io.String.Output("caption", display_name="caption", tooltip="What is seen and what moves."),
+        io.String.Output(
+            "appearance_caption", display_name="appearance_caption", tooltip="The same without its motion."
+        ),
+    ]
+
+
 class LoadClip(io.ComfyNode):
     """A video file: the user's own, or an example."""
 
@@ -131,10 +142,7 @@ class ReferenceClip(io.ComfyNode):
                     "on, as they are. A video knows its own rate.",
                 ),
             ],
-            outputs=[
-                Clips.Output("clips", display_name="clips", tooltip=_OUTPUTS_TOOLTIP),
-                io.Image.Output("frames", display_name="frames", tooltip="The frames that will be trained."),
-            ],
+            outputs=_outputs(),
         )
 
     @classmethod
@@ -185,14 +193,7 @@ class PlaygroundClip(io.ComfyNode):
                     tooltip="Place, size and phase of the motion.",
                 ),
             ],
-            outputs=[
-                Clips.Output("clips", display_name="clips", tooltip=_OUTPUTS_TOOLTIP),
-                io.Image.Output("frames", display_name="frames", tooltip="The frames that will be trained."),
-                io.String.Output("caption", display_name="caption", tooltip="What is seen and what moves."),
-                io.String.Output(
-                    "appearance_caption", display_name="appearance_caption", tooltip="The same without its motion."
-                ),
-            ],
+            outputs=_outputs(),
         )
 
     @classmethod
@@ -212,7 +213,7 @@ class PlaygroundClip(io.ComfyNode):
                 height=world.CANVAS,
                 width=world.CANVAS,
             )
-        return _clip_output(clip, cls, clip.caption, clip.appearance_caption)
+        return _clip_output(clip, cls)
 
 
 class CombineClips(io.ComfyNode):
@@ -320,13 +321,17 @@ def _within(cut: dict[str, Any], length: float) -> dict[str, Any]:
     return {**cut, "num_frames": cut["num_frames"] or available}
 
 
-def _clip_output(clip: Clip, node: type[io.ComfyNode], *captions: str) -> io.NodeOutput:
-    """A clip with its frames, shown in the node as a contact sheet."""
+def _clip_output(clip: Clip, node: type[io.ComfyNode]) -> io.NodeOutput:
+    """A clip with its frames and captions, shown in the node as a contact sheet."""
     rows = [
         (f"{start + 1}", clip.frames[start : start + _SHEET_COLUMNS])
         for start in range(0, clip.num_frames, _SHEET_COLUMNS)
     ]
     sheet = contact_sheet(rows, columns=_SHEET_COLUMNS, tile_side=96)
     return io.NodeOutput(
-        (clip,), server.to_output(clip.frames), *captions, ui=previews.in_node(previews.picture(sheet), node)
+        (clip,),
+        server.to_output(clip.frames),
+        clip.caption,
+        clip.appearance_caption,
+        ui=previews.in_node(previews.picture(sheet), node),
     )

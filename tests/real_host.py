@@ -22,7 +22,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACK = "ComfyUI-MotionLoRA"
 PATIENCE = float(os.environ.get("HOST_PATIENCE", "1"))
 # What ComfyUI would find in a clone; tests, environments and results stay outside.
-SHIPPED = ("__init__.py", "pyproject.toml", "motion_lora", "nodes", "web", "locales", "workflows")
+SHIPPED = ("__init__.py", "pyproject.toml", "motion_lora", "nodes", "web", "locales", "workflows", "subgraphs")
 _SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Workflow.Persist": False,
@@ -238,8 +239,8 @@ class Browser:
         "/settings/",
     )
 
-    def __init__(self, playwright: Any, server: RealComfyUI, folder: Path) -> None:
-        self.server, self.folder = server, folder
+    def __init__(self, playwright: Any, server: RealComfyUI, folder: Path, *, url: str = "") -> None:
+        self.server, self.folder, self.url = server, folder, url or server.url
         self.problems: list[str] = []
         self.profile = folder / f"profile-{uuid.uuid4().hex[:6]}"
         self.context = playwright.chromium.launch_persistent_context(
@@ -247,19 +248,20 @@ class Browser:
             executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"),
             headless=True,
             args=CHROMIUM_FLAGS,
+            ignore_https_errors=True,
             viewport={"width": 1600, "height": 1000},
         )
         self.page = self.context.pages[0] if self.context.pages else self.context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(30_000 * PATIENCE)
         self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self._note(f"page error: {error}"))
 
     def open(self) -> Browser:
-        self.page.goto(self.server.url, wait_until="domcontentloaded", timeout=120_000)
+        self.page.goto(self.url, wait_until="domcontentloaded", timeout=120_000 * PATIENCE)
         self.page.wait_for_function(
             "() => window.app?.extensionManager && window.app.canvas && window.LiteGraph?.registered_node_types"
             "?.MotionLoRA_TrainMotionLoRA",
-            timeout=120_000,
+            timeout=120_000 * PATIENCE,
         )
         self.page.wait_for_timeout(1500)
         return self
@@ -297,11 +299,21 @@ class Browser:
     def run(self) -> str:
         """Press Run; the prompt's id."""
         is_prompt = lambda answer: answer.request.method == "POST" and answer.url.endswith("/prompt")  # noqa: E731
-        with self.page.expect_response(is_prompt, timeout=60_000) as waiting:
+        with self.page.expect_response(is_prompt, timeout=60_000 * PATIENCE) as waiting:
             self.page.locator("[data-testid='queue-button']").first.click()
         answer = waiting.value.json()
         assert waiting.value.status == 200 and not answer.get("node_errors"), answer
         return answer["prompt_id"]
+
+    @contextmanager
+    def small(self) -> Iterator[None]:
+        """A small window for as long as nobody looks: without a graphics card most of the work is drawing."""
+        shown = self.page.viewport_size or {"width": 1600, "height": 1000}
+        self.page.set_viewport_size({"width": 320, "height": 200})
+        try:
+            yield
+        finally:
+            self.page.set_viewport_size(shown)
 
     def open_panel(self) -> Any:
         """The Motion LoRA panel."""
@@ -355,11 +367,12 @@ def run_to_end(browser: Browser, server: RealComfyUI, seconds: float) -> dict[st
     """Press Run and wait for a video or a fault; after a training in the background the workflow goes on by itself."""
     known = set(server.call("/history")[1])
     first = browser.run()
-    record = server.finished(first, seconds)
-    deadline = time.monotonic() + seconds
-    while record["status"]["status_str"] == "success" and not saved_videos(record) and time.monotonic() < deadline:
-        new = {key: one for key, one in server.call("/history")[1].items() if key not in known | {first}}
-        record = next(iter(new.values()), record)
-        # The page asks the server by itself, but only while it is given time to run.
-        browser.page.wait_for_timeout(500)
+    with browser.small():
+        record = server.finished(first, seconds)
+        deadline = time.monotonic() + seconds
+        while record["status"]["status_str"] == "success" and not saved_videos(record) and time.monotonic() < deadline:
+            new = {key: one for key, one in server.call("/history")[1].items() if key not in known | {first}}
+            record = next(iter(new.values()), record)
+            # The page asks the server by itself, but only while it is given time to run.
+            browser.page.wait_for_timeout(500)
     return record

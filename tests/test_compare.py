@@ -301,7 +301,7 @@ def test_the_node_compares_stacks(host: Host, pipeline: VideoPipeline) -> None:
     ]
     images = torch.rand(4, 32, 32, 3)
     cut = {"num_frames": 4, "fps": 8.0, "images_fps": 8.0, "width": 32, "height": 32}
-    (reference, _) = host.run("MotionLoRA_ReferenceClip", images=images, caption="a red circle", **cut).args
+    reference, *_ = host.run("MotionLoRA_ReferenceClip", images=images, caption="a red circle", **cut).args
     made = host.run(
         "MotionLoRA_CompareLoRAs",
         base_model=base,

@@ -219,7 +219,7 @@ def test_a_reference_clip_of_images(host: Host) -> None:
         images = torch.linspace(0, 1, 24)[:, None, None, None].expand(24, 48, 80, 3)
     words = {"caption": "a red circle", "appearance_caption": "a red circle", "absorb_words": "red"}
     cut = {"num_frames": 4, "fps": 8.0, "images_fps": 24.0, "width": 32, "height": 32}
-    (clip,), frames = host.run("MotionLoRA_ReferenceClip", images=images, **words, **cut).args
+    (clip,), frames, *_ = host.run("MotionLoRA_ReferenceClip", images=images, **words, **cut).args
     assert (clip.num_frames, clip.height, clip.width, clip.fps) == (4, 32, 32, 8.0)
     assert torch.allclose(frames[:, 0, 0, 0], torch.linspace(0, 1, 24)[::3][:4]), "every third frame"
     assert not clip.frames.is_inference()
@@ -228,7 +228,7 @@ def test_a_reference_clip_of_images(host: Host) -> None:
 def test_a_reference_clip_of_a_video_file(host: Host, tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", torch.rand(16, 64, 64, 3), 16)
     video, cut = VideoFromFile(str(tmp_path / "clip.mp4")), {"num_frames": 4, "fps": 8.0, "width": 32, "height": 32}
-    (clip,), _ = host.run("MotionLoRA_ReferenceClip", video=video, caption="a red circle", **cut).args
+    (clip,), *_ = host.run("MotionLoRA_ReferenceClip", video=video, caption="a red circle", **cut).args
     assert clip.num_frames == 4 and clip.source == "clip.mp4"
 
 
@@ -244,12 +244,12 @@ def test_a_video_in_memory_is_read_like_a_file(host: Host, tmp_path: Path, monke
     written = write_video(tmp_path / "clip.mp4", torch.rand(16, 64, 64, 3), 16)
     video = VideoFromFile(io.BytesIO(written.read_bytes()))
     cut = {"caption": "a red circle", "num_frames": 4, "fps": 8.0, "width": 32, "height": 32}
-    (clip,), _ = host.run("MotionLoRA_ReferenceClip", video=video, **cut).args
-    (from_disk,), _ = host.run("MotionLoRA_ReferenceClip", video=VideoFromFile(str(written)), **cut).args
+    (clip,), *_ = host.run("MotionLoRA_ReferenceClip", video=video, **cut).args
+    (from_disk,), *_ = host.run("MotionLoRA_ReferenceClip", video=VideoFromFile(str(written)), **cut).args
     assert torch.equal(clip.frames, from_disk.frames)
     frames = VideoFromComponents(VideoComponents(torch.rand(16, 64, 64, 3), Fraction(16)))
     monkeypatch.setattr(VideoFromComponents, "get_stream_source", lambda self: pytest.fail("it is encoded"))
-    (clip,), _ = host.run("MotionLoRA_ReferenceClip", video=frames, **cut).args
+    (clip,), *_ = host.run("MotionLoRA_ReferenceClip", video=frames, **cut).args
     assert clip.num_frames == 4
 
 
@@ -477,7 +477,7 @@ def test_a_trimmed_video_is_read_from_its_file(host: Host, tmp_path: Path) -> No
     frames = torch.linspace(0, 1, 32)[:, None, None, None].expand(32, 64, 64, 3)
     write_video(tmp_path / "clip.mp4", frames, 16)
     cut = {"caption": "a red circle", "num_frames": 4, "fps": 8.0, "width": 32, "height": 32}
-    (clip,), _ = host.run(
+    (clip,), *_ = host.run(
         "MotionLoRA_ReferenceClip", video=TrimmedVideo(str(tmp_path / "clip.mp4"), 1.0, 0.5), **cut
     ).args
     assert torch.allclose(clip.frames.mean(dim=(1, 2, 3)), torch.linspace(0, 1, 32)[16:24:2], atol=0.02)

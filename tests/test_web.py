@@ -222,6 +222,43 @@ def test_a_plan_asks_by_what_is_connected(tmp_path: Path) -> None:
 
 
 @needs_node
+def test_a_plan_looks_out_of_a_subgraph(tmp_path: Path) -> None:
+    """Inside, base and clips come from the subgraph's own inputs; what is connected there is outside."""
+    code = """
+    import { question } from 'LIB/plan.js'
+    const base = { type: 'MotionLoRA_LoadT2VModel', widgets: [{ name: 'model', value: 'tiny' }] }
+    const inner = {}
+    const owner = { type: 'some id', subgraph: inner, inputs: [{ name: 'video' }, { name: 'base' }] }
+    owner.getInputNode = (slot) => (slot === 1 ? base : null)
+    Object.assign(inner, { rootGraph: { _nodes: [owner], subgraphs: new Map([['x', inner]]) }, _nodes: [] })
+    const train = { type: 'MotionLoRA_TrainMotionLoRA', widgets: [], graph: inner, inputs: [{ name: 'base_model' }] }
+    train.getInputLink = () => ({ origin_id: -10, origin_slot: 1 })
+    train.getInputNode = () => null
+    const result = [question(train).model, question({ ...train, graph: {} })]
+    """
+    assert run(code, tmp_path) == ["tiny", None]
+
+
+@needs_node
+def test_a_job_of_another_server_is_asked_for(tmp_path: Path) -> None:
+    """It sends this page no messages: after a silence its state is fetched, and only while something is at work."""
+    code = """
+    import { Jobs } from 'LIB/jobs.js'
+    let asked = 0
+    const answers = [{ id: 'a', state: 'running' }, { id: 'a', state: 'done' }]
+    const api = { fetchApi: async () => ({ ok: true, json: async () => ({ jobs: [answers[asked++]] }) }) }
+    const jobs = new Jobs(api)
+    await jobs.fetch()
+    await jobs.lookAgain()
+    const soon = asked
+    await jobs.lookAgain(Date.now() + 11000)
+    await jobs.lookAgain(Date.now() + 30000)
+    const result = [soon, asked, jobs.byId.get('a').state]
+    """
+    assert run(code, tmp_path) == [1, 2, "done"]
+
+
+@needs_node
 def test_a_comparison_is_one_prompt_of_base_and_lora(tmp_path: Path) -> None:
     code = """
     import { comparison } from 'LIB/comparison.js'

@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from build_workflows import NEEDS, WORKFLOWS
 from comfy_double import hosted
 from make_gallery import thumbnail
 from PIL import Image
+from shipped_workflows import BLUEPRINTS, NEEDS, WORKFLOWS
 
 from motion_lora.media.write import write_video
 from motion_lora.playground.model import EXAMPLES
 
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
+SUBGRAPHS = FOLDER.with_name("subgraphs")
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 CORE = {"MarkdownNote", "SaveVideo", "PreviewImage", "PreviewAny"}
 CORE |= {"KSampler", "KSamplerSelect", "SamplerCustom", "CLIPTextEncode", "VAEDecode"}
@@ -30,7 +31,8 @@ CORE |= {"KSampler", "KSamplerSelect", "SamplerCustom", "CLIPTextEncode", "VAEDe
 CORE |= {"CheckpointLoaderSimple", "EmptyLatentImage", "CreateVideo"}
 EVOLVED = {"ADE_LoadAnimateDiffModel", "ADE_AnimateDiffLoRALoader", "ADE_ApplyAnimateDiffModelSimple"}
 CORE |= {*EVOLVED, "ADE_UseEvolvedSampling"}
-FILES = {"model", "lora_name", "absorber_name", "file"}
+CORE |= {"CLIPLoader", "UNETLoader", "VAELoader", "LoraLoaderModelOnly", "ModelSamplingSD3", "EmptyHunyuanLatentVideo"}
+FILES = {"model", "lora_name", "absorber_name", "file", "network", "vae"}
 
 
 @pytest.fixture(scope="module")
@@ -74,21 +76,24 @@ def test_links_are_sound(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_values_fit_the_nodes(name: str, infos: dict[str, Any]) -> None:
     for node in read(name)["nodes"]:
-        if node["type"] in CORE:
-            continue
-        expected = widgets(infos[node["type"]])
-        values = node.get("widgets_values", [])
-        assert len(values) == len(expected), f"{node['type']}: {values}"
-        for (widget, kind, options), value in zip(expected, values, strict=True):
-            place = f"{node['type']}.{widget} = {value!r}"
-            if kind == "COMBO" and widget not in FILES:
-                assert value in options["options"], place
-            if kind in ("INT", "FLOAT"):
-                assert options["min"] <= value <= options["max"], place
-            if kind == "BOOLEAN":
-                assert isinstance(value, bool), place
-            if kind == "CONTROL":
-                assert value == "fixed", "the same seed for all who press Run"
+        if node["type"] not in CORE:
+            assert_values_fit(node, infos[node["type"]])
+
+
+def assert_values_fit(node: dict[str, Any], info: dict[str, Any]) -> None:
+    expected = widgets(info)
+    values = node.get("widgets_values", [])
+    assert len(values) == len(expected), f"{node['type']}: {values}"
+    for (widget, kind, options), value in zip(expected, values, strict=True):
+        place = f"{node['type']}.{widget} = {value!r}"
+        if kind == "COMBO" and widget not in FILES:
+            assert value in options["options"], place
+        if kind in ("INT", "FLOAT"):
+            assert options["min"] <= value <= options["max"], place
+        if kind == "BOOLEAN":
+            assert isinstance(value, bool), place
+        if kind == "CONTROL":
+            assert value == "fixed", "the same seed for all who press Run"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,9 +150,11 @@ def test_it_says_what_it_needs(name: str) -> None:
     nodes = read(name)["nodes"]
     (text,) = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
     assert "**Needs**" in text and all(thing in text for thing in NEEDS[name])
-    (base,) = [node for node in nodes if node["type"] == "MotionLoRA_LoadT2VModel"]
-    assert base["widgets_values"][2:] == [False, "none", "none"]
-    foreign = [node for node in nodes if node["type"].startswith(("ADE_", "KSampler", "CheckpointLoader"))]
+    for base in [node for node in nodes if node["type"] == "MotionLoRA_LoadT2VModel"]:
+        assert base["widgets_values"][2:] == [False, "none", "none"]
+    foreign = [
+        node for node in nodes if node["type"].startswith(("ADE_", "KSampler", "CheckpointLoader", "LoraLoader"))
+    ]
     assert all(node["mode"] == 2 for node in foreign)
     assert ("AnimateDiff-Evolved" in NEEDS[name]) == bool(EVOLVED & {node["type"] for node in foreign})
 
@@ -164,3 +171,38 @@ def test_it_runs_as_shipped_without_a_download(name: str) -> None:
             assert (EXAMPLES / text.removeprefix("examples/")).is_file(), text
         elif "\n" not in text:
             assert not text.endswith((".safetensors", ".mp4")), f"{text} is on no new user's machine"
+
+
+# Subgraph blueprints ------------------------------------------------------------------------------------------------
+
+
+def blueprint(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The one node of a blueprint, and what it stands for."""
+    saved = json.loads((SUBGRAPHS / f"{name}.json").read_text(encoding="utf-8"))
+    (outer,), (subgraph,) = saved["nodes"], saved["definitions"]["subgraphs"]
+    assert outer["type"] == subgraph["id"] and saved["version"] == 0.4 and saved["extra"]["BlueprintDescription"]
+    return outer, subgraph
+
+
+def test_every_blueprint_is_there_and_nothing_else() -> None:
+    assert sorted(path.name for path in SUBGRAPHS.iterdir()) == sorted(f"{name}.json" for name in BLUEPRINTS)
+
+
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_a_blueprint_is_sound(name: str, infos: dict[str, Any]) -> None:
+    outer, subgraph = blueprint(name)
+    nodes = {node["id"]: node for node in subgraph["nodes"]}
+    ends = {-10: subgraph["inputs"], -20: subgraph["outputs"]}
+    for link in subgraph["links"]:
+        source, target = link["origin_id"], link["target_id"]
+        given = (ends[-10] if source == -10 else nodes[source]["outputs"])[link["origin_slot"]]
+        taken = (ends[-20] if target == -20 else nodes[target]["inputs"])[link["target_slot"]]
+        assert given["type"] == taken["type"] == link["type"]
+    for kind in ("inputs", "outputs"):
+        assert [slot["name"] for slot in outer[kind]] == [slot["name"] for slot in subgraph[kind]]
+    assert {"base_model", "video"} == {slot["name"] for slot in outer["inputs"]}
+    assert {"motion_lora", "stack"} == {slot["name"] for slot in outer["outputs"]}
+    for node in nodes.values():
+        assert_values_fit(node, infos[node["type"]])
+    for node_id, widget in outer["properties"]["proxyWidgets"]:
+        assert widget in {found for found, _, _ in widgets(infos[nodes[int(node_id)]["type"]])}

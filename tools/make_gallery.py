@@ -19,9 +19,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from build_workflows import FOLDER, NEEDS, WORKFLOWS
+from build_workflows import FOLDER
 from PIL import Image
 from real_host import FEW, Browser, RealComfyUI, run_to_end, saved_videos, shipped
+from shipped_workflows import NEEDS, WORKFLOWS
 
 from motion_lora.media.read import read_frames
 from motion_lora.media.write import to_bytes

@@ -11,6 +11,7 @@ import { showProblems } from './lib/problem.js'
 
 const NAME = 'MotionLoRA.Jobs'
 const TAB = 'motion-lora'
+const LOOKS_AGAIN_EVERY = 2000
 // A page that did not ask for the job leaves it to the one that did for so long.
 const OTHER_PAGE_WAITS = 4000
 // A workflow whose training ended longer ago than this is only offered to go on.
@@ -121,6 +122,7 @@ const extension = {
     showProblems(app, api)
     api.addEventListener('motion_lora.jobs', ({ detail }) => jobs.apply(detail))
     api.addEventListener('reconnected', () => jobs.fetch())
+    setInterval(() => document.hidden || jobs.lookAgain(), LOOKS_AGAIN_EVERY)
     await jobs.fetch()
   },
   nodeCreated(node) {

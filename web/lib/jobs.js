@@ -3,6 +3,8 @@
 export const ACTIVE = ['queued', 'running', 'yielding']
 export const WITH_RESULT = ['done', 'stopped']
 const MAX_POINTS = 4000
+// A job at work in another server on the same folder sends no messages here: after so long a silence it is asked for.
+const SILENCE = 10000
 
 /** Adds new points; a step that was there already means that training took up a checkpoint, so the rest is cut. */
 export function joined(known, fresh) {
@@ -25,6 +27,7 @@ export class Jobs extends EventTarget {
     this.byId = new Map()
     this.loaded = false
     this.problem = ''
+    this.heard = 0
   }
 
   /** Newest first. */
@@ -34,6 +37,7 @@ export class Jobs extends EventTarget {
 
   /** Read everything anew: at the start, and when the connection comes back. */
   async fetch() {
+    this.heard = Date.now()
     try {
       const { jobs } = await this.#ask('/motion_lora/jobs')
       this.byId = new Map(jobs.map((job) => [job.id, job]))
@@ -43,6 +47,11 @@ export class Jobs extends EventTarget {
       this.problem = error.message
     }
     this.dispatchEvent(new CustomEvent('changed', { detail: { first: true } }))
+  }
+
+  /** Ask anew while a job is at work of which nothing was heard for a while. */
+  async lookAgain(now = Date.now()) {
+    if (now - this.heard > SILENCE && this.all.some((job) => ACTIVE.includes(job.state))) await this.fetch()
   }
 
   /** One job with its whole curve and the metadata of its file. */
@@ -80,6 +89,7 @@ export class Jobs extends EventTarget {
   /** A message of the server: statuses as they are now, only the new points of the losses, and
    * validations where there is a new one. */
   apply(message) {
+    this.heard = Date.now()
     const before = new Map(this.byId)
     for (const { new_losses: fresh = [], ...change } of message.jobs) {
       if (change.deleted) {

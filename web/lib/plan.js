@@ -10,13 +10,30 @@ export const PLANNED = {
 // Widgets that say nothing of what a training takes.
 const APART = ['name', 'preview_prompt', 'validate_prompts', 'prompt', 'negative_prompt', 'seed', 'control_after_generate']
 const COMPOSED = 'checkpoint + motion module (AnimateDiff)'
+// The front end's own id for what comes into a subgraph.
+const SUBGRAPH_INPUT = -10
 const PLAYGROUND_SIDE = 64
 const AGAIN_AFTER = 15000
 
 /** The node at an input, by the input's name. */
 function at(node, name) {
   const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1
-  return slot < 0 ? null : node.getInputNode?.(slot) ?? null
+  return slot < 0 ? null : source(node, slot)
+}
+
+/** What a slot is linked to; from inside a subgraph also what its node is linked to outside. */
+function source(node, slot) {
+  const link = node.getInputLink?.(slot)
+  if (link?.origin_id !== SUBGRAPH_INPUT) return node.getInputNode?.(slot) ?? null
+  const owner = ownerOf(node.graph)
+  return owner ? source(owner, link.origin_slot) : null
+}
+
+/** The node that stands for a subgraph, wherever it is. */
+function ownerOf(subgraph) {
+  const root = subgraph?.rootGraph
+  const graphs = root ? [root, ...(root.subgraphs?.values() ?? [])] : []
+  return graphs.flatMap((graph) => graph._nodes ?? graph.nodes ?? []).find((node) => node.subgraph === subgraph) ?? null
 }
 
 /** Values of a node's widgets by name, only those that the server takes. */
