@@ -36,8 +36,8 @@ def fails(capsys: pytest.CaptureFixture[str], *words: object, status: int = USER
     return lines[0]
 
 
-def write_base(folder: Path) -> Path:
-    return write_tiny_folder(folder / "tiny")
+def write_base(folder: Path, levels: int = 3) -> Path:
+    return write_tiny_folder(folder / "tiny", levels=levels)
 
 
 def write_clip(folder: Path, num_frames: int = 4, name: str = "clip.mp4", fps: float = 8) -> Path:

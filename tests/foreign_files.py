@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -61,6 +62,49 @@ def diffusers_processors(lora: LoRA, prefix: str = "unet.") -> dict[str, Tensor]
         key = f"{prefix}{attention}.processor.{projection}_lora"
         tensors |= {f"{key}.down.weight": layer.down, f"{key}.up.weight": layer.up}
     return tensors
+
+
+_ATTENTION_BLOCK = re.compile(r"\.attn([12])\.")
+
+
+def _temporal(module: str) -> str:
+    """A module of a motion module as guoyww's code names it."""
+    module = re.sub(r"(motion_modules\.\d+)\.", r"\1.temporal_transformer.", module)
+    return _ATTENTION_BLOCK.sub(lambda found: f".attention_blocks.{int(found[1]) - 1}.", module)
+
+
+def motion_lora(lora: LoRA) -> dict[str, Tensor]:
+    """guoyww's MotionLoRAs (camera moves): attention of the motion modules, no alpha, `to_out` without its number."""
+    tensors = {}
+    for module, layer in lora.layers.items():
+        attention, projection = _temporal(module.removesuffix(".0")).rsplit(".", 1)
+        key = f"{attention}.processor.{projection}_lora"
+        tensors |= {f"{key}.down.weight": layer.down, f"{key}.up.weight": layer.up}
+    return tensors
+
+
+def admd_temporal(lora: LoRA) -> dict[str, Tensor]:
+    """ADMotionDirector's motion: `processor` before the last part of any layer's name, be it a number."""
+    tensors = {}
+    for module, layer in lora.layers.items():
+        place, leaf = _temporal(module).rsplit(".", 1)
+        key = f"{place}.processor.{leaf}_lora"
+        tensors |= {f"{key}.down.weight": layer.down, f"{key}.up.weight": layer.up}
+    return tensors
+
+
+def admd_spatial(lora: LoRA) -> dict[str, Tensor]:
+    """ADMotionDirector's look: `processor` only within attentions, `to_out` without its number."""
+    tensors = {}
+    for module, layer in lora.layers.items():
+        name = re.sub(r"(\.attn[12])\.", r"\1.processor.", module).replace("to_out.0", "to_out")
+        tensors |= {f"{name}_lora.down.weight": layer.down, f"{name}_lora.up.weight": layer.up}
+    return tensors
+
+
+def diffusers_text_part(lora: LoRA, spelling: str) -> dict[str, Tensor]:
+    """diffusers' keys for modules of a text encoder, beside those of the network."""
+    return dotted(lora, spelling, prefix="text_encoder.text_model.")
 
 
 def dotted(lora: LoRA, spelling: str, prefix: str = "unet.", alpha: float | None = None) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from motion_lora.files.container import read_header
 from motion_lora.files.inspection import inspect, report_text
 from motion_lora.files.own import save_lora
 from motion_lora.files.reader import load_any
-from motion_lora.files.writers import convert, export_diffusers, export_native, export_peft
+from motion_lora.files.writers import convert, export_animatediff, export_diffusers, export_native, export_peft
 
 FRAMES = 3
 
@@ -96,6 +96,16 @@ def test_there_and_back(tmp_path: Path, unet: nn.Module, motion: LoRA) -> None:
     assert {info.dtype for info in read_header(half).tensors.values()} == {torch.float16}
 
 
+def test_no_form_of_another_family_is_written(tmp_path: Path, motion: LoRA) -> None:
+    """ComfyUI's own Load LoRA would match none of its keys."""
+    own = save_lora(tmp_path / "own.safetensors", motion)
+    with pytest.raises(LoRAFileError, match="a LoRA for animatediff has no comfyui form: write animatediff"):
+        convert(own, tmp_path / "x.safetensors", "comfyui")
+    still = LoRA(motion.layers, backbone="unet3d")
+    with pytest.raises(LoRAFileError, match="a LoRA for unet3d has no animatediff form: write peft or kohya"):
+        export_animatediff(tmp_path / "x.safetensors", still)
+
+
 def test_on_the_command_line(tmp_path: Path, motion: LoRA, capsys) -> None:
     own = save_lora(tmp_path / "own.safetensors", motion)
     target = tmp_path / "theirs.safetensors"
@@ -104,6 +114,47 @@ def test_on_the_command_line(tmp_path: Path, motion: LoRA, capsys) -> None:
     assert (said["to"], said["layers"]) == ("animatediff", len(motion))
     succeeds("inspect", target, "--json")
     assert json.loads(capsys.readouterr().out)["backbone"] == "animatediff"
+
+
+# What other tools write, made from known changes
+
+
+def as_safetensors(path: Path, tensors: dict[str, Tensor]) -> Path:
+    foreign_files.save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
+    return path
+
+
+def as_checkpoint(path: Path, tensors: dict[str, Tensor]) -> Path:
+    """As guoyww's training saves it."""
+    torch.save({"epoch": 3, "global_step": 7, "state_dict": {f"module.{n}": t for n, t in tensors.items()}}, path)
+    return path
+
+
+@pytest.mark.parametrize("write", [as_safetensors, as_checkpoint])
+@pytest.mark.parametrize(
+    ("preset", "spell", "form"),
+    [
+        pytest.param("temporal-attention", foreign_files.motion_lora, "animatediff", id="camera moves"),
+        pytest.param("temporal-all", foreign_files.admd_temporal, "animatediff", id="ADMotionDirector's motion"),
+        pytest.param("a look", foreign_files.admd_spatial, "diffusers", id="ADMotionDirector's look"),
+        pytest.param("temporal-attention", foreign_files.diffusers_processors, "diffusers", id="MotionAdapter"),
+    ],
+)
+def test_motion_of_other_tools_is_read(tmp_path: Path, unet: nn.Module, preset: str, spell, form: str, write) -> None:
+    """Every layer's change comes back, and the sum of weight and change is what is applied."""
+    looks = ("spatial-attention", "spatial-self-ff") if preset == "a look" else ()
+    modules = {m: None for name in looks or (preset,) for m in target_modules(unet, name)}
+    known = random_lora(unet, [*modules, *(["down_blocks.0.attentions.0.proj_in"] if looks else [])])
+    path = write(tmp_path / "theirs.safetensors", spell(known))
+    # The tiny network's text is narrower than any by which a look is told without a network.
+    for network in (unet,) if looks else (unet, None):
+        report = load_any(path, network)
+        assert (report.format, report.lora.backbone, set(report.lora)) == (form, "animatediff", set(known))
+        assert all(torch.equal(report.lora.layers[m].delta(), known.layers[m].delta()) for m in known)
+    with applied(changed := replica_of(unet), AdapterStack((StackEntry(load_any(path, unet).lora, 0.5),)), FRAMES):
+        for module in (sorted(known)[0], sorted(known)[-1]):
+            expected = unet.get_submodule(module).weight + 0.5 * known.layers[module].delta()
+            torch.testing.assert_close(changed.get_submodule(module).weight, expected)
 
 
 # Image LoRAs of Stable Diffusion 1.5
@@ -132,9 +183,13 @@ def test_image_loras_go_onto_the_spatial_layers(tmp_path: Path, unet: nn.Module)
 
 
 def test_diffusers_image_loras_too(tmp_path: Path, unet: nn.Module) -> None:
-    look = random_lora(unet, list(target_modules(unet, "spatial-attention")), 2)
+    look, encoder = random_lora(unet, list(target_modules(unet, "spatial-attention"))), tiny_text_encoder()
+    words = random_lora(encoder, [n for n, m in encoder.named_modules() if n.endswith(("q_proj", "mlp.fc1"))])
+    bare = LoRA({n.removeprefix("text_model."): layer for n, layer in words.layers.items()})
     for spelling in ("lora.{}", "lora_linear_layer.{}", "lora_{}"):
-        tensors = foreign_files.dotted(look, spelling)
-        foreign_files.save_file(tensors, tmp_path / "x.safetensors")
-        report = load_any(tmp_path / "x.safetensors", unet)
+        tensors = foreign_files.dotted(look, spelling) | foreign_files.diffusers_text_part(bare, spelling)
+        report = load_any(as_safetensors(tmp_path / "x.safetensors", tensors), unet, text_encoder=encoder)
         assert (report.matched, report.lora.backbone) == (len(look), "animatediff")
+        assert all(torch.equal(report.lora.layers[m].delta(), look.layers[m].delta()) for m in look)
+        assert report.text_encoder is not None and set(report.text_encoder) == set(words)
+        assert all(torch.equal(report.text_encoder.layers[m].delta(), words.layers[m].delta()) for m in words)

@@ -260,7 +260,7 @@ def test_methods_command(
         "bench",
         "methods",
         "--base",
-        write_base(tmp_path),
+        write_base(tmp_path, levels=2),
         "--output",
         tmp_path / "out",
         "--rows",
@@ -277,7 +277,7 @@ def test_methods_command(
 
 
 def test_base_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base, clip, output = write_base(tmp_path), write_clip(tmp_path), tmp_path / "out"
+    base, clip, output = write_base(tmp_path, levels=2), write_clip(tmp_path), tmp_path / "out"
     words = ("bench", "base", base, "--clip", clip, "--caption", "a red square moving right over sand")
     look = ("--appearance-caption", "a red square over sand", "--absorb-words", "red square")
     few = ("--steps", 2, "--absorber-steps", 1, "--token-steps", 1, "--num-inference-steps", 1, "--num-frames", 3)

@@ -278,7 +278,7 @@ def test_a_validation_without_measurable_motion_is_refused_where_something_hangs
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base, clip, output = write_base(tmp_path), write_clip(tmp_path), tmp_path / "lora.safetensors"
+    base, clip, output = write_base(tmp_path, levels=2), write_clip(tmp_path), tmp_path / "lora.safetensors"
     words = ("train", "--base", base, "--clip", clip, *CAPTIONS, "--absorber", "none", "--steps", 4, "--output", output)
     validate = ("--validate-every", 2, "--validate-prompt", "a blue square", "--validate-steps", 1)
     succeeds(*words, *validate, "--json")
@@ -312,7 +312,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_command_line_without_measurable_motion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base, output = write_base(tmp_path), tmp_path / "lora.safetensors"
+    base, output = write_base(tmp_path, levels=2), tmp_path / "lora.safetensors"
     clip = write_video(tmp_path / "blank.mp4", torch.full((4, 32, 32, 3), 0.5), 8)
     words = ("train", "--base", base, "--clip", clip, *CAPTIONS, "--absorber", "none", "--steps", 4, "--output", output)
     validate = ("--validate-every", 2, "--validate-prompt", "a blue square", "--validate-steps", 1)

@@ -25,7 +25,7 @@ METADATA = "motion_lora."
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("base"))
+    return write_base(tmp_path_factory.mktemp("base"), levels=2)
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +297,7 @@ def test_sample_refuses_before_it_works(
     prompt = (*words, "--prompt", "a")
     assert "scheduler" in fails(capsys, *prompt, "--scheduler", "magic")
     assert "num_inference_steps" in fails(capsys, *prompt, "--num-inference-steps", "0")
-    assert "multiples of 16" in fails(capsys, *prompt, "--height", "20")
+    assert "multiples of 8" in fails(capsys, *prompt, "--height", "20")
     assert "no number" in fails(capsys, *prompt, "--lora", lora, "much")
     assert "repeat it" in fails(capsys, *prompt, "--lora", lora, "1", lora)
     assert "nowhere" in fails(capsys, *prompt, "--lora", tmp_path / "nowhere.safetensors")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from tiny import tiny_pipeline
 from torch._dynamo.testing import CompileCounter
-from training_samples import quick, sample_clip, small_pipeline
+from training_samples import quick, sample_clip
 
 from motion_lora.adapters.peft import hashed
 from motion_lora.training import train
@@ -17,7 +18,7 @@ _compile = torch.compile
 def test_one_graph_with_dropout_and_none_more_by_the_step(monkeypatch, tmp_path):
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(_compile, backend=counter))
-    pipeline, clip = small_pipeline(), sample_clip()
+    pipeline, clip = tiny_pipeline(levels=1), sample_clip()
     settings = quick(method="temporal-only", dropout=0.2, steps=3, compile=True)
     whole = train(pipeline, [clip], settings)
     assert counter.frame_count == 1

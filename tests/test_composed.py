@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from tiny import TEXT_WIDTH, tiny_frames, tiny_latents, write_tokenizer
 
 from motion_lora.backbones import motion_module, stable_diffusion
 from motion_lora.backbones.motion_unet import FrameNorm, normalise_per_frame
-from motion_lora.backbones.registry import empty_network
+from motion_lora.backbones.registry import empty_network, of_network
 from motion_lora.base import composed
 from motion_lora.base.pipeline import VideoPipeline
 from motion_lora.core.errors import ModelError
@@ -145,6 +146,39 @@ def test_other_modules_are_refused(files: Path, tmp_path: Path, made, message: s
     path = write_module(tmp_path / "other.safetensors", made)
     with pytest.raises(ModelError, match=message):
         VideoPipeline.load(files / "photon.safetensors", motion_module=path)
+
+
+def test_a_v1_module_in_a_folder_is_refused(files: Path, tmp_path: Path) -> None:
+    """The positions in the weights count, not those in the config; of a conversion with 32 its writer and its name."""
+    v1, v3 = adapter(mid=False, frames=24), adapter(mid=False, frames=32)
+    cases = {
+        "24 positions": (v1, "a", {"motion_max_seq_length": 32}),
+        r"its config\.json was written by diffusers 0\.22\.0\.dev0, before": (
+            v3, "b", {"_diffusers_version": "0.22.0.dev0"},
+        ),
+        "by its name": (v3, "models--guoyww--animatediff-motion-adapter-v1-5/snapshots/4c9", {}),
+    }  # fmt: skip
+    for message, (made, name, said) in cases.items():
+        made.save_pretrained(folder := tmp_path / name)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **said}))
+        with pytest.raises(ModelError, match=rf"a v1 motion module \({message}.*group norms run over all frames"):
+            VideoPipeline.load(files / "photon.safetensors", motion_module=folder)
+    joint = UNetMotionModel.from_unet2d(image_network(), v1)
+    with pytest.raises(ModelError, match=r"The base has a v1 motion module \(24 positions\).*Put v2 or v3 into"):
+        of_network(joint).prepare(joint)
+
+
+@pytest.mark.parametrize(
+    ("mid", "place", "version"),
+    [
+        (False, "models--guoyww--animatediff-motion-adapter-v1-5-3", "0.25.0.dev0"),
+        (True, "animatediff-motion-adapter-v1-5-2", "0.22.0.dev0"),
+        (False, "mm_sd_v15/v3_sd15_mm.ckpt", ""),
+    ],
+)
+def test_later_modules_are_not_taken_for_v1(mid: bool, place: str, version: str) -> None:
+    assert not motion_module.v1_sign(32, mid, place, {"_diffusers_version": version})
 
 
 def test_what_is_no_module_says_what_it_is(files: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     def on_progress(stage: str, step: int, total: int) -> None:
         heard.append((stage, step, total))
 
-    report = run_demo(tiny_pipeline(), folder, TINY, callback=on_step, progress=on_progress)
+    report = run_demo(tiny_pipeline(levels=2), folder, TINY, callback=on_step, progress=on_progress)
     return folder, report, heard
 
 
@@ -95,7 +95,7 @@ def test_lora_file_makes_the_videos_and_the_base_does_not(made, tmp_path: Path) 
     folder, report, _ = made
     lora = load_lora(folder / report.files["motion LoRA"])
     assert load_absorber(folder / "absorber.safetensors").tokens is not None
-    pipeline, scenes = tiny_pipeline(), new_scenes(TINY)
+    pipeline, scenes = tiny_pipeline(levels=2), new_scenes(TINY)
     again = {
         "base": sample_videos(pipeline, scenes, TINY, AdapterStack(), lambda step, total: None),
         "customised": sample_videos(
@@ -110,7 +110,7 @@ def test_lora_file_makes_the_videos_and_the_base_does_not(made, tmp_path: Path) 
 
 
 def test_reference_is_read_back_from_a_file(tmp_path: Path) -> None:
-    pipeline = tiny_pipeline()
+    pipeline = tiny_pipeline(levels=2)
     clip = reference_clip(pipeline, tmp_path / "reference.mp4", TINY)
     rendered = world.render(reference_scene(TINY), pipeline.default_num_frames, pipeline.default_height)
     assert clip.frames.shape == rendered.shape
@@ -149,7 +149,7 @@ def test_the_panels_chart_knows_the_scores_by_their_names() -> None:
 
 def test_unknown_motion_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="dance"):
-        run_demo(tiny_pipeline(), tmp_path, DemoSettings(motion="dance"))
+        run_demo(tiny_pipeline(levels=2), tmp_path, DemoSettings(motion="dance"))
     assert not list(tmp_path.iterdir())
 
 

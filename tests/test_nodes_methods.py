@@ -29,7 +29,7 @@ TEMPORAL_LAYER = "down_blocks.0.temp_attentions.0.transformer_blocks.0.attn1.to_
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     with hosted(tmp_path_factory.mktemp("comfyui")) as host:
-        write_tiny_folder(host.folder / "models/diffusers/tiny")
+        write_tiny_folder(host.folder / "models/diffusers/tiny", levels=2)
         yield host
 
 

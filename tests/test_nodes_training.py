@@ -26,7 +26,7 @@ ABSORBER = {"absorber_steps": 2, "token_steps": 2, "num_tokens": 2, "patch_crop"
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     with hosted(tmp_path_factory.mktemp("comfyui")) as host:
-        write_tiny_folder(host.folder / "models/diffusers/tiny")
+        write_tiny_folder(host.folder / "models/diffusers/tiny", levels=2)
         yield host
 
 

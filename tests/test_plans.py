@@ -18,7 +18,7 @@ METHOD = {"method": "customize-a-video", "steps": 7, "rank": 0, "absorber_steps"
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     with hosted(tmp_path_factory.mktemp("comfyui")) as host:
-        write_tiny_folder(host.folder / "models/diffusers/tiny")
+        write_tiny_folder(host.folder / "models/diffusers/tiny", levels=2)
         yield host
 
 

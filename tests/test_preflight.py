@@ -142,7 +142,7 @@ def test_a_training_that_cannot_fit_says_what_to_lower(
 
 
 def test_a_dry_run_says_it_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base, clip = write_base(tmp_path), write_clip(tmp_path)
+    base, clip = write_base(tmp_path, levels=2), write_clip(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     words = ("train", "--dry-run", "--base", base, "--clip", clip, *CAPTIONS, *FEW_STEPS)
     capsys.readouterr()

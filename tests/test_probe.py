@@ -21,7 +21,7 @@ from motion_lora.media.write import write_video
 from motion_lora.playground import world
 from motion_lora.playground.probe import ATTRIBUTES, Reading, classify_motion, classify_path, path_of, read_clip
 
-COUNT = 200
+COUNT = 120
 
 
 def scenes(seed: int, count: int, motions: Sequence[str] = tuple(world.MOTIONS)) -> list[world.Scene]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lora_samples import random_lora
-from tiny import tiny_pipeline
+from tiny import tiny_motion_unet, tiny_pipeline
 
 from motion_lora.adapters.apply import applied
 from motion_lora.adapters.targets import target_modules
@@ -92,10 +92,26 @@ def test_more_frames_than_positions_in_windows() -> None:
     base = tiny_pipeline(levels=2, backbone="animatediff")
     with pytest.raises(SettingsError, match=r"take at most 8, or sample a longer video in windows \(context_frames\)"):
         sample(base, with_settings(num_frames=12))
-    with pytest.raises(SettingsError, match="positions for 8 frames, not for 9"):
+    with pytest.raises(
+        SettingsError,
+        match=r"^context_frames: the motion module has positions for 8 frames, not for 9; take at most 8\.$",
+    ):
         sample(base, with_settings(num_frames=12, context_frames=9))
     made = sample(base, with_settings(num_frames=12, context_frames=8, num_inference_steps=1))[0]
     assert made.frames.shape[0] == 12
+
+
+@pytest.mark.parametrize(("frames", "loop", "passes"), [(48, True, 4), (96, False, 8)])
+def test_long_videos_of_a_module_of_16_frames(frames: int, loop: bool, passes: int) -> None:
+    base = tiny_pipeline(levels=2, backbone="animatediff")
+    base = replace(base, unet=tiny_motion_unet(levels=2, max_frames=16))
+    seen: list[int] = []
+    hook = base.unet.register_forward_pre_hook(lambda unet, given: seen.append(given[0].shape[2]))
+    long = {"num_frames": frames, "height": 16, "width": 16, "guidance_scale": 1.0, "num_inference_steps": 1}
+    made = sample(base, with_settings(**long, context_frames=16, context_overlap=4, loop=loop), decode=False)[0]
+    hook.remove()
+    assert made.latents.shape[2] == frames and torch.isfinite(made.latents).all()
+    assert seen == [16] * passes
 
 
 def test_wrong_windows_are_named() -> None:
@@ -131,7 +147,7 @@ def test_strengths_over_frames_follow_the_window(tiny_small) -> None:
 def jumps() -> dict[str, torch.Tensor]:
     """Mean change from each frame to the next, the first after the last included, of long videos of the playground."""
     base = load_playground(device="cpu")
-    common = {"num_frames": 24, "num_inference_steps": 10, "guidance_scale": 2.5, "seed": 2, "context_frames": 8}
+    common = {"num_frames": 24, "num_inference_steps": 5, "guidance_scale": 2.5, "seed": 2, "context_frames": 8}
     cases = {"overlap": {"context_overlap": 4}, "none": {"context_overlap": 0}}
     cases["loop"] = {"context_overlap": 4, "loop": True}
     found = {}

@@ -65,13 +65,13 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
 
 
 def tiny_unet_config(*, levels: int = 3, layers_per_block: int = 1) -> dict[str, Any]:
-    """levels=3: ModelScope's layout, no attention at the deepest level. levels=2: the playground's."""
+    """levels=3: ModelScope's layout, no attention at the deepest level. levels=2: the playground's, 1: half of it."""
     tail = levels == 3
     return {
         "sample_size": SIZE // VAE_FACTOR,
         "block_out_channels": (32, 64, 64)[:levels],
-        "down_block_types": (_CROSS_DOWN, _CROSS_DOWN, *(["DownBlock3D"] if tail else [])),
-        "up_block_types": (*(["UpBlock3D"] if tail else []), _CROSS_UP, _CROSS_UP),
+        "down_block_types": (_CROSS_DOWN, _CROSS_DOWN, *(["DownBlock3D"] if tail else []))[:levels],
+        "up_block_types": (*(["UpBlock3D"] if tail else []), _CROSS_UP, _CROSS_UP)[-levels:],
         "layers_per_block": layers_per_block,
         "cross_attention_dim": TEXT_WIDTH,
         "attention_head_dim": 8,

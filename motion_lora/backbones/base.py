@@ -286,6 +286,8 @@ class Backbone(ABC):
     def module_named(self, name: str) -> str:
         """diffusers' name of a module, from the name that a LoRA file of another tool gives it."""
 
+    native_format: ClassVar[str] = ""
+    """The row of files.formats.FORMATS that the family's own tools exchange; "" where there is none."""
     native_suffixes: ClassVar[tuple[str, str]] = (".down.weight", ".up.weight")
 
     def native_key(self, module: str) -> str | None:

@@ -2,7 +2,9 @@
 
 guoyww's names are `down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.to_q`,
 diffusers' are without `temporal_transformer`, with `attn1` and `attn2`, and one position encoding for both. The version
-of a module is told by its content: v2 has one in the middle block, v3 has none and 32 positions, v1 has 24.
+of a module is told by its content: v2 has one in the middle block, v3 has none and 32 positions, v1 has 24. diffusers'
+conversion gives a module the positions that its caller asks for, 32 unless told otherwise, and v1 then has the tensors
+of v3: only the version of diffusers in its config and its name are left to tell.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any
 
@@ -37,10 +40,15 @@ _TABLE = ".pos_embed.pe"
 _V1_FRAMES = 24
 _LEVELS = 4
 _MODULES_FOR = "motion modules for Stable Diffusion 1.5 (v2: mm_sd_v15_v2, v3: v3_sd15_mm)"
-_V1 = (
-    "a v1 motion module (24 positions): it belongs to an image network whose group norms run over all frames, which no "
-    "other module has"
+V1 = (
+    "a v1 motion module ({}): it belongs to an image network whose group norms run over all frames, which no other "
+    "module has"
 )
+"""What is said of one, with what it shows by."""
+
+# Of diffusers, 0.<minor>: 0.22 and 0.23 saved the first adapters in autumn 2023, v3 came out in December, after 0.24.
+_BEFORE_V3 = re.compile(r"0\.(?:\d|1\d|2[0-3])(?:\.|$)")
+_V1_NAME = re.compile(r"motion-adapter-v1-[45](?!-?[23])|mm_sd_v1[45](?!_?v[23])", re.IGNORECASE)
 # In the order in which they are tried: found in any name, it is what the file is instead.
 _OTHERS: Mapping[str, str] = MappingProxyType(
     {
@@ -70,9 +78,12 @@ class MotionModule:
         }
 
 
-def recognise(name: str, shapes: Mapping[str, tuple[int, ...]]) -> MotionModule:
+def recognise(
+    name: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] = MappingProxyType({})
+) -> MotionModule:
     """What the motion module `name` is, by the shapes of its tensors, in guoyww's names or diffusers'.
 
+    `config` is that of a diffusers folder; where it says other positions than the tensors have, the tensors are right.
     Raises ModelError for v1, for modules of SDXL, and for what is no motion module, saying what it is.
     """
     for pattern, what in _OTHERS.items():
@@ -87,10 +98,30 @@ def recognise(name: str, shapes: Mapping[str, tuple[int, ...]]) -> MotionModule:
     frames = {shape[1] for key, shape in own.items() if key.endswith((".pos_encoder.pe", _TABLE))}
     if len(frames) != 1:
         raise ModelError(_refusal(name, "a motion module without positions, as AnimateLCM's"))
-    most = frames.pop()
-    if most == _V1_FRAMES:
-        raise ModelError(_refusal(name, _V1))
-    return MotionModule("v2" if any(key.startswith("mid_block.") for key in own) else "v3", most, widths)
+    most, middle = frames.pop(), any(key.startswith("mid_block.") for key in own)
+    if sign := v1_sign(most, middle, name, config):
+        raise ModelError(_refusal(name, V1.format(sign)))
+    return MotionModule("v2" if middle else "v3", most, widths)
+
+
+def v1_sign(frames: int, middle: bool, name: str = "", config: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """What tells that a module is v1, in words; "" for one that is not, as every module with one in the middle block.
+
+    `frames` is how many positions it has, `name` where it lies, `config` a diffusers folder's, empty for a file.
+    """
+    if frames == _V1_FRAMES and not middle:
+        return f"{_V1_FRAMES} positions"
+    if middle:
+        return ""
+    if _BEFORE_V3.match(version := str(config.get("_diffusers_version", ""))):
+        return f"its config.json was written by diffusers {version}, before there was v3"
+    return "by its name" if _V1_NAME.search(_own_name(name)) else ""
+
+
+def _own_name(place: str) -> str:
+    """Of a file or folder; in the cache of the hub, models--owner--name/snapshots/<commit>, that of the model."""
+    parts = PurePath(place).parts or ("",)
+    return parts[-3] if parts[-2:-1] == ("snapshots",) and len(parts) > 2 else parts[-1]
 
 
 def network_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

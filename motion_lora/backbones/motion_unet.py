@@ -14,7 +14,9 @@ from typing import Any
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionModel
 from torch import Tensor, nn
 
+from ..core.errors import ModelError
 from .base import Text
+from .motion_module import V1, v1_sign
 from .unet import ARCHITECTURE, WORDS, UNetBackbone, levels
 
 ANIMATEDIFF_CONFIG: Mapping[str, Any] = MappingProxyType(
@@ -61,8 +63,12 @@ class MotionUNet(UNetBackbone):
     refusal = "an AnimateDiff motion LoRA: its motion modules are layers that this network does not have"
     takes = "AnimateDiff motion LoRAs, and SD 1.5 image LoRAs"
     text_width = 768
+    native_format = "animatediff"
 
     def prepare(self, network: nn.Module) -> None:
+        config: Any = network.config
+        if sign := v1_sign(config["motion_max_seq_length"], config["use_motion_mid_block"]):
+            raise ModelError(f"The base has {V1.format(sign)}. Put v2 or v3 into its image network.")
         normalise_per_frame(network)
 
     def bypass(self, layer: nn.Module) -> Callable[..., Any]:

@@ -119,6 +119,7 @@ class Wan(Backbone):
     refusal = "a LoRA for Wan, a diffusion transformer: its layers are others than this network's"
     takes = "LoRAs for Wan text-to-video of the same size"
     text_width = 4096
+    native_format = "comfyui"
     native_suffixes = (".lora_A.weight", ".lora_B.weight")
 
     def config_fault(self, config: Mapping[str, Any]) -> str:

@@ -59,8 +59,9 @@ def read_composed(
 
     `image` is a checkpoint file or a diffusers folder of Stable Diffusion 1.5, `module` a file or an adapter's folder.
     """
-    tensors = _module_tensors(module, dtype)
-    found = motion_module.recognise(str(module), {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    module_config, tensors = _module_config(module), _module_tensors(module, dtype)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = motion_module.recognise(str(module), shapes, module_config)
     read = _from_folder if image.is_dir() else _from_checkpoint
     parts = read(image, dtype, variant, tokenizer)
     config = stable_diffusion.joint_config(str(module), parts.config, found)
@@ -103,11 +104,18 @@ def _is_tokenizer(folder: Path) -> bool:
 # The motion module ---------------------------------------------------------------------------------------------------
 
 
+def _module_config(place: Path) -> Mapping[str, Any]:
+    """Of a MotionAdapter's folder; a file has none."""
+    if not place.is_dir():
+        return {}
+    config = read_json(place / "config.json") if (place / "config.json").is_file() else {}
+    if config.get("_class_name") != "MotionAdapter":
+        raise ModelError(f"{place} is no motion module: its config.json does not say MotionAdapter. Name the file.")
+    return config
+
+
 def _module_tensors(place: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     if place.is_dir():
-        config = read_json(place / "config.json") if (place / "config.json").is_file() else {}
-        if config.get("_class_name") != "MotionAdapter":
-            raise ModelError(f"{place} is no motion module: its config.json does not say MotionAdapter. Name the file.")
         return read_weights(weights_of(place, _WEIGHTS, dtype, None))
     return _file_tensors(place, "motion module")
 

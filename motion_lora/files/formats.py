@@ -116,7 +116,7 @@ _ROWS = (
         "`diffusion_model.<module>.lora_A.weight`",
         "names:is_comfyui",
         "reader:read_comfyui",
-        "writers:export_native",
+        "writers:export_comfyui",
     ),
     Format(
         "peft",
@@ -132,7 +132,7 @@ _ROWS = (
         "`<place>.temporal_transformer.<block>.processor.to_q_lora.down.weight`",
         "names:is_animatediff",
         "reader:read_native",
-        "writers:export_native",
+        "writers:export_animatediff",
     ),
     Format(
         "diffusers",

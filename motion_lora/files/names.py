@@ -4,6 +4,7 @@
     PEFT        [base_model.model.][unet.]<module>.lora_A[.<adapter>].weight, .lora_B...
     diffusers   unet.<module>.processor.to_q_lora.down.weight, .lora.up.weight, .lora_linear_layer...
     AnimateDiff <module>.processor.to_q_lora.down.weight, ff.net.0.processor.proj_lora..., ff.net.processor.2_lora...
+    ADMotionDirector  the same, and for looks ff.net.0.proj_lora.down.weight, proj_in_lora.down.weight
     ComfyUI     diffusion_model.<module>.lora_down.weight, .alpha
     loralib     <module>.lora_A, .lora_B (Stable LoRA, by which ModelScope and ZeroScope were tuned in 2023)
 
@@ -39,7 +40,7 @@ _DOTTED = (
     re.compile(r"(?P<module>.+)\.lora_(?P<ab>[AB])(?:\.(?!weight$)[^.]+)?\.weight"),
     re.compile(rf"(?P<module>.+)\.(?:lora_|lora\.|lora_linear_layer\.){_ROLES}\.weight"),
     re.compile(rf"(?P<module>.+?)\.(?:processor\.)?(?P<projection>to_q|to_k|to_v|to_out)_lora\.{_ROLES}\.weight"),
-    re.compile(rf"(?P<module>.+?)\.processor\.(?P<leaf>\w+)_lora\.{_ROLES}\.weight"),
+    re.compile(rf"(?P<module>.+?)\.(?:processor\.)?(?P<leaf>\w+)_lora\.{_ROLES}\.weight"),
     re.compile(r"(?P<module>.+)\.(?P<alpha>alpha)"),
 )
 _LORALIB = re.compile(r"(?P<module>.+)\.lora_(?P<ab>[AB])")
@@ -86,7 +87,7 @@ def is_peft(source: Source) -> bool:
 
 def is_comfyui(source: Source) -> bool:
     """Whether a file has PEFT's factors under ComfyUI's own names, of a network whose tools exchange such files."""
-    own = of_keys(source.shapes).native_suffixes[0] == ".lora_A.weight"
+    own = of_keys(source.shapes).native_format == "comfyui"
     return own and is_peft(source) and all(key.startswith("diffusion_model.") for key in source.shapes)
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,23 @@ def export_native(
     """
     stored = as_stored(_folded(lora), dtype)
     return write_proved(Path(path), stored, native_tensors(stored), {}, metadata, overwrite)
+
+
+def export_animatediff(path: str | Path, lora: LoRA, **options: Any) -> Path:
+    """`export_native` for AnimateDiff. Raises LoRAFileError for a LoRA of another family."""
+    return _export_of("animatediff", path, lora, options)
+
+
+def export_comfyui(path: str | Path, lora: LoRA, **options: Any) -> Path:
+    """`export_native` for what ComfyUI's own Load LoRA takes. Raises LoRAFileError for a LoRA of another family."""
+    return _export_of("comfyui", path, lora, options)
+
+
+def _export_of(form: str, path: str | Path, lora: LoRA, options: Mapping[str, Any]) -> Path:
+    own = named(lora.backbone).native_format
+    if own != form:
+        raise LoRAFileError(f"a LoRA for {lora.backbone} has no {form} form: write {own or 'peft or kohya'}")
+    return export_native(path, lora, **options)
 
 
 def export_diffusers(

@@ -119,7 +119,10 @@ def _frames_faults(pipeline: VideoPipeline, settings: SampleSettings) -> Iterato
     """Only as many frames as one window has must fit the network."""
     frames = settings.num_frames or 1
     if fault := pipeline.frames_fault(min(frames, settings.context_frames or frames)):
-        yield f"{fault}, or sample a longer video in windows (context_frames)"
+        windowed = 0 < settings.context_frames < frames
+        yield (
+            f"context_frames: {fault}" if windowed else f"{fault}, or sample a longer video in windows (context_frames)"
+        )
     backbone, vae = pipeline.backbone, pipeline.vae
     if not fault and (made := backbone.num_frames(vae, backbone.latent_frames(vae, frames))) != frames:
         yield f"num_frames is {frames}; latents of this base are of {made}"

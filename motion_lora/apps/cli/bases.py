@@ -88,6 +88,9 @@ def _read_config(base: str) -> dict[str, Any]:
         path = next((part for part in parts if (part / "config.json").is_file()), parts[1]) / "config.json"
     if not path.is_file():
         raise ModelError(f"There is no network config at {path}; give a model folder, modelscope or animatediff.")
+    if path.suffix != ".json":
+        known = " or ".join(ANIMATEDIFF)
+        raise ModelError(f"{path} is no network's config.json; of a checkpoint with a motion module name {known}.")
     return read_json(path)
 
 
