@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..motion_lora.jobs import AUTO
+from .comfy import server
 from .comfy.sockets import CATEGORY, TrainOptions, io
 from .widgets.enums import SPATIAL_TARGETS
-from .widgets.settings import Options, said, setting_input
+from .widgets.settings import Options, setting_input
 
 # A workflow keeps the values of widgets by their place: new names go last.
 _NAMES = (
@@ -83,6 +85,17 @@ class TrainingOptions(io.ComfyNode):
                     advanced=name not in _SHOWN,
                 )
                 for name in _NAMES
+            ]
+            + [
+                io.Combo.Input(
+                    "device",
+                    options=[AUTO, *server.devices()],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of several cards, the one that trains; one job at a time on each. auto: the base's own, "
+                    "or the next that is free.",
+                )
             ],
             outputs=[
                 TrainOptions.Output(
@@ -93,4 +106,4 @@ class TrainingOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:
-        return io.NodeOutput(Options(said(widgets)))
+        return io.NodeOutput(Options.of(widgets))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..motion_lora.core.disk import safe_name
@@ -14,13 +15,14 @@ from .comfy import jobs, memory, models, plans, server
 from .comfy.sockets import CATEGORY, MAX_SEED, Absorber, Base, Clips, ExecutionBlocker, MotionLoRA, TrainOptions, io
 from .widgets import metrics, previews
 from .widgets.enums import TEMPORAL_TARGETS
-from .widgets.settings import DEFAULT, setting_input, settings_from
+from .widgets.settings import DEFAULT, Options, setting_input, settings_from
 
 if TYPE_CHECKING:
     from ..motion_lora.base.pipeline import VideoPipeline
     from ..motion_lora.core.absorber import Absorber as AbsorberValue
     from ..motion_lora.core.clip import Clip
     from ..motion_lora.evaluate.validation import ValidationPlan
+    from ..motion_lora.jobs import JobSpec
     from ..motion_lora.jobs.inputs import TrainingInputs
     from ..motion_lora.training import TrainSettings
 
@@ -230,6 +232,8 @@ async def _train(
         yields=widgets["pause_while_generating"],
     )
     if widgets["retrain"] or not jobs.is_made(spec.fingerprint):
+        device = (widgets.get("options") or Options()).device
+        spec, inputs = await asyncio.to_thread(_placed, spec, inputs, device)
         memory.make_room_for_training(inputs.pipeline)
         await asyncio.to_thread(plans.require_memory, inputs, settings, absorber_only=kind == APPEARANCE_ABSORBER)
     again = jobs.continuation_of(hidden.prompt, hidden.extra_pnginfo, hidden.unique_id)
@@ -244,6 +248,15 @@ async def _train(
         made_by=again if server.metadata_allowed() else None,
     )
     return _outputs(job)
+
+
+def _placed(spec: JobSpec, inputs: TrainingInputs, wanted: str) -> tuple[JobSpec, TrainingInputs]:
+    """The training on the device that is wanted, or on the next free one."""
+    device = jobs.device_for(wanted, spec.device, spec.fingerprint)
+    if device == spec.device:
+        return spec, inputs
+    base = models.on_device(inputs.pipeline, device)
+    return replace(spec, device=device, base=models.recipe_of(base)), replace(inputs, pipeline=base)
 
 
 def _check(kind: str, inputs: TrainingInputs, settings: TrainSettings) -> None:

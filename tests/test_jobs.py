@@ -20,6 +20,7 @@ import pytest
 
 from motion_lora.core.errors import SettingsError, TrainingError
 from motion_lora.jobs import (
+    AUTO,
     CANCELLED,
     DONE,
     FAILED,
@@ -36,6 +37,7 @@ from motion_lora.jobs import (
     JobStore,
     Outcome,
     Reporter,
+    choose_device,
 )
 from motion_lora.jobs import store as store_module
 from motion_lora.jobs.loss_log import LossLog, LossPoint, thin
@@ -372,6 +374,46 @@ def test_one_job_at_a_time_on_a_device_and_devices_side_by_side(runner: JobRunne
     work.permit(4 * STEPS)
     assert [runner.wait(job.id, timeout=10).state for job in jobs] == [DONE] * 4
     assert work.together == 1 and [name for name in work.runs if name in names] == names
+
+
+CARDS = ("cuda:0", "cuda:1", "cuda:2")
+
+
+def test_a_job_goes_to_the_card_that_is_named_or_to_the_next_free_one(runner: JobRunner, work: Counting) -> None:
+    def submit(name: str, wanted: str = AUTO) -> str:
+        device = choose_device(wanted, "cuda:1", CARDS, runner.waiting)
+        runner.submit(spec(name, device=device), Payload())
+        return device
+
+    assert [submit("a"), submit("b"), submit("c", "cuda:1")] == ["cuda:1", "cuda:0", "cuda:1"]
+    assert submit("d") == "cuda:2", "the one that is free"
+    assert submit("e") == "cuda:0", "the first of the shortest queues"
+    until(lambda: len(work.at_work) == 3)
+    assert sorted(work.at_work) == list(CARDS) and work.together == 1
+    work.permit(5 * STEPS)
+    for job in runner.jobs():
+        assert runner.wait(job.id, timeout=10).state == DONE
+    assert runner.waiting("cuda:0") == 0 and submit("f") == "cuda:1", "the base's own when all are free"
+
+
+def test_a_card_that_is_not_there_is_refused_and_a_base_elsewhere_stays_there() -> None:
+    with pytest.raises(SettingsError, match=r"'cuda:7'; here it can be: auto, cuda:0"):
+        choose_device("cuda:7", "cuda:0", CARDS, lambda device: 0)
+    assert choose_device(AUTO, "cpu", CARDS, lambda device: 0) == "cpu"
+    assert choose_device(AUTO, "cpu", ("cpu",), lambda device: 3) == "cpu"
+
+
+def test_a_paused_job_goes_on_on_the_card_that_it_is_asked_for_on(runner: JobRunner, work: Counting) -> None:
+    job = runner.submit(spec(device="cuda:0"), Payload())
+    work.permit(1)
+    at_step(runner, job, 1)
+    runner.pause(job.id)
+    work.permit(1)
+    until(lambda: runner.get(job.id).state == PAUSED)
+    runner.submit(spec(device="cuda:1"), Payload())
+    until(lambda: work.at_work == ["cuda:1"])
+    work.permit(STEPS)
+    assert runner.wait(job.id, timeout=10).state == DONE
 
 
 def test_pausing_lets_the_next_job_on_the_device_run(runner: JobRunner, work: Counting) -> None:

@@ -256,7 +256,7 @@ def test_every_setting_arrives_by_its_name(host: Host, base) -> None:
         "loss": "debiased",
         "memory": 8.0,
     }
-    assert set(widgets) == {i.id for i in host.nodes[OPTIONS].define_schema().inputs}
+    assert {*widgets, "device"} == {i.id for i in host.nodes[OPTIONS].define_schema().inputs}
     assert set(widgets) <= {field.name for field in dataclasses.fields(TrainSettings)}
     (options,) = host.run(OPTIONS, **widgets).args
     assert options.settings == {**widgets, "debiased_loss": True, "patch_crop": False}
@@ -274,6 +274,24 @@ def test_ablations_train(host: Host, base, clips) -> None:
     assert {name.rsplit(".", 1)[1] for name in changed if UNET3D.layer_of(name) != SPATIAL} == {"to_k"}
     (fewer,) = host.run(OPTIONS, num_tokens=2).args
     assert host.run(TRAIN, **few, options=fewer).args[0].fingerprint() != changed.fingerprint()
+
+
+def test_a_training_goes_to_the_device_that_the_options_name(
+    host: Host, base, clips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, models = host.module("comfy.server"), host.module("comfy.models")
+    assert server.devices() == ("cpu",)
+    monkeypatch.setattr(server, "devices", lambda: ("cpu", "cpu:0"))
+    (options,) = host.run(OPTIONS, device="cpu:0").args
+    few = {"base_model": base, "clips": clips, "steps": 1, "seed": 5, "method": "temporal-only"}
+    host.run(TRAIN, **few, options=options)
+    spec = host.module("comfy.jobs").runner().jobs()[0].spec
+    assert spec.device == "cpu:0" and spec.base["device"] == "cpu:0" and spec.base["name"] == "tiny"
+    assert str(models.load_again(spec.base).device) == "cpu:0"
+    monkeypatch.setattr(server, "devices", lambda: ("cpu",))
+    assert str(models.load_again(spec.base).device) == "cpu", "a card that was taken out is done without"
+    with pytest.raises(host.library("core.errors").SettingsError, match="here it can be: auto, cpu"):
+        host.run(TRAIN, **{**few, "seed": 6}, options=options)
 
 
 def test_bad_settings_leave_no_job_behind(host: Host, base, clips) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from cli_helpers import CAPTIONS, succeeds, write_base, write_clip
+from paused_training import run
 
 from motion_lora.core.errors import SettingsError
+from motion_lora.core.lora import LoRA
 from motion_lora.files.own import load_lora
 from motion_lora.training import parallel
 from motion_lora.training.parallel import Processes
@@ -22,47 +26,59 @@ TRAIN = ("--method", "temporal-only", "--steps", "3", "--rank", "2", "--learning
          "--gradient-accumulation", "2", "--num-frames", "3", "--height", "16", "--width", "16")  # fmt: skip
 
 
-def words_of(folder: Path, output: Path) -> list[str]:
-    """The command after `motion-lora`."""
-    named = ("--base", folder / "tiny", "--device", "cpu", "--clip", folder / "clip.mp4", "--output", output)
-    return ["train", *map(str, named), *CAPTIONS, *TRAIN]
-
-
-def train(folder: Path, name: str, count: int) -> Path:
-    """Run `motion-lora train` in `count` processes of one thread, as `accelerate launch` starts them."""
+def launch(count: int, *words: object) -> str:
+    """Run a script or `-m module` in `count` processes of one thread, by Accelerate's launcher; what they said."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    output = folder / f"{name}.safetensors"
-    words = [sys.executable, "-m", "motion_lora.apps.cli", *words_of(folder, output)]
-    running = []
-    for rank in range(count):
-        place = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        several = {key: str(value) for key, value in place.items()}
-        environment = {**os.environ, **several, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        running.append(subprocess.Popen(words, env=environment, **pipes))
-    said = [process.communicate(timeout=300) for process in running]
-    assert [process.returncode for process in running] == [0] * count, [text[-300:] for _, text in said]
-    assert [bool(text) for text, _ in said] == [True] + [False] * (count - 1), "the first process alone reports"
-    return output
+    # No card: its name for several processes on one machine is --multi_gpu all the same.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", count,
+               "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no",
+               "--main_process_port", port, *words]  # fmt: skip
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    launcher = subprocess.Popen(
+        [str(word) for word in command], env=environment, text=True, start_new_session=True, **pipes
+    )
+    try:
+        said, errors = launcher.communicate(timeout=900)
+    finally:
+        # With the processes that it started, which outlive it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert launcher.returncode == 0, errors[-2000:]
+    return said
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_base(tmp_path, levels=2)
+    write_base(tmp_path)
     write_clip(tmp_path)
     return tmp_path
 
 
-def test_two_processes_learn_what_one_does(folder: Path) -> None:
-    output = folder / "alone.safetensors"
-    succeeds(*words_of(folder, output))
-    alone, together = load_lora(output), load_lora(train(folder, "together", 2))
-    for module, layer in alone.layers.items():
+def assert_alike(one: LoRA, two: LoRA) -> None:
+    for module, layer in one.layers.items():
         assert bool(layer.up.any())
-        assert torch.allclose(together.layers[module].up, layer.up, rtol=1e-3, atol=1e-5), module
-        assert torch.allclose(together.layers[module].down, layer.down, rtol=1e-3, atol=1e-5), module
+        assert torch.allclose(two.layers[module].up, layer.up, rtol=1e-3, atol=1e-5), module
+        assert torch.allclose(two.layers[module].down, layer.down, rtol=1e-3, atol=1e-5), module
+
+
+def test_two_launched_processes_learn_what_one_does(folder: Path) -> None:
+    words = ("train", "--base", folder / "tiny", "--device", "cpu", "--clip", folder / "clip.mp4", *CAPTIONS, *TRAIN)
+    said = launch(2, "-m", "motion_lora.apps.cli", *words, "--output", folder / "together.safetensors")
+    assert said.count("together.safetensors") == 1, "the first process alone reports"
+    succeeds(*words, "--output", folder / "alone.safetensors")
+    assert_alike(*(load_lora(folder / f"{name}.safetensors") for name in ("alone", "together")))
+
+
+def test_a_checkpoint_goes_on_with_another_number_of_processes(folder: Path) -> None:
+    launch(2, Path(__file__).with_name("paused_training.py"), folder, 3)
+    index = json.loads((folder / "checkpoint" / "checkpoint.json").read_text())
+    assert index["step"] == 3
+    resumed = run(folder)
+    assert [report.step for report in resumed.losses] == [1, 2, 3, 4, 5, 6]
+    assert_alike(run(folder, checkpoint="anew").lora, resumed.lora)
 
 
 def test_micro_batches_are_shared_evenly_or_not_at_all() -> None:

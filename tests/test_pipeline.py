@@ -351,6 +351,21 @@ def test_identity_notices_fine_tuning(base: VideoPipeline) -> None:
 # Replicas -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_copy_on_another_device_shares_no_byte_and_computes_the_same(base: VideoPipeline) -> None:
+    made = base.copied_to("cpu")
+    for part in ("unet", "vae", "text_encoder"):
+        own, copied = dict(getattr(base, part).named_parameters()), dict(getattr(made, part).named_parameters())
+        assert own.keys() == copied.keys()
+        assert all(torch.equal(own[name], copied[name]) for name in own)
+        assert {p.data_ptr() for p in own.values()}.isdisjoint({p.data_ptr() for p in copied.values()})
+        assert not any(p.requires_grad for p in copied.values())
+    assert torch.equal(made.encode_prompt(PROMPTS[:1]), base.encode_prompt(PROMPTS[:1]))
+    made.send_away()
+    assert made.is_away and not base.is_away
+    with pytest.raises(SettingsError, match="'warp:1'"):
+        base.copied_to("warp:1")
+
+
 def test_replica_shares_every_byte(base: VideoPipeline) -> None:
     replica = base.replica(text_encoder=True)
     for part in ("unet", "text_encoder"):

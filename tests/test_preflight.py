@@ -16,6 +16,7 @@ from motion_lora.core.clip import Clip
 from motion_lora.core.out_of_memory import TrainingMemoryError
 from motion_lora.files.own import save_lora
 from motion_lora.training import Speeds, TrainSettings, preflight, require_memory, train
+from motion_lora.training.ledger import bytes_of
 from motion_lora.training.preflight import estimate, speeds_of
 from motion_lora.training.recipe import make_recipe
 from motion_lora.training.rehearsal import Rehearsal
@@ -59,8 +60,10 @@ def test_parameters_and_file_are_those_of_the_training(base: VideoPipeline, clip
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_memory_is_that_of_a_step(base: VideoPipeline, clip: Clip, checkpointing: bool) -> None:
     recipe = make_recipe([clip], settings("motiondirector", gradient_checkpointing=checkpointing))
+    found = Rehearsal(base, recipe.stages[0], recipe, None).memory()
+    # Another, whose layers have not yet made the copies of weights that they keep.
     run = Rehearsal(base, recipe.stages[0], recipe, None)
-    held = run.memory() - 3 * 4 * run.trained
+    held = found.total - found.trained - bytes_of(base.unet, base.text_encoder, base.vae)
 
     def step() -> None:
         draw = next(draw for draw in map(run.draw, range(20)) if draw.with_optional)
@@ -69,8 +72,8 @@ def test_memory_is_that_of_a_step(base: VideoPipeline, clip: Clip, checkpointing
                 run.loss(a_pass, draw).backward()
 
     with run.prepared():
-        # Workspaces inside of kernels are not seen; beside so small a network they count.
-        assert 0.5 < held / peak_of(step) < 1.05
+        # Workspaces inside of kernels are not seen.
+        assert 0.8 < held / peak_of(step) < 1.1
 
 
 def test_counting_without_computing_gives_the_same(
@@ -79,8 +82,8 @@ def test_counting_without_computing_gives_the_same(
     recipe = make_recipe([clip], settings())
     run = Rehearsal(base, recipe.stages[0], recipe, None)
     computed = run.memory()
-    monkeypatch.setattr("motion_lora.training.rehearsal._SMALL_WEIGHTS", 0)
-    assert run.memory() == pytest.approx(computed, rel=0.02)
+    monkeypatch.setattr("motion_lora.training.memory._SMALL_WEIGHTS", 0)
+    assert run.memory().activations == pytest.approx(computed.activations, rel=0.02)
 
 
 def test_the_base_stays_as_it_is(base: VideoPipeline, clip: Clip) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +160,26 @@ def test_a_failed_write_leaves_the_former_checkpoint(pipeline, clips, tmp_path, 
     assert json.loads((tmp_path / state.INDEX).read_text(encoding="utf-8"))["step"] == 2
     assert same(train(pipeline, clips, settings, checkpoint=tmp_path), whole_run)
     assert len(list(tmp_path.iterdir())) == 4, "two checkpoints: of each an index and a file of tensors"
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(pipeline, clips, tmp_path, monkeypatch):
+    step_three, in_time = threading.Event(), []
+    write = state.write_atomically
+
+    def slow(path, data):
+        in_time.append(step_three.wait(timeout=5))
+        return write(path, data)
+
+    def heard(report):
+        if report.step == 3:
+            step_three.set()
+        return "continue"
+
+    monkeypatch.setattr(state, "write_atomically", slow)
+    settings = quick(method="temporal-only", steps=3, checkpoint_every=2)
+    assert train(pipeline, clips, settings, callback=heard, checkpoint=tmp_path).ending == "completed"
+    assert in_time and all(in_time)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("motion-lora-checkpoint")]
 
 
 @pytest.mark.parametrize("broken", ["a bit", "index", "tensors", "missing"])

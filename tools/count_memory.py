@@ -4,8 +4,8 @@
     python tools/count_memory.py --config animatediff --side 512 --budget 10
     python tools/count_memory.py --config wan --frames 17 --side 480 --width 832 --targets joint-qk --budget 16
 
-The network is made of fake tensors, in 16 bit, with a LoRA of rank 32 on its temporal layers; as many layers are
-computed twice as the budget asks for. Text encoder and VAE wait in main memory, as they do in a training on a card.
+The network is made of fake tensors, in 16 bit, with a LoRA of rank 32 on its temporal layers; as much is saved as the
+budget asks for (`motion_lora/training/memory.py`). Text encoder and VAE wait in main memory, as they do on a card.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from motion_lora.backbones.motion_unet import ANIMATEDIFF_CONFIG
 from motion_lora.backbones.registry import of_class, of_network
 from motion_lora.backbones.unet3d import MODELSCOPE_UNET_CONFIG
 from motion_lora.backbones.wan import WAN_1_3B_CONFIG, WAN_14B_CONFIG
-from motion_lora.training.memory import GB, choose_recomputed
+from motion_lora.training.memory import GB, CountedStep, choose_savings
 
 CONFIGS = {
     "modelscope": MODELSCOPE_UNET_CONFIG,
@@ -62,12 +62,14 @@ def count(
         Adapter(network, "new").set_trainable(True)
         backbone = of_network(network)
 
-        def loss() -> Tensor:
+        def work(images: int | None) -> None:
             noisy, text = inputs(config, frames, side, width or side)
-            return backbone.predict(network, noisy, torch.zeros(1, dtype=torch.int64), text).float().square().mean()
+            predicted = backbone.predict(network, noisy, torch.zeros(1, dtype=torch.int64), text)
+            predicted.float().square().mean().backward()
 
-        chosen, memory = choose_recomputed(network, loss, int(budget * GB))
-        return f"{memory}; {len(chosen)} of {len(backbone.checkpointed(network))} layers computed twice"
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        savings, memory = choose_savings(CountedStep(network, trained, work, has_bus=True), int(budget * GB))
+        return f"{memory}; {savings} (of {len(backbone.checkpointed(network))} layers)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

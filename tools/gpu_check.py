@@ -51,7 +51,8 @@ from motion_lora.playground.model import load_playground
 from motion_lora.sampling.loop import sample
 from motion_lora.sampling.settings import SampleSettings
 from motion_lora.training import StepReport, TrainSettings, train
-from motion_lora.training.estimate import estimate_memory
+from motion_lora.training.recipe import make_recipe
+from motion_lora.training.rehearsal import Rehearsal
 
 RESULTS = Path("out") / "gpu-check.md"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -173,7 +174,8 @@ def memory_check(place: Place) -> str:
     gc.collect()
     kept = torch.accelerator.memory_allocated() - before
     _require(kept < 2**20, f"{kept / 2**20:.1f} MiB were kept")
-    counted = estimate_memory(base, [place.clip()], settings).total / 2**30
+    recipe = make_recipe([place.clip()], settings)
+    counted = Rehearsal(base, recipe.stages[0], recipe, None).memory().total / 2**30
     return f"peak {peak_memory(place.device):.3f} GiB, counted {counted:.3f}"
 
 

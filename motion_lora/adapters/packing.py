@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..backbones.faster import MERGED, SMALL, mergeable
 
+PACKING = "motion_lora_packing"
+"""Attribute in which a network keeps its `Packing`."""
 # A larger network has so many tokens to a weight that a product with the weight costs more than one with the factors.
 _SMALL_NETWORK = 20_000_000
 
@@ -57,6 +59,11 @@ class Packing:
         self._groups: list[_Group] | None = None
         self._takers: list[nn.Module] = []
         self.enabled = True
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The copies of the network's weights that are kept side by side."""
+        return [group.weights for group in self._groups or ()]
 
     def changed(self) -> None:
         """Forget the plan, and every merged weight."""

@@ -22,10 +22,9 @@ from ..core.errors import ModelError, SettingsError
 from ..core.lora import LoRA, LoRALayer
 from .broken import shield_peft
 from .fit import CONVOLUTIONS, check_modules, find_module, max_rank, weight_of
-from .packing import Packing
+from .packing import PACKING, Packing
 
 _Product = Callable[[Tensor, Tensor], Tensor]
-_PACKING = "motion_lora_packing"
 _LOW = 0xFFFFFFFF
 
 
@@ -245,9 +244,9 @@ def merge_adapters(unet: nn.Module, enabled: bool) -> None:
 
 def _packing(unet: nn.Module) -> Packing:
     """The one of that network, made and hooked in when it is first asked for."""
-    packing = unet.__dict__.get(_PACKING)
+    packing = unet.__dict__.get(PACKING)
     if packing is None:
-        packing = unet.__dict__[_PACKING] = Packing(_factors)
+        packing = unet.__dict__[PACKING] = Packing(_factors)
         unet.register_forward_pre_hook(packing)
     return packing
 

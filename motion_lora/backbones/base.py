@@ -177,6 +177,10 @@ class Backbone(ABC):
         """Blocks of equal kind that run one after another, whose weights may wait elsewhere; see `swapping`."""
         return []
 
+    def sequence_layers(self, network: nn.Module) -> list[nn.Module]:
+        """The layers for which the entries of the first axis of all they take, sequences, are nothing to each other."""
+        return []
+
     @abstractmethod
     def frame_axis(self, module: nn.Module, hidden: Tensor) -> int | None:
         """Which axis of a temporal module's output counts the frames; None where no axis does so alone."""

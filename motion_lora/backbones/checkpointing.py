@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .registry import of_network
@@ -35,11 +35,29 @@ def checkpointed_layers(unet: nn.Module, numbers: Collection[int]) -> Iterator[N
     end of its backward pass.
     """
     every = of_network(unet).checkpointed(unet) if numbers else []
-    layers = [layer for number, layer in enumerate(every) if number in numbers]
+    with _wrapped([layer for number, layer in enumerate(every) if number in numbers], _checkpointed):
+        yield
+
+
+@contextmanager
+def sequences_in_pieces(unet: nn.Module, count: int) -> Iterator[None]:
+    """Inside the context the layers that take sequences one by one take them in `count` parts, each checkpointed.
+
+    Then no more than one part's activations are alive at a time, attention and feed-forward alike, for one more forward
+    pass of these layers. Gradients of weights are sums over the parts: the same to rounding. Dropout would drop other
+    numbers. Enter it before `checkpointed_layers`, for layers that are both.
+    """
+    layers = of_network(unet).sequence_layers(unet) if count > 1 else []
+    with _wrapped(layers, lambda forward: _in_pieces(forward, count)):
+        yield
+
+
+@contextmanager
+def _wrapped(layers: Collection[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     former = [module.__dict__.get("forward") for module in layers]
     try:
         for module in layers:
-            setattr(module, "forward", _checkpointed(module.forward))  # noqa: B010 - to mypy it is a method
+            setattr(module, "forward", wrap(module.forward))  # noqa: B010 - to mypy it is a method
         yield
     finally:
         for module, forward in zip(layers, former, strict=True):
@@ -54,5 +72,26 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return run
+
+
+def _in_pieces(forward: Callable[..., Any], count: int) -> Callable[..., Any]:
+    inner = _checkpointed(forward)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        batch = len(hidden)
+        size = -(-batch // count)
+
+        def part(value: Any, start: int) -> Any:
+            by_sequence = isinstance(value, Tensor) and value.ndim > 1 and len(value) == batch
+            return value[start : start + size] if by_sequence else value
+
+        parts = [
+            inner(*(part(one, start) for one in args), **{name: part(one, start) for name, one in kwargs.items()})
+            for start in range(0, batch, size)
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     return run

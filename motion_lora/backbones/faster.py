@@ -33,7 +33,8 @@ MERGED = "merged_weight"
 """Attribute in which whoever adapts a network leaves the weight that a layer is to use in place of its own."""
 SMALL = 140_000
 """Weights of no more numbers are put side by side for one product: the copy costs less than the calls."""
-_LAST = "weight_channels_last"
+LAID_OUT = "weight_channels_last"
+"""Attribute in which a convolution keeps a copy of its weight, with channels last."""
 # CUDA's grids take no more sequences in one attention call.
 _MOST_SEQUENCES = 65_535
 # Short sequences are attended to together, this many tokens at a time (measured best for 8 frames on AVX-512).
@@ -47,7 +48,7 @@ def use_fast_layers(network: nn.Module, enabled: bool = True) -> None:
     for module in network.modules():
         if type(module) in exchange and (not enabled or _is_plain(module)):
             module.__class__ = exchange[type(module)]
-            module.__dict__.pop(_LAST, None)
+            module.__dict__.pop(LAID_OUT, None)
 
 
 def mergeable(network: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...]]]:
@@ -378,12 +379,12 @@ class _Convolution(nn.Conv2d):
         weight = self.weight
         if weight.requires_grad or weight.numel() > SMALL or self.kernel_size == (1, 1):
             return weight
-        of, version, made = self.__dict__.get(_LAST, (None, 0, weight))
+        of, version, made = self.__dict__.get(LAID_OUT, (None, 0, weight))
         if of is not weight or version != weight._version:
             # For whoever comes after one who only counts, too.
             with _disable_current_modes():
                 made = weight.detach().contiguous(memory_format=torch.channels_last)
-            self.__dict__[_LAST] = weight, weight._version, made
+            self.__dict__[LAID_OUT] = weight, weight._version, made
         return made
 
 

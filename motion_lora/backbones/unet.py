@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -106,6 +107,10 @@ class UNetBackbone(Backbone):
         temporal = {id(module) for _, module in self.temporal_layers(network)}
         kinds = (Transformer2DModel, ResnetBlock2D)
         return [module for module in network.modules() if isinstance(module, kinds) or id(module) in temporal]
+
+    def sequence_layers(self, network: nn.Module) -> list[nn.Module]:
+        """Transformer blocks: their sequences are the frames, or the places."""
+        return [module for module in network.modules() if isinstance(module, BasicTransformerBlock)]
 
     def frame_axis(self, module: nn.Module, hidden: Tensor) -> int | None:
         """Tokens of a temporal transformer (b * h * w, f, c), maps of a temporal convolution (b, c, f, h, w)."""

@@ -32,6 +32,7 @@ from .placement import (
     AnyModule,
     EncoderPlace,
     Residence,
+    copied,
     moved,
     no_gradients,
     pick_device,
@@ -40,6 +41,8 @@ from .placement import (
 )
 from .schedulers import make_scheduler
 from .video_transformer import is_transformer_folder, read_files, read_transformer_folder
+
+_MODULES = ("unet", "vae", "text_encoder")
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +190,14 @@ class VideoPipeline:
         entry = "sigma_low" if self.expert == HIGH_NOISE else "sigma_high"
         boundary = float(self.scheduler_config[entry]) * self.num_train_timesteps
         return HIGH_NOISE if timestep >= boundary else LOW_NOISE
+
+    def copied_to(self, device: str) -> VideoPipeline:
+        """The same base on another device, in memory of its own. Raises SettingsError for one that is not there."""
+        target = pick_device(device)
+        with torch.inference_mode(False):
+            changes: dict[str, Any] = {part: copied(getattr(self, part), target) for part in _MODULES}
+        changes |= {"_place": EncoderPlace(), "_text_place": EncoderPlace(), "_home": Residence()}
+        return replace(self, **changes, device=target)
 
     @property
     def backbone(self) -> Backbone:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..core.errors import SettingsError
 
@@ -18,6 +21,8 @@ DTYPES = ("auto", *_DTYPES)
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 # A driver takes so few numbers with the call itself.
 _STAGED = 4096
+# Below so many bytes a copy over the bus takes longer to start than to make.
+_WORTH_SENDING = 2**17
 # Devices to and from which nothing is copied beside the work.
 _WITHOUT_STREAMS = ("cpu", "meta", "mps")
 
@@ -111,6 +116,17 @@ def share_parameters(module: AnyModule) -> AnyModule:
         return copy.deepcopy(module, shared)
 
 
+def copied(module: AnyModule | None, device: torch.device) -> AnyModule | None:
+    """The module with copies of its weights on a device, made without another copy on the one they come from."""
+    if module is None:
+        return None
+    made: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to(device, copy=True), requires_grad=False) for p in module.parameters()
+    }
+    made.update({id(buffer): buffer.detach().to(device, copy=True) for buffer in module.buffers()})
+    return copy.deepcopy(module, made)
+
+
 @contextmanager
 def no_gradients() -> Iterator[None]:
     """No autograd graph, yet ordinary tensors: what is made inside can take part in training later.
@@ -163,3 +179,47 @@ class Arriving:
         if self._event is not None:
             self._event.synchronize()
         return float(self._scalar)
+
+
+@contextmanager
+def saved_tensors_away(weights: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Inside the context what forward passes keep for their backward passes waits in main memory, large tensors only.
+
+    `weights` stay where they are. Of tensors without numbers, on which a step is counted, nothing is kept at all.
+    """
+    stay = {weight.untyped_storage()._cdata for weight in weights}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor | _Away:
+        small = tensor.numel() * tensor.element_size() < _WORTH_SENDING
+        return tensor if small or tensor.untyped_storage()._cdata in stay else _Away(tensor)
+
+    def unpack(kept: torch.Tensor | _Away) -> torch.Tensor:
+        return kept.back() if isinstance(kept, _Away) else kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+def _contiguous(shape: torch.Size) -> tuple[int, ...]:
+    return tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
+
+
+class _Away:
+    """A tensor that left its device; the copies go beside the work where memory can be pinned."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        extent = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        # As it was laid out, unless that has gaps or repeats itself.
+        self._order = tensor.stride() if extent == tensor.numel() else _contiguous(tensor.shape)
+        self._device, self._shape, self._dtype = tensor.device, tensor.shape, tensor.dtype
+        self._kept: torch.Tensor | None = None
+        if not isinstance(tensor, FakeTensor):
+            pinned = tensor.device.type not in _WITHOUT_STREAMS
+            # Not on the device, it is nothing to whoever counts there.
+            with _disable_current_modes():
+                self._kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+                self._kept.copy_(tensor, non_blocking=pinned)
+
+    def back(self) -> torch.Tensor:
+        there = torch.empty_strided(self._shape, self._order, dtype=self._dtype, device=self._device)
+        return there if self._kept is None else there.copy_(self._kept, non_blocking=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .devices import AUTO, choose_device
 from .job import (
     ACTIVE,
     APPEARANCE_ABSORBER,
@@ -33,6 +34,7 @@ from .worker import Outcome, Reporter, Work
 __all__ = [
     "ACTIVE",
     "APPEARANCE_ABSORBER",
+    "AUTO",
     "BEST",
     "CANCELLED",
     "CLIP_MODEL",
@@ -60,4 +62,5 @@ __all__ = [
     "PreviewPlan",
     "Reporter",
     "Work",
+    "choose_device",
 ]

@@ -97,9 +97,10 @@ class JobRunner:
                 self._board.describe_anew(entry, replace(entry.spec, name=spec.name))
                 return entry.view()
             elif (entry.folder / INPUTS).is_dir():
+                # On the device that it is now asked for on.
+                self._board.describe_anew(entry, spec)
                 self._enqueue(entry)
                 entry.payload = payload
-                self._board.describe_anew(entry, spec)
             else:
                 return None
             self._board.update(entry, replace(entry.status, background=background))
@@ -124,6 +125,10 @@ class JobRunner:
         """The newest job with this fingerprint."""
         entry = self._board.newest(fingerprint)
         return entry.view() if entry else None
+
+    def waiting(self, device: str) -> int:
+        """How many jobs are on a device or wait for it, those of other servers on the same folder among them."""
+        return sum(job.status.active and job.spec.device == device for job in self._board.jobs())
 
     def jobs(self) -> list[Job]:
         """All jobs, newest first."""

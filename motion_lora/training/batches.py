@@ -75,6 +75,11 @@ class Draw:
     restyled: bool = False
     stills: Tensor | None = None
 
+    def part(self, start: int, stop: int) -> Draw:
+        """Some of its unordered images alone."""
+        part = slice(start, stop)
+        return replace(self, latents=self.latents[part], noise=self.noise[part], timesteps=self.timesteps[part])
+
     def one_frame(self) -> Draw:
         """The same noise and timestep on the drawn frame alone."""
         if self.stills is not None:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Container, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,10 +121,13 @@ class Keeper:
         self._last: dict[str, Any] | None = None
         # The file of tensors that the former index speaks of.
         self._former = ""
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
 
     @property
     def exists(self) -> bool:
         """Whether there is a checkpoint to go back to."""
+        self.close()
         return self.folder is not None and has_checkpoint(self.folder)
 
     def open(self) -> Progress:
@@ -173,13 +177,15 @@ class Keeper:
             state.load(*self._unread)
             self._unread = None
 
-    def save(self, progress: Progress, state: OptimiserState | None) -> None:
+    def save(self, progress: Progress, state: OptimiserState | None, *, wait: bool = True) -> None:
         """Add a checkpoint and drop the one before the last. Raises OutputError; the others are then still there.
 
-        `state` is None between two stages.
+        `state` is None between two stages. Not to `wait`, the numbers are taken now and written beside the steps that
+        follow, which the disk does not hold up; the next save waits, and raises what went wrong with this one.
         """
         if self.folder is None or not self._writes:
             return
+        self._settle()
         results = {
             f"result|{stage}|{name}": tensor
             for stage, values in progress.results.items()
@@ -187,16 +193,23 @@ class Keeper:
         }
         name = f"state-{progress.stage}-{progress.step:07d}.safetensors"
         data = serialize(results | (state.tensors() if state else {}), {})
-        write_atomically(self.folder / name, data)
         index = {
             **self._identity,
             "stage": progress.stage,
             "step": progress.step,
             "tensors": name,
-            "sha256": hashlib.sha256(data).hexdigest(),
             "scaler": state.scaler.state_dict() if state else {},
             "reports": [dataclasses.astuple(report) for report in progress.reports],
         }
+        if wait:
+            self._write(name, data, index)
+        else:
+            self._writing = self._writer().submit(self._write, name, data, index)
+
+    def _write(self, name: str, data: bytes, index: dict[str, Any]) -> None:
+        assert self.folder is not None
+        write_atomically(self.folder / name, data)
+        index["sha256"] = hashlib.sha256(data).hexdigest()
         # A pause may come right after a checkpoint of the same step.
         if self._last is not None and self._last["tensors"] != name:
             write_atomically(self.folder / FORMER, _signed(self._last))
@@ -204,6 +217,23 @@ class Keeper:
         write_atomically(self.folder / INDEX, _signed(index))
         self._last = index
         self._drop(other_than=(name, self._former))
+
+    def _writer(self) -> ThreadPoolExecutor:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="motion-lora-checkpoint")
+        return self._thread
+
+    def _settle(self) -> None:
+        """Wait for what is being written. Raises OutputError where it could not be."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Wait for what is being written, whatever becomes of it, and end its thread."""
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
 
     def remember(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What `make` gives, kept beside the checkpoint, so that a run that goes on need not make it again.
@@ -235,6 +265,7 @@ class Keeper:
 
     def delete(self) -> None:
         """Remove the checkpoint, and its folder when nothing else is in it."""
+        self.close()
         if self.folder is not None and self._writes:
             delete_checkpoint(self.folder)
 

@@ -16,7 +16,7 @@ import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,6 +137,9 @@ def fit(
     keeper.restore(state)
     journal = _Journal(run, keeper, progress, state, callback, look, together)
 
+    def backward(loss: Tensor) -> None:
+        scaler.scale(loss / settings.gradient_accumulation).backward()
+
     while progress.step < run.steps:
         began = time.perf_counter()
         optimiser.zero_grad(set_to_none=True)
@@ -144,10 +147,7 @@ def fit(
         for micro in micros:
             draw = run.draw(progress.step * settings.gradient_accumulation + micro)
             for a_pass in run.passes(draw):
-                with run.arranged(a_pass, draw):
-                    loss = run.loss(a_pass, draw) / settings.gradient_accumulation
-                    scaler.scale(loss).backward()
-                total += loss.detach()
+                total += run.step(a_pass, draw, run.savings.images, backward) / settings.gradient_accumulation
 
         total = together.summed(total)
         together.sum_gradients(run.parameters.values())
@@ -218,8 +218,8 @@ class _Run:
         # The parts of a dual absorber are trained apart, each on the bare network.
         held = None if stage in self._recipe.absorbing else self.absorber()
         run = StageRun(self._pipeline, stage, self._recipe, held, self._keeper.remember)
-        idle = self._recipe.settings.offload_encoders and not run.trains_tokens and run.device.type != "cpu"
-        with run.prepared(), self._pipeline.offload_encoders() if idle else nullcontext():
+        waiting = self._pipeline.offload_encoders() if run.savings.encoders else nullcontext()
+        with run.prepared(), waiting, closing(self._keeper):
             ending = fit(run, self._keeper, self._progress, self._callback, self._look_of(run))
         if ending == "stopped" and stage is self._recipe.stages[-1] and self._progress.step == run.steps:
             # Stopped when there was nothing left to do.
@@ -299,7 +299,7 @@ class _Journal:
         if due or saves:
             self._read(wait=last or saves or self._look is not None)
         if saves:
-            self._save()
+            self._save(wait=False)
         answer = self._asked() if due and len(self._progress.reports) > self._told else "continue"
         return COMMANDS[self._together.agreed(COMMANDS.index(answer))]
 
@@ -341,10 +341,10 @@ class _Journal:
                 raise TrainingError(self._diverged(step))
             self._progress.reports.append(StepReport(stage, step, total, loss, rate, seconds))
 
-    def _save(self) -> None:
+    def _save(self, *, wait: bool = True) -> None:
         if not self._state.is_finite():
             raise TrainingError(self._diverged(self._progress.step))
-        self._keeper.save(self._progress, self._state)
+        self._keeper.save(self._progress, self._state, wait=wait)
 
     def _diverged(self, step: int) -> str:
         kept = ""

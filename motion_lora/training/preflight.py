@@ -2,8 +2,8 @@
 
     print(estimate(pipeline, clips, settings).sentence())
 
-Memory is counted by a rehearsed step (`rehearsal.py`), minutes by a few timed steps, or by what this machine took for
-the same step before (`Speeds`).
+Memory is counted over a rehearsed step (`memory.py`, `rehearsal.py`), minutes by a few timed steps, or by what this
+machine took for the same step before (`Speeds`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from ..core.out_of_memory import TrainingMemoryError
 from ..methods.stages import Stage
 from .checkpoint import results_of
 from .checks import check_run
+from .ledger import bytes_of
 from .legal import check_settings
 from .loop import memory_advice
+from .memory import PLAIN
 from .recipe import Recipe, make_recipe
 from .rehearsal import Rehearsal, looks_cost
 from .results import Results, absorber_from, kept_lora
@@ -56,7 +58,10 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A training before it starts; sizes in bytes. `seconds` is None where nothing was timed."""
+    """A training before it starts; sizes in bytes. `seconds` is None where nothing was timed.
+
+    `memory` is what it takes beside the base as it is loaded, `savings` what is done in its heaviest stage to fit.
+    """
 
     method: str
     base: str
@@ -68,6 +73,7 @@ class Estimate:
     parameters: int
     file: int
     memory: int
+    savings: str
     available: int | None
     device: str
     stages: tuple[StageEstimate, ...]
@@ -95,7 +101,9 @@ class Estimate:
     def details(self) -> str:
         """The line below it: what trains, the file, memory needed and available."""
         there = f" of {_size(self.available)} available" if self.available is not None else ""
-        return f"{self.parameters:,} parameters, a file of {_size(self.file)}, {_size(self.memory)} of memory{there}"
+        saved = f" ({self.savings})" if self.savings else ""
+        memory = f"{_size(self.memory)} of memory{there}{saved}"
+        return f"{self.parameters:,} parameters, a file of {_size(self.file)}, {memory}"
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values."""
@@ -197,7 +205,8 @@ def speeds_of(pipeline: VideoPipeline, recipe: Recipe, reports: Sequence[StepRep
 
 
 def _estimate(pipeline: VideoPipeline, recipe: Recipe, clock: bool, speeds: Speeds | None) -> Estimate:
-    stages, memories = [], [0]
+    stages, memories = [], [(0, "")]
+    loaded = bytes_of(pipeline.unet, pipeline.text_encoder, pipeline.vae)
     made: dict[str, dict[str, torch.Tensor]] = {}
     for stage in recipe.stages:
         held = None if stage in recipe.absorbing else recipe.given or absorber_from(made, pipeline, recipe)
@@ -205,17 +214,23 @@ def _estimate(pipeline: VideoPipeline, recipe: Recipe, clock: bool, speeds: Spee
         known = speeds.find(step_mark(pipeline, recipe, stage)) if speeds is not None else None
         seconds = run.seconds() if known is None and clock else known
         stages.append(StageEstimate(stage.name, run.steps, run.trained, seconds))
-        memories.append(run.memory())
+        saved = "" if run.savings == PLAIN else str(run.savings)
+        memories.append((max(0, run.memory().total - loaded), saved))
         made[stage.name] = results_of(run.parameters)
     extra = 0.0
     if recipe.settings.looks and any(stage.learns_motion for stage in recipe.main):
         held_bytes, extra = looks_cost(pipeline, recipe, clock=clock)
-        memories.append(held_bytes)
+        memories.append((held_bytes, ""))
     return _summary(pipeline, recipe, stages, max(memories), extra, _file_size(pipeline, recipe, made))
 
 
 def _summary(
-    pipeline: VideoPipeline, recipe: Recipe, stages: Sequence[StageEstimate], memory: int, extra: float, file: int
+    pipeline: VideoPipeline,
+    recipe: Recipe,
+    stages: Sequence[StageEstimate],
+    memory: tuple[int, str],
+    extra: float,
+    file: int,
 ) -> Estimate:
     settings, absorbing = recipe.settings, {stage.name for stage in recipe.absorbing}
     times = [stage.seconds for stage in stages]
@@ -230,7 +245,8 @@ def _summary(
         looks=len(settings.looks) if recipe.main else 0,
         parameters=sum(stage.parameters for stage in stages),
         file=file,
-        memory=memory,
+        memory=memory[0],
+        savings=memory[1],
         available=memory_available(pipeline.device),
         device=str(pipeline.device),
         stages=tuple(stages),

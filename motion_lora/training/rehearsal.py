@@ -8,27 +8,21 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..backbones.bypass import temporal_bypass
 from ..base.pipeline import VideoPipeline
 from ..base.placement import no_gradients
 from ..methods.stages import Pass
 from .batches import Draw, Material, Remember
+from .ledger import counting, weights_of
 from .looks import NUM_INFERENCE_STEPS, copies_at_once
-from .peak import peak_bytes
+from .memory import StepMemory, count_step, is_small
 from .recipe import Recipe
 from .stage import StageRun
 
-# A small step is computed for its memory: on fake tensors it would take longer.
-_SMALL_WEIGHTS, _SMALL_LATENTS = 2**26, 2**16
-# Draws among which the largest is looked for: patches have random sizes.
-_DRAWS = 16
 # Timed steps after one to warm up, unless that one took so many seconds.
 _REPEATS, _LONG = 3, 10.0
-_FP32 = 4
-# Of each trained parameter: itself, and AdamW's two moments. Its gradient is counted with the step.
-_PER_PARAMETER = 3
 
 
 class Rehearsal(StageRun):
@@ -37,11 +31,6 @@ class Rehearsal(StageRun):
     def _prepared(
         self, pipeline: VideoPipeline, reader: VideoPipeline, kinds: list[str], remember: Remember
     ) -> list[Material]:
-        self._weights: list[nn.Module] = [
-            pipeline.unet,
-            self.unet,
-            *([reader.text_encoder] if self.trains_tokens else []),
-        ]
         found = []
         for number, clip in enumerate(self._recipe.clips):
             latents = torch.zeros(pipeline.latent_shape(clip.num_frames, clip.height, clip.width), device=self.device)
@@ -52,19 +41,9 @@ class Rehearsal(StageRun):
             found.append(Material(number, latents, latents, prompts, stills=stills, mirrored_stills=stills))
         return found
 
-    def memory(self) -> int:
-        """The most bytes that a step holds, its trained parameters and their optimiser included."""
-        draw = max((self.draw(step) for step in range(_DRAWS)), key=lambda one: one.latents.numel())
-        passes = [a_pass for a_pass in self.stage.passes if draw.with_optional or not a_pass.optional]
-        computed = is_small(self.unet, draw.latents)
-
-        def work() -> None:
-            for a_pass in passes:
-                self._step(a_pass, draw)
-
-        with self.prepared():
-            held = peak_bytes(work, self._weights, computed=computed)
-        return held + _PER_PARAMETER * _FP32 * self.trained
+    def memory(self) -> StepMemory:
+        """What the heaviest step takes."""
+        return count_step(self.counted(self.largest_draw()), self.savings)
 
     @property
     def trained(self) -> int:
@@ -89,15 +68,11 @@ class Rehearsal(StageRun):
             optimiser.zero_grad(set_to_none=True)
             for _ in range(self.settings.gradient_accumulation):
                 for a_pass in passes:
-                    self._step(a_pass, draw)
+                    self.step(a_pass, draw, self.savings.images)
             nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
             optimiser.step()
 
         return timed(step, self.device)
-
-    def _step(self, a_pass: Pass, draw: Draw) -> None:
-        with self.arranged(a_pass, draw):
-            self.loss(a_pass, draw).backward()
 
 
 def looks_cost(pipeline: VideoPipeline, recipe: Recipe, *, clock: bool) -> tuple[int, float]:
@@ -115,19 +90,14 @@ def looks_cost(pipeline: VideoPipeline, recipe: Recipe, *, clock: bool) -> tuple
             pipeline.backbone.predict(unet, batch + 0, timestep, text)
 
     with temporal_bypass(unet):
-        held = peak_bytes(predict, [pipeline.unet, unet], computed=is_small(unet, batch))
+        with counting(weights_of(unet), computed=is_small(unet, batch)) as ledger:
+            predict()
         if not clock:
-            return held, 0.0
+            return ledger.peak, 0.0
         batches = len(recipe.clips) * math.ceil(len(settings.looks) / at_once)
-        return held, batches * int(NUM_INFERENCE_STEPS * settings.look_strength + 1e-6) * timed(
+        return ledger.peak, batches * int(NUM_INFERENCE_STEPS * settings.look_strength + 1e-6) * timed(
             predict, pipeline.device
         )
-
-
-def is_small(unet: nn.Module, latents: Tensor) -> bool:
-    """Whether a step on these latents may be computed to count its memory."""
-    weights = sum(weight.numel() * weight.element_size() for weight in unet.parameters())
-    return weights < _SMALL_WEIGHTS and latents.numel() <= _SMALL_LATENTS
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:

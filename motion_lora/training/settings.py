@@ -182,7 +182,7 @@ class TrainSettings:
     gradient_checkpointing: bool = _running(False, "About a third more time for a fraction of the memory.")
     memory: float | None = _running(
         None,
-        "GB that training may fill: as many layers are computed twice as that asks for; unset: as "
+        "GB that training may fill, weights included: layers computed twice and whatever else that asks for; unset: as "
         "gradient_checkpointing says.",
         low=_SMALL,
         high=10_000.0,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from ..adapters.targets import find_preset, target_modules
 from ..adapters.weights import install_weights
 from ..backbones.base import Text
 from ..backbones.bypass import temporal_bypass
-from ..backbones.checkpointing import checkpointed_layers
 from ..backbones.faster import use_fast_layers
 from ..base.pipeline import VideoPipeline
 from ..base.placement import sent
@@ -37,13 +36,15 @@ from .batches import (
     step_generator,
 )
 from .heads import rows_of, temporal_heads
-from .memory import GB, Loss, bytes_of, choose_recomputed
+from .memory import GB, CountedStep, Savings, choose_savings, is_small, saving
 from .recipe import Recipe
 
 _log = logging.getLogger(__name__)
 TOKENS = "tokens"
 HELD = "held"
 ROWS = "rows"
+# Draws among which the largest is looked for: patches have random sizes.
+_DRAWS = 16
 
 
 def adapter_names_of(part: Part, num_clips: int) -> tuple[str, ...]:
@@ -87,12 +88,8 @@ class StageRun:
         if recipe.settings.temporal_heads and stage.learns_motion:
             self._keep_to_temporal_heads(pipeline)
         self._forward: Any = self._compiled() if recipe.settings.compile else self.unet
-        idle = (
-            () if recipe.settings.offload_encoders and not self.trains_tokens else (pipeline.text_encoder, pipeline.vae)
-        )
-        # On a CPU they stay where they are, whatever is asked.
-        encoders = (pipeline.text_encoder, pipeline.vae) if self.device.type == "cpu" else idle
-        self._beside = sum(bytes_of(encoder) for encoder in encoders)
+        self._encoders = (pipeline.text_encoder, pipeline.vae)
+        self.savings = self._chosen_savings()
 
     # Making it ready
 
@@ -195,45 +192,65 @@ class StageRun:
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """What holds for all steps of the stage: checkpointed layers and, if asked, the appearance highway."""
+        """What holds for all steps of the stage: what is saved and, if asked, the appearance highway."""
+        with saving(self.unet, self.savings), self._routed():
+            yield
+
+    @contextmanager
+    def _routed(self) -> Iterator[None]:
         chosen = self.settings
         routed = self.stage.batch == "clip" and chosen.highway != "none"
         highway = Highway(chosen.highway, chosen.highway_scale) if routed else None
-        with ExitStack() as stack:
-            stack.enter_context(checkpointed_layers(self.unet, self._recomputed()))
-            stack.enter_context(appearance_highway(self.unet, highway))
-            if all(a_pass.bypass for a_pass in self.stage.passes):
-                stack.enter_context(temporal_bypass(self.unet))
+        bypassed = all(a_pass.bypass for a_pass in self.stage.passes)
+        with appearance_highway(self.unet, highway), temporal_bypass(self.unet, bypassed):
             yield
 
-    def _recomputed(self) -> Collection[int]:
-        """Numbers of the layers that are computed twice: all, none, or as many as the memory asks for."""
+    # What it takes
+
+    def _chosen_savings(self) -> Savings:
+        """By the settings' word, or as much as the memory asks for."""
         chosen, every = self.settings, range(len(self.backbone.checkpointed(self.unet)))
+        encoders = chosen.offload_encoders and self._may_wait()
         if chosen.memory is None:
-            return every if chosen.gradient_checkpointing else ()
-        if self.trains_tokens:
-            # Its graph goes through the text encoder too, which is not counted.
-            return every
-        draw, found, budget = self.draw(0), set[int](), int(chosen.memory * GB) - self._beside
-        for a_pass in self.stage.passes:
-            with self.arranged(a_pass, draw):
-                numbers, memory = choose_recomputed(self.unet, self._alike(a_pass, draw), budget)
-            found.update(numbers)
-            _log.info("%s: %d of %d layers are computed twice; %s", self.stage.name, len(numbers), len(every), memory)
-        return found
+            return Savings(encoders=encoders, recomputed=tuple(every) if chosen.gradient_checkpointing else ())
+        savings, memory = choose_savings(self.counted(self.largest_draw()), int(chosen.memory * GB), encoders=encoders)
+        _log.info("%s: %s; %s", self.stage.name, savings, memory)
+        return savings
 
-    def _alike(self, a_pass: Pass, draw: Draw) -> Loss:
-        """A pass of the same sizes over nothing, for the memory to be counted."""
-        shape = (draw.one_frame() if a_pass.frames == "one" else draw).latents.shape
-        text = self._text(draw.prompts[a_pass.caption])
+    def _may_wait(self) -> bool:
+        """Whether the encoders can be away from the device: on a CPU there is nowhere else."""
+        return self.device.type != "cpu" and not self.trains_tokens
 
-        def loss() -> Tensor:
-            noisy = torch.empty(shape, dtype=self.dtype, device=self.device)
-            timesteps = torch.zeros(len(noisy), dtype=torch.int64, device=self.device)
-            predicted = self.backbone.predict(self.unet, noisy, timesteps, text.expand(len(noisy)))
-            return predicted.float().square().mean()
+    def largest_draw(self) -> Draw:
+        """What the heaviest of some steps sees."""
+        return max(map(self.draw, range(_DRAWS)), key=lambda one: (one.latents.numel(), one.with_optional))
 
-        return loss
+    def counted(self, draw: Draw) -> CountedStep:
+        """A step that sees `draw`, for its memory to be counted."""
+        text_encoder, vae = self._encoders
+        return CountedStep(
+            self.unet,
+            list(self.parameters.values()),
+            lambda images: self._run(draw, images),
+            accumulates=self.settings.gradient_accumulation > 1,
+            encoders=(text_encoder if self.reader is None else self.reader.text_encoder, vae),
+            idle=self._may_wait(),
+            batch=len(draw.latents),
+            # A part of a batch or of a layer would drop other numbers.
+            divisible=self.settings.dropout == 0,
+            has_bus=self.device.type not in ("cpu", "mps"),
+            computed=is_small(self.unet, draw.latents),
+        )
+
+    def _run(self, draw: Draw, images: int | None) -> None:
+        """All passes of a micro-batch, as they were before they were compiled."""
+        forward, self._forward = self._forward, self.unet
+        try:
+            with self._routed():
+                for a_pass in self.passes(draw):
+                    self.step(a_pass, draw, images)
+        finally:
+            self._forward = forward
 
     # One step
 
@@ -258,6 +275,23 @@ class StageRun:
         bypassed_throughout = all(p.bypass for p in self.stage.passes)
         with temporal_bypass(self.unet, a_pass.bypass and not bypassed_throughout):
             yield
+
+    def step(
+        self, a_pass: Pass, draw: Draw, images: int | None, backward: Callable[[Tensor], None] = Tensor.backward
+    ) -> Tensor:
+        """Forward and backward pass, so many images at a time; the loss, without its graph."""
+        batch = len(draw.latents)
+        size = batch if images is None else images
+        parts = [draw.part(start, start + size) for start in range(0, batch, size)] if size < batch else [draw]
+        total = torch.zeros((), device=self.device)
+        with self.arranged(a_pass, draw):
+            for part in parts:
+                loss = self.loss(a_pass, part)
+                if len(parts) > 1:
+                    loss = loss * (len(part.latents) / batch)
+                backward(loss)
+                total += loss.detach()
+        return total
 
     def loss(self, a_pass: Pass, draw: Draw) -> Tensor:
         """The loss of one pass, a scalar in fp32."""

@@ -19,6 +19,7 @@ from ...motion_lora.core.errors import OutputError, TrainingError, is_out_of_mem
 from ...motion_lora.jobs import (
     ACTIVE,
     APPEARANCE_ABSORBER,
+    AUTO,
     FAILED,
     MOTION_LORA,
     PAUSED,
@@ -29,6 +30,7 @@ from ...motion_lora.jobs import (
     JobStore,
     Outcome,
     Reporter,
+    choose_device,
 )
 from . import folders, memory, models, server
 
@@ -154,6 +156,14 @@ async def run_job(
             _tell({"jobs": [runner().get(job.id).to_json()]})
         return None
     return await _follow(job.id)
+
+
+def device_for(wanted: str, own: str, fingerprint: str) -> str:
+    """The device for a training: as the node names it, or the next free one; of a job that is under way, its own."""
+    known = runner().find(fingerprint)
+    if wanted == AUTO and known is not None and known.status.active:
+        return known.spec.device
+    return choose_device(wanted, own, server.devices(), runner().waiting)
 
 
 def is_made(fingerprint: str) -> bool:

@@ -33,6 +33,9 @@ _WAN_RECIPE = ("network", "vae", "dtype", "flow_shift", "partner")
 _loading = threading.Lock()
 _loaded: weakref.WeakValueDictionary[tuple[str, ...], VideoPipeline] = weakref.WeakValueDictionary()
 _recipes: weakref.WeakKeyDictionary[VideoPipeline, dict[str, str]] = weakref.WeakKeyDictionary()
+# Of a base on ComfyUI's device, its copies on others.
+_copies: weakref.WeakKeyDictionary[VideoPipeline, weakref.WeakValueDictionary[str, VideoPipeline]]
+_copies = weakref.WeakKeyDictionary()
 
 
 def names() -> list[str]:
@@ -132,7 +135,23 @@ def load_again(recipe: Mapping[str, str]) -> VideoPipeline:
         raise ModelError("this job does not say how its base model was loaded: run its workflow to go on with it")
     # ComfyUI does not know of it until a prompt uses it: on the device it is for the job alone.
     ask = lambda size: server.make_room_between_prompts()  # noqa: E731
-    return _shared(recipe["name"], recipe.get("dtype", "auto"), False, ask, stays=False)
+    pipeline = _shared(recipe["name"], recipe.get("dtype", "auto"), False, ask, stays=False)
+    # A card may have been taken out in the meantime.
+    return on_device(pipeline, recipe["device"]) if recipe.get("device") in server.devices() else pipeline
+
+
+def on_device(pipeline: VideoPipeline, device: str) -> VideoPipeline:
+    """The base itself where it is there already, or its copy on another device, the same one for all who ask."""
+    if device == str(pipeline.device):
+        return pipeline
+    with _loading:
+        copies = _copies.setdefault(pipeline, weakref.WeakValueDictionary())
+        copy = copies.get(device)
+        if copy is None:
+            copies[device] = copy = pipeline.copied_to(device)
+            if recipe := recipe_of(pipeline):
+                _recipes[copy] = {**recipe, "device": device}
+        return copy
 
 
 def _shared(

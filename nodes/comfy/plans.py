@@ -88,10 +88,10 @@ def _made(asked: Mapping[str, Any]) -> dict[str, Any]:
 def _training(base: VideoPipeline, asked: Mapping[str, Any]) -> dict[str, Any]:
     from ...motion_lora.core.out_of_memory import TrainingMemoryError
     from ...motion_lora.training import require_memory as require
-    from ..widgets.settings import Options, said, settings_from
+    from ..widgets.settings import Options, settings_from
 
     known = {"seed": 0, "gradient_checkpointing": False, **asked["widgets"]}
-    settings = settings_from(base, {**known, "options": Options(said(asked.get("options") or {}))})
+    settings = settings_from(base, {**known, "options": Options.of(asked.get("options") or {})})
     found = _estimate(base, _clips(base, asked.get("clips") or []), settings, asked)
     try:
         require(found, base, settings)

@@ -22,6 +22,13 @@ def device() -> torch.device:
     return mm.get_torch_device()
 
 
+def devices() -> tuple[str, ...]:
+    """The devices that a training can have: every card of the kind that ComfyUI computes on, or that one device."""
+    own = device()
+    count = 1 if own.type in ("cpu", "mps") else torch.get_device_module(own).device_count()
+    return (str(own),) if count < 2 else tuple(f"{own.type}:{number}" for number in range(count))
+
+
 def to_output(images: torch.Tensor) -> torch.Tensor:
     """Frames as every IMAGE socket carries them."""
     return images.to(mm.intermediate_device(), torch.float32)

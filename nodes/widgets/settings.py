@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ...motion_lora.core.fields import type_of
+from ...motion_lora.jobs import AUTO as AUTO_DEVICE
 from ...motion_lora.methods.tuning import AUTO
 from ...motion_lora.training.settings import SETTINGS, TrainSettings
 from ..comfy.sockets import io
@@ -24,9 +25,16 @@ SWITCHES = {"on": True, "off": False}
 
 @dataclass(frozen=True)
 class Options:
-    """Training settings by name, only those that say something of their own."""
+    """Training settings by name, only those that say something of their own, and the device that trains."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
+    device: str = AUTO_DEVICE
+
+    @classmethod
+    def of(cls, widgets: Mapping[str, Any]) -> Options:
+        """What the widgets of Advanced Training Settings say."""
+        settings = {name: value for name, value in widgets.items() if name != "device"}
+        return cls(said(settings), str(widgets.get("device", AUTO_DEVICE)))
 
 
 def said(widgets: Mapping[str, Any]) -> dict[str, Any]:
