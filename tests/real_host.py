@@ -73,6 +73,10 @@ def lacks_requirements(python: str) -> bool:
     return run.returncode != 0
 
 
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def comfyui_and_python() -> tuple[Path, str]:
     """The checkout and an interpreter that runs it; skips the test where either is missing."""
     import pytest
@@ -136,6 +140,8 @@ class RealComfyUI:
             stdout=self.log_file.open("ab"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A shell's background job is started with Ctrl-C ignored, and what it starts inherits that.
+            preexec_fn=_heed_ctrl_c,
         )
         until(self._answers, timeout, "the server's first answer", pause=0.5)
 

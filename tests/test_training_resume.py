@@ -182,6 +182,17 @@ def test_steps_go_on_while_a_checkpoint_is_written(pipeline, clips, tmp_path, mo
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("motion-lora-checkpoint")]
 
 
+def test_a_checkpoint_is_written_while_python_ends(pipeline, clips, tmp_path, monkeypatch):
+    """Ctrl-C on a server: threads still train for a moment, and nothing more can be handed to another thread."""
+    monkeypatch.setattr("concurrent.futures.thread._shutdown", True)
+    settings = quick(steps=4, checkpoint_every=2)
+    assert train(pipeline, clips, settings, callback=Listener(("motion", 3), "pause"), checkpoint=tmp_path).ending
+    monkeypatch.undo()
+    assert state.Keeper(tmp_path, "", {}, [], torch.float32).exists
+    resumed = train(pipeline, clips, settings, checkpoint=tmp_path)
+    assert resumed.lora.fingerprint() == train(pipeline, clips, settings).lora.fingerprint()
+
+
 @pytest.mark.parametrize("broken", ["a bit", "index", "tensors", "missing"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(pipeline, clips, tmp_path, broken, caplog):
     """A disk may lose what it has taken: one bit of a moment would go on training, quietly to something else."""

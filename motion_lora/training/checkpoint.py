@@ -201,10 +201,14 @@ class Keeper:
             "scaler": state.scaler.state_dict() if state else {},
             "reports": [dataclasses.astuple(report) for report in progress.reports],
         }
-        if wait:
-            self._write(name, data, index)
-        else:
-            self._writing = self._writer().submit(self._write, name, data, index)
+        if not wait:
+            try:
+                self._writing = self._writer().submit(self._write, name, data, index)
+                return
+            except RuntimeError as ending:
+                # Python takes no more work for threads once it is on its way out, while a run still is at its steps.
+                _log.debug("%s is written at once: %s", name, ending)
+        self._write(name, data, index)
 
     def _write(self, name: str, data: bytes, index: dict[str, Any]) -> None:
         assert self.folder is not None
